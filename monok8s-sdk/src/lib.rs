@@ -1,0 +1,1 @@
+//! MonoK8s OS upgrades.
