@@ -1,1 +1,5 @@
-//! MonoK8s OS upgrades.
+//! Typed resources, catalog resolution, partition writers and boot control for MonoK8s OS upgrades.
+
+pub mod digest;
+pub mod slot;
+pub mod version;
