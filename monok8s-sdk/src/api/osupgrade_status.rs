@@ -47,6 +47,9 @@ pub struct OSUpgradeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub run: Option<i64>,
+    /// When the current run was accepted; of two upgrades that both allow downgrades the later one governs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_started_at: Option<Time>,
     /// A digest of the parts of the spec and catalog that the current run was begun for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
