@@ -1,2 +1,68 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: everything that people who build this project run.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xtask::controlplane::{Binaries, ControlPlane, ControllerManager, Options, Tool, pinned_version};
+use xtask::process::{Interrupted, until_interrupted};
+
+/// Generate, demonstrate and test MonoK8s OS upgrades.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Find or build the pinned Kubernetes programs and print where they are.
+    Controlplane {
+        #[command(subcommand)]
+        action: Option<ControlPlaneAction>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ControlPlaneAction {
+    /// Run a control plane until Ctrl-C and print its kubeconfig's path.
+    Up,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let task = Cli::parse().task;
+    match until_interrupted(run(task)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        // As a shell reports a program that SIGINT ended.
+        Err(error) if error.is::<Interrupted>() => ExitCode::from(130),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Controlplane { action: None } => print_binaries().await,
+        Task::Controlplane { action: Some(ControlPlaneAction::Up) } => control_plane_up().await,
+    }
+}
+
+async fn print_binaries() -> Result<()> {
+    let binaries = Binaries::find().await?;
+    for tool in Tool::ALL {
+        println!("{}", binaries.path(tool).display());
+    }
+    Ok(())
+}
+
+async fn control_plane_up() -> Result<()> {
+    let options = Options { controller_manager: ControllerManager::Running };
+    let control_plane = ControlPlane::start(options).await?;
+    println!("{}", control_plane.kubeconfig_path().display());
+    eprintln!("Kubernetes {} at {} until Ctrl-C", pinned_version()?, control_plane.server());
+    std::future::pending().await
+}

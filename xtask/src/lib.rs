@@ -1,0 +1,11 @@
+//! Fixtures behind `cargo xtask demo` and `cargo xtask test`: a real Kubernetes control plane, real
+//! disk images and GPT disks, and a file server that misbehaves on request.
+//!
+//! Everything here cleans up after itself when it is dropped. A program that holds such values runs
+//! its work under [`process::until_interrupted`], so that Ctrl-C drops them too.
+
+pub mod controlplane;
+pub mod digest;
+pub mod host;
+pub mod process;
+pub mod scratch;
