@@ -91,7 +91,7 @@ impl ControlPlane {
         std::fs::write(directory.join("audit-policy.yaml"), audit::POLICY)?;
         let cluster = Cluster { server: String::new(), authority: authority.certificate() };
         let mut layout = Layout { binaries, directory, pki, cluster, port: 0 };
-        let etcd = layout.start_etcd()?;
+        let etcd = layout.start_etcd().await?;
         let admin = Credential::Certificate(authority.client("admin", Some("system:masters"))?);
         let apiserver = layout.start_apiserver_on_a_free_port(&admin).await?;
         let client = kubeconfig::client(&layout.admin_kubeconfig()).await?;
@@ -260,7 +260,8 @@ impl Layout {
         Child::spawn(tool.name(), command, &self.directory.join(format!("{}.log", tool.name())))
     }
 
-    fn start_etcd(&self) -> Result<Child> {
+    /// Returns when etcd listens: an API server that finds nobody there backs off for a second.
+    async fn start_etcd(&self) -> Result<Child> {
         let args = [
             "--name=controlplane".to_owned(),
             "--data-dir=etcd".to_owned(),
@@ -273,7 +274,17 @@ impl Layout {
             "--unsafe-no-fsync".to_owned(),
             "--log-level=warn".to_owned(),
         ];
-        self.spawn(Tool::Etcd, &args)
+        let mut etcd = self.spawn(Tool::Etcd, &args)?;
+        let socket = self.directory.join(ETCD.trim_start_matches("unix://"));
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !socket.exists() {
+            etcd.expect_running()?;
+            if Instant::now() >= deadline {
+                bail!("etcd did not listen within {} s; {}", START_TIMEOUT.as_secs(), etcd.log_tail());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(etcd)
     }
 
     /// Another program may take the port between our choice and the server's bind: choose again.

@@ -6,6 +6,8 @@
 
 pub mod controlplane;
 pub mod digest;
+pub mod disk;
 pub mod host;
 pub mod process;
+pub mod rootfs;
 pub mod scratch;

@@ -4,4 +4,5 @@
 
 mod harness {
     mod control_plane;
+    mod images;
 }

@@ -1,0 +1,253 @@
+//! Root file systems as a release engineer builds them: a directory tree, made into ext4 by
+//! `mke2fs -d`, compressed with zstd. Small, but with enough content that compression, blocks and
+//! differences between versions mean something.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use monok8s_sdk::digest::Sha256Digest;
+
+use crate::digest;
+use crate::host::MKE2FS;
+
+const MIB: u64 = 1 << 20;
+/// Level of the published artifacts.
+const ZSTD_LEVEL: i32 = 3;
+const FILLER_FILE: u64 = MIB;
+
+/// Whether the image can fall back by itself after a failed trial boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// The agent and its host service are in the image and enabled.
+    Installed,
+    /// They are not; such an image must not be booted.
+    Missing,
+}
+
+/// What goes into an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootfsSpec {
+    version: String,
+    stated: Option<String>,
+    guard: Guard,
+    bytes: u64,
+    filler_bytes: u64,
+}
+
+/// An ext4 file system in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Of all of it.
+    pub digest: Sha256Digest,
+}
+
+/// A compressed [`Image`], as a catalog lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Artifact {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Size of the file.
+    pub bytes: u64,
+    /// Of the file as served; the catalog's `checksum`.
+    pub digest: Sha256Digest,
+    /// What it expands to.
+    pub image: Image,
+}
+
+impl RootfsSpec {
+    /// An image of `version` (as in `v1.35.4`) that says so, with the guard: 64 MiB with 16 MiB of
+    /// content.
+    #[must_use]
+    pub fn of(version: &str) -> Self {
+        Self {
+            version: version.to_owned(),
+            stated: Some(version.to_owned()),
+            guard: Guard::Installed,
+            bytes: 64 * MIB,
+            filler_bytes: 16 * MIB,
+        }
+    }
+
+    /// A lying image: the content of this version, whose os-release says `other`.
+    #[must_use]
+    pub fn claiming(self, other: &str) -> Self {
+        Self { stated: Some(other.to_owned()), ..self }
+    }
+
+    /// An image whose os-release says no version at all.
+    #[must_use]
+    pub fn claiming_nothing(self) -> Self {
+        Self { stated: None, ..self }
+    }
+
+    /// An image that lacks the guard.
+    #[must_use]
+    pub fn without_guard(self) -> Self {
+        Self { guard: Guard::Missing, ..self }
+    }
+
+    /// Size of the file system and bytes of content in it; the content must fit.
+    #[must_use]
+    pub fn sized(self, bytes: u64, filler_bytes: u64) -> Self {
+        Self { bytes, filler_bytes, ..self }
+    }
+
+    /// Builds the image at `path`.
+    pub fn build(&self, path: &Path) -> Result<Image> {
+        let mke2fs = MKE2FS.locate()?;
+        let tree = crate::scratch::Scratch::new("tree")?;
+        self.write_tree(&tree.path().join("root"))?;
+        File::create(path)
+            .and_then(|file| file.set_len(self.bytes))
+            .with_context(|| format!("cannot create {}", path.display()))?;
+        let output = Command::new(mke2fs)
+            .args(["-q", "-F", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", "-d"])
+            .arg(tree.path().join("root"))
+            .arg(path)
+            .output()?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("mke2fs could not make {} ({} bytes): {}", path.display(), self.bytes, said.trim());
+        }
+        Image::at(path)
+    }
+
+    fn write_tree(&self, root: &Path) -> Result<()> {
+        let write = |name: &str, text: &str| -> Result<()> {
+            let path = root.join(name);
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        };
+        write("etc/os-release", &self.os_release())?;
+        write("usr/bin/kubelet", &format!("kubelet {}\n", self.version))?;
+        if self.guard == Guard::Installed {
+            write("usr/bin/monok8s-agent", &format!("monok8s-agent {}\n", self.version))?;
+            let unit = "usr/lib/systemd/system/monok8s-guard.service";
+            write(unit, "[Service]\nExecStart=/usr/bin/monok8s-agent guard\n")?;
+            let wants = root.join("etc/systemd/system/multi-user.target.wants");
+            fs::create_dir_all(&wants)?;
+            std::os::unix::fs::symlink(Path::new("/").join(unit), wants.join("monok8s-guard.service"))?;
+        }
+        self.write_filler(&root.join("usr/lib/content"))
+    }
+
+    fn os_release(&self) -> String {
+        let name = "NAME=\"MonoK8s OS\"\nID=monok8s\n";
+        match &self.stated {
+            None => name.to_owned(),
+            Some(version) => {
+                let bare = version.trim_start_matches('v');
+                format!("{name}VERSION_ID={bare}\nMONOK8S_VERSION=\"{version}\"\n")
+            }
+        }
+    }
+
+    /// Three files in four are the same in every version, as between two patch releases.
+    fn write_filler(&self, directory: &Path) -> Result<()> {
+        fs::create_dir_all(directory)?;
+        for number in 0..self.filler_bytes.div_ceil(FILLER_FILE) {
+            let seed = if number % 4 == 3 {
+                format!("{}/{number}", self.version)
+            } else {
+                format!("every/{number}")
+            };
+            let length = FILLER_FILE.min(self.filler_bytes - number * FILLER_FILE);
+            let mut file = BufWriter::new(File::create(directory.join(format!("{number:04}")))?);
+            write_content(&mut file, &seed, length)?;
+            file.flush()?;
+        }
+        Ok(())
+    }
+}
+
+impl Image {
+    /// Describes the image in the file at `path`.
+    pub fn at(path: &Path) -> Result<Self> {
+        let bytes = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
+        Ok(Self { path: path.to_owned(), bytes, digest: digest::of_file(path)? })
+    }
+
+    /// Compresses it into one zstd frame at `path`.
+    pub fn compress(&self, path: &Path) -> Result<Artifact> {
+        self.compress_in_frames(path, self.bytes)
+    }
+
+    /// Compresses every `frame_bytes` of it into a zstd frame of its own, one after the other.
+    pub fn compress_in_frames(&self, path: &Path, frame_bytes: u64) -> Result<Artifact> {
+        let mut source = BufReader::new(File::open(&self.path)?);
+        let mut target =
+            BufWriter::new(File::create(path).with_context(|| format!("cannot create {}", path.display()))?);
+        let mut left = self.bytes;
+        while left > 0 {
+            let frame = left.min(frame_bytes.max(1));
+            let mut encoder = zstd::Encoder::new(&mut target, ZSTD_LEVEL)?;
+            encoder.include_contentsize(true)?;
+            encoder.set_pledged_src_size(Some(frame))?;
+            io::copy(&mut source.by_ref().take(frame), &mut encoder)?;
+            encoder.finish()?;
+            left -= frame;
+        }
+        target.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        let bytes = fs::metadata(path)?.len();
+        Ok(Artifact { path: path.to_owned(), bytes, digest: digest::of_file(path)?, image: self.clone() })
+    }
+}
+
+/// Writes `length` bytes that depend on `seed` alone: half of them noise, which does not compress, and
+/// half repetition, which does.
+fn write_content(mut target: impl io::Write, seed: &str, length: u64) -> io::Result<()> {
+    let digest = Sha256Digest::of(seed.as_bytes());
+    let mut state =
+        digest.as_bytes().iter().fold(1_u64, |state, byte| state.rotate_left(8) ^ u64::from(*byte)) | 1;
+    let mut left = length;
+    while left > 0 {
+        // xorshift64; Marsaglia, "Xorshift RNGs", 2003.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let mut sixteen = [0; 16];
+        let (noise, repetition) = sixteen.split_at_mut(8);
+        noise.copy_from_slice(&state.to_le_bytes());
+        repetition.copy_from_slice(b"monok8s\n");
+        let take = left.min(16);
+        target.write_all(sixteen.get(..usize::try_from(take).unwrap_or(16)).unwrap_or(&sixteen))?;
+        left -= take;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_depends_on_the_seed_alone_and_compresses_by_about_half() {
+        let content = |seed: &str| {
+            let mut bytes = Vec::new();
+            write_content(&mut bytes, seed, 100_001).unwrap();
+            bytes
+        };
+        assert_eq!(content("a").len(), 100_001);
+        assert_eq!(content("a"), content("a"));
+        assert_ne!(content("a"), content("b"));
+        let packed = zstd::encode_all(content("a").as_slice(), ZSTD_LEVEL).unwrap().len();
+        assert!((40_000..70_000).contains(&packed), "{packed}");
+    }
+
+    #[test]
+    fn os_release_says_what_it_was_told_to() {
+        let spec = RootfsSpec::of("v1.35.4");
+        assert!(spec.os_release().contains("VERSION_ID=1.35.4\nMONOK8S_VERSION=\"v1.35.4\"\n"));
+        assert!(spec.clone().claiming("v1.35.1").os_release().contains("MONOK8S_VERSION=\"v1.35.1\""));
+        assert!(!spec.claiming_nothing().os_release().contains("VERSION"));
+    }
+}
