@@ -8,6 +8,8 @@ pub mod controlplane;
 pub mod digest;
 pub mod disk;
 pub mod host;
+pub mod http;
+pub mod kubelet;
 pub mod process;
 pub mod rootfs;
 pub mod scratch;

@@ -4,5 +4,7 @@
 
 mod harness {
     mod control_plane;
+    mod http;
     mod images;
+    mod kubelet;
 }
