@@ -2,5 +2,8 @@
 
 pub mod api;
 pub mod digest;
+#[cfg(feature = "disk")]
+pub mod disk;
+pub mod os_release;
 pub mod slot;
 pub mod version;

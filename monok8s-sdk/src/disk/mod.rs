@@ -1,0 +1,30 @@
+//! Slots on disks: where they are, which one may be written, and what is known about its bytes.
+//!
+//! - [`BlockTarget`] is what a slot is written through; [`DirectTarget`] is a block device, a loop
+//!   device or a plain file behind it.
+//! - [`gpt`] reads partition tables, [`HostView`] what the kernel says about devices.
+//! - [`SlotMap`] finds the two slots and the booted one. [`SlotMap::open_for_writing`] is the only
+//!   way to a writable slot, and never gives out the booted one.
+//! - [`WrittenSlot`], [`VerifiedSlot`] and [`KnownGoodSlot`] say what is known of a slot's bytes.
+//!   They are types, so that booting a slot that nobody read back does not compile.
+//!
+//! Nothing here needs an async runtime; every call may block on the disk.
+
+mod aligned;
+mod direct;
+#[cfg(any(test, feature = "test-util"))]
+pub mod fixture;
+pub mod gpt;
+mod guard;
+mod host;
+mod slots;
+mod target;
+mod token;
+
+pub use aligned::{ALIGNMENT, AlignedBuf};
+pub use direct::DirectTarget;
+pub use guard::{GuardError, InactiveSlot};
+pub use host::{BlockDevice, HostError, HostView, LoopBacking};
+pub use slots::{DiskSource, PartitionId, SlotDevice, SlotLayout, SlotMap, SlotPartition, SlotsError};
+pub use target::{Action, BlockTarget, CacheBypass, DeviceNumber, DiskError};
+pub use token::{KnownGoodSlot, VerifiedSlot, VerifyError, WrittenSlot};
