@@ -1,0 +1,221 @@
+//! `cargo xtask test`: everything this machine can prove, and what it could not.
+//!
+//! Each step is a command that a person could type. Test binaries are counted test by test, every
+//! other step counts as one. A test that cannot run here prints `SKIP: <reason>` and passes; it is
+//! counted as skipped. In CI a skip is a failure, because there it would hide a missing proof.
+
+use std::fmt;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// What was counted so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skips: Vec<String>,
+    failures: Vec<String>,
+}
+
+/// How a step's outcome is counted.
+#[derive(Clone, Copy)]
+enum Counting {
+    /// As one: it passes if the command exits with 0.
+    Whole,
+    /// Test by test, from libtest's output.
+    Libtest,
+}
+
+struct Step {
+    name: &'static str,
+    program: &'static str,
+    args: &'static [&'static str],
+    env: &'static [(&'static str, &'static str)],
+    counting: Counting,
+}
+
+const fn step(name: &'static str, args: &'static [&'static str], counting: Counting) -> Step {
+    Step { name, program: "cargo", args, env: &[], counting }
+}
+
+/// In order of how soon they find a mistake.
+const STEPS: &[Step] = &[
+    step("format", &["fmt", "--all", "--check"], Counting::Whole),
+    step(
+        "clippy",
+        &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"],
+        Counting::Whole,
+    ),
+    // The programs that the tests start; tests of other packages do not build them.
+    step("programs", &["build", "--workspace", "--bins"], Counting::Whole),
+    step(
+        "tests",
+        &["test", "--workspace", "--all-features", "--no-fail-fast", "--", "--show-output"],
+        Counting::Libtest,
+    ),
+    Step {
+        name: "documentation",
+        program: "cargo",
+        args: &["doc", "--workspace", "--all-features", "--no-deps"],
+        env: &[("RUSTDOCFLAGS", "-D warnings")],
+        counting: Counting::Whole,
+    },
+    // The working tree may be dirty while somebody develops; what is packaged is what is there.
+    step("package", &["package", "--package", "monok8s-sdk", "--allow-dirty"], Counting::Whole),
+];
+
+/// Runs every step, prints the summary, and fails if anything failed or, in CI, was skipped.
+pub async fn run() -> Result<()> {
+    let root = crate::host::workspace_root();
+    crate::host::require_tools()?;
+    crate::controlplane::Binaries::find().await?;
+    let started = Instant::now();
+    let tally = tokio::task::spawn_blocking(move || run_steps(root, STEPS)).await??;
+    let ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    print!("{}", Summary { tally: &tally, took: started.elapsed() });
+    std::io::stdout().flush()?;
+    ensure!(tally.failed == 0, "{} failed: {}", tally.failed, tally.failures.join(", "));
+    ensure!(!ci || tally.skips.is_empty(), "in CI nothing may be skipped");
+    Ok(())
+}
+
+fn run_steps(root: &Path, steps: &[Step]) -> Result<Tally> {
+    let mut total = Tally::default();
+    for step in steps {
+        let began = Instant::now();
+        println!("==> {}: {} {}", step.name, step.program, step.args.join(" "));
+        let tally = run_step(root, step)?;
+        println!("==> {}: {} in {:.0?}", step.name, verdict(&tally), began.elapsed());
+        total.passed += tally.passed;
+        total.failed += tally.failed;
+        total.skips.extend(tally.skips);
+        total.failures.extend(tally.failures);
+    }
+    Ok(total)
+}
+
+fn verdict(tally: &Tally) -> &'static str {
+    if tally.failed == 0 { "ok" } else { "FAILED" }
+}
+
+/// Runs one step with its output passed on as it comes.
+fn run_step(root: &Path, step: &Step) -> Result<Tally> {
+    let mut child = Command::new(step.program)
+        .args(step.args)
+        .envs(step.env.iter().copied())
+        .current_dir(root)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {} for the step {}", step.program, step.name))?;
+    let output = child.stdout.take().context("the step's output is not a pipe")?;
+    let reader = thread::spawn(move || {
+        let mut tally = Tally::default();
+        for line in BufReader::new(output).lines() {
+            let line = line?;
+            println!("{line}");
+            tally.count(&line);
+        }
+        anyhow::Ok(tally)
+    });
+    let status = child.wait()?;
+    let counted = reader.join().map_err(|_| anyhow::anyhow!("the reader of {} panicked", step.name))??;
+    Ok(conclude(step, counted, status.success()))
+}
+
+/// A step passes by its exit code alone; what was counted in its output only adds detail.
+fn conclude(step: &Step, counted: Tally, success: bool) -> Tally {
+    let mut tally = match step.counting {
+        Counting::Whole => Tally { passed: usize::from(success), ..Tally::default() },
+        Counting::Libtest => counted,
+    };
+    if !success {
+        tally.failed = tally.failed.max(1);
+        tally.failures.push(step.name.to_owned());
+    }
+    tally
+}
+
+impl Tally {
+    /// Counts one line of libtest's output.
+    fn count(&mut self, line: &str) {
+        if let Some(reason) = line.trim_start().strip_prefix("SKIP: ") {
+            self.skips.push(reason.to_owned());
+            // It was, or will be, counted as passed by the summary of its binary.
+            self.passed = self.passed.wrapping_sub(1);
+        }
+        let Some(rest) = line.strip_prefix("test result: ") else { return };
+        let number_before = |word: &str| {
+            rest.split([';', '.'])
+                .filter_map(|part| part.trim().strip_suffix(word))
+                .find_map(|count| count.trim().parse::<usize>().ok())
+                .unwrap_or(0)
+        };
+        self.passed = self.passed.wrapping_add(number_before("passed"));
+        self.failed += number_before("failed");
+        for _ in 0..number_before("ignored") {
+            self.skips.push("ignored by its author".to_owned());
+        }
+    }
+}
+
+struct Summary<'a> {
+    tally: &'a Tally,
+    took: Duration,
+}
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tally = self.tally;
+        writeln!(f)?;
+        for skip in &tally.skips {
+            writeln!(f, "skipped: {skip}")?;
+        }
+        for failure in &tally.failures {
+            writeln!(f, "failed: {failure}")?;
+        }
+        writeln!(f, "took {}m{:02}s", self.took.as_secs() / 60, self.took.as_secs() % 60)?;
+        writeln!(f, "{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skips.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(output: &str) -> Tally {
+        let mut tally = Tally::default();
+        output.lines().for_each(|line| tally.count(line));
+        tally
+    }
+
+    #[test]
+    fn a_skip_is_not_a_pass() {
+        let tally = counted(
+            "test disk::loop_device ... ok\nSKIP: loop devices need root\n\
+             test result: ok. 7 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.02s\n\
+             test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s\n",
+        );
+        assert_eq!((tally.passed, tally.failed), (9, 2));
+        assert_eq!(tally.skips, ["loop devices need root", "ignored by its author"]);
+    }
+
+    #[test]
+    fn a_step_that_dies_without_a_count_has_failed() {
+        let step = step("tests", &[], Counting::Libtest);
+        let tally = conclude(&step, Tally::default(), false);
+        assert_eq!((tally.failed, tally.failures), (1, vec!["tests".to_owned()]));
+    }
+
+    #[test]
+    fn the_last_line_is_the_summary() {
+        let tally = Tally { passed: 12, failed: 0, ..Tally::default() };
+        let text = Summary { tally: &tally, took: Duration::from_secs(61) }.to_string();
+        assert_eq!(text.lines().last(), Some("12 passed, 0 failed, 0 skipped"));
+    }
+}
