@@ -97,45 +97,70 @@ async fn the_controller_manager_collects_what_lost_its_owner() {
 
 #[test]
 fn nothing_is_left_after_an_interrupt() {
-    let (mut up, directory) = start_program();
-    let running = processes_in(&directory);
-    assert_eq!(running.len(), 3, "etcd, API server, controller manager: {running:?}");
-    signal(&up, Signal::INT);
-    assert_eq!(up.wait().unwrap().code(), Some(130));
-    assert_eq!(processes_in(&directory), Vec::<u32>::new());
-    assert!(!directory.exists());
+    let mut up = Up::start();
+    assert_eq!(up.running().len(), 3, "etcd, API server, controller manager: {:?}", up.running());
+    up.signal(Signal::INT);
+    assert_eq!(up.program.wait().unwrap().code(), Some(130));
+    assert!(up.running().is_empty(), "still running: {:?}", up.running());
+    assert!(!up.directory.exists());
 }
 
 #[test]
 fn children_die_with_a_killed_parent() {
-    let (mut up, directory) = start_program();
-    assert_eq!(processes_in(&directory).len(), 3);
-    signal(&up, Signal::KILL);
-    up.wait().unwrap();
+    let mut up = Up::start();
+    assert_eq!(up.running().len(), 3);
+    up.signal(Signal::KILL);
+    up.program.wait().unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !processes_in(&directory).is_empty() {
-        assert!(Instant::now() < deadline, "still running: {:?}", processes_in(&directory));
+    while !up.running().is_empty() {
+        assert!(Instant::now() < deadline, "still running: {:?}", up.running());
         std::thread::sleep(Duration::from_millis(20));
     }
-    fs::remove_dir_all(&directory).unwrap();
 }
 
 /// `cargo xtask controlplane up`, and the directory that everything it starts runs in.
-fn start_program() -> (Child, PathBuf) {
-    let mut up = Command::new(env!("CARGO_BIN_EXE_xtask"))
-        .args(["controlplane", "up"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut kubeconfig = String::new();
-    BufReader::new(up.stdout.take().unwrap()).read_line(&mut kubeconfig).unwrap();
-    let directory = Path::new(kubeconfig.trim()).parent().unwrap().to_owned();
-    (up, directory)
+struct Up {
+    program: Child,
+    directory: PathBuf,
 }
 
-fn signal(child: &Child, signal: Signal) {
-    let id = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-    kill_process(id, signal).unwrap();
+impl Up {
+    fn start() -> Self {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_xtask"))
+            .args(["controlplane", "up"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut kubeconfig = String::new();
+        BufReader::new(program.stdout.take().unwrap()).read_line(&mut kubeconfig).unwrap();
+        let directory = Path::new(kubeconfig.trim()).parent().unwrap().to_owned();
+        assert!(directory.is_absolute(), "{kubeconfig:?}");
+        Self { program, directory }
+    }
+
+    fn signal(&self, signal: Signal) {
+        send(self.program.id(), signal).unwrap();
+    }
+
+    fn running(&self) -> Vec<u32> {
+        processes_in(&self.directory)
+    }
+}
+
+impl Drop for Up {
+    /// Also when the test has just found out that the program does not clean up.
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+        for id in self.running() {
+            let _ = send(id, Signal::KILL);
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn send(id: u32, signal: Signal) -> rustix::io::Result<()> {
+    kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), signal)
 }
 
 /// Processes whose working directory is `directory`.
