@@ -1,8 +1,9 @@
 //! Programs of the machine we run on, and the Debian package that brings each.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 /// Where Debian keeps programs that are for root, which is not in everyone's `PATH`.
 const SYSTEM_DIRECTORIES: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/go/bin"];
@@ -26,6 +27,8 @@ pub const SFDISK: Program = Program { name: "sfdisk", package: "fdisk" };
 pub const LOSETUP: Program = Program { name: "losetup", package: "mount" };
 /// Starts children that die with their parent.
 pub const SETPRIV: Program = Program { name: "setpriv", package: "util-linux" };
+/// What the fixtures here need.
+pub const FIXTURES: [Program; 5] = [MKE2FS, DEBUGFS, SFDISK, LOSETUP, SETPRIV];
 
 impl Program {
     /// Where the program is.
@@ -38,6 +41,56 @@ impl Program {
         };
         Ok(path)
     }
+}
+
+/// Makes sure that all of `programs` are here. As root on a machine with apt, installs the packages
+/// of those that are not, and says so on stderr.
+///
+/// # Errors
+/// Something is missing and could not be installed; the message names the command that would.
+pub fn provide(programs: &[Program]) -> Result<()> {
+    let packages = missing_packages(programs, |program| program.locate().is_ok());
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    let Some(apt) = locate("apt-get").filter(|_| is_root()) else {
+        bail!("programs are missing: run `apt-get install {list}` as root");
+    };
+    eprintln!("installing {list} with apt-get");
+    // The package lists of a fresh machine are empty or old; refreshing them is slow, so it comes second.
+    if !install(&apt, &packages)? {
+        run(Command::new(&apt).args(["-q", "update"]))?;
+        install(&apt, &packages)?;
+    }
+    match programs.iter().find_map(|program| program.locate().err()) {
+        None => Ok(()),
+        Some(error) => Err(error.context(format!("`apt-get install {list}` did not help"))),
+    }
+}
+
+/// The packages that bring what is not `here`, each once.
+fn missing_packages(programs: &[Program], here: impl Fn(Program) -> bool) -> Vec<&'static str> {
+    let mut packages: Vec<_> =
+        programs.iter().filter(|program| !here(**program)).map(|program| program.package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
+fn install(apt: &Path, packages: &[&str]) -> Result<bool> {
+    let mut command = Command::new(apt);
+    command.args(["-q", "install", "--yes", "--no-install-recommends"]).args(packages);
+    run(command.env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+fn run(command: &mut Command) -> Result<bool> {
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr())
+        .status()
+        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    Ok(status.success())
 }
 
 /// The first executable called `name` in `PATH` or in a directory for system programs.
@@ -69,6 +122,14 @@ mod tests {
         let missing = Program { name: "no-such-program-here", package: "some-package" };
         let message = missing.locate().unwrap_err().to_string();
         assert!(message.contains("apt-get install some-package"), "{message}");
+    }
+
+    #[test]
+    fn a_package_is_named_once_and_only_if_something_of_it_is_missing() {
+        let all = [MKE2FS, DEBUGFS, SFDISK, SETPRIV];
+        assert_eq!(missing_packages(&all, |_| false), ["e2fsprogs", "fdisk", "util-linux"]);
+        assert_eq!(missing_packages(&all, |program| program != SFDISK), ["fdisk"]);
+        assert!(missing_packages(&all, |_| true).is_empty());
     }
 
     #[test]

@@ -237,3 +237,64 @@ fn tail(log: &Path) -> std::io::Result<String> {
     let lines: Vec<&str> = text.lines().collect();
     Ok(lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default().join("\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[tokio::test]
+    async fn keeps_arguments_environment_and_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let mut command = shell("echo $GREETING; pwd; echo gone >&2; exit 3");
+        command.env("GREETING", "hello world").current_dir(directory.path());
+        let mut child = Child::spawn("greeter", command, &log).unwrap();
+        let status = child.wait(Duration::from_secs(10)).await.unwrap().unwrap();
+        assert_eq!(status.code(), Some(3));
+        let expected = format!("hello world\n{}\ngone\n", directory.path().display());
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), expected);
+        let error = child.expect_running().unwrap_err().to_string();
+        assert!(
+            error.starts_with("greeter ended early (exit status 3)") && error.ends_with("gone"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ignores_the_request_to_end_is_killed_with_its_children() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let stubborn = shell("trap '' TERM; sleep 600 & echo $!; wait; sleep 600");
+        let mut child = Child::spawn("stubborn", stubborn, &log).unwrap();
+        while std::fs::read_to_string(&log).unwrap().is_empty() {
+            child.expect_running().unwrap();
+            tokio::time::sleep(POLL).await;
+        }
+        let grandchild = std::fs::read_to_string(&log).unwrap().trim().to_owned();
+        let status = child.terminate(Duration::from_millis(200)).await.unwrap();
+        assert_eq!(status.signal(), Some(9));
+        let state = || std::fs::read_to_string(format!("/proc/{grandchild}/stat")).unwrap_or_default();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // Gone, or a zombie until whoever inherited it looks.
+        while !state().is_empty() && !state().contains(") Z ") {
+            assert!(Instant::now() < deadline, "{}", state());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn dropping_a_child_ends_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let child = Child::spawn("sleeper", shell("exec sleep 600"), &directory.path().join("log")).unwrap();
+        let process = PathBuf::from(format!("/proc/{}", child.id()));
+        assert!(process.exists());
+        drop(child);
+        assert!(!process.exists());
+    }
+}

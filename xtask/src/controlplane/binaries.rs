@@ -177,10 +177,11 @@ async fn build(tools: &[Tool], directory: &Path) -> Result<()> {
     let fresh = tempfile::Builder::new().prefix("building-").tempdir_in(directory)?;
     let status = tokio::process::Command::new(&go)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("controlplane"))
-        .args(["build", "-ldflags", &stamp(version), "-o"])
+        .args(["build", "-mod=readonly", "-buildvcs=false", "-ldflags", &stamp(version), "-o"])
         .arg(fresh.path())
         .args(missing.iter().map(|tool| tool.package()))
         .env("CGO_ENABLED", "0")
+        .env("GOWORK", "off")
         .stdin(Stdio::null())
         .stdout(std::io::stderr())
         .kill_on_drop(true)

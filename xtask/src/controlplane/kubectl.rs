@@ -47,6 +47,9 @@ impl Kubectl {
             .args(args)
             .env("KUBECONFIG", &self.kubeconfig)
             .env("KUBECACHEDIR", &self.cache)
+            // The preferences of whoever runs this are not part of what is tested.
+            .env("KUBERC", "off")
+            .env_remove("KUBECTL_EXTERNAL_DIFF")
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command
