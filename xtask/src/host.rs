@@ -30,6 +30,12 @@ pub const SETPRIV: Program = Program { name: "setpriv", package: "util-linux" };
 /// What the fixtures here need.
 pub const FIXTURES: [Program; 5] = [MKE2FS, DEBUGFS, SFDISK, LOSETUP, SETPRIV];
 
+/// The root of this workspace.
+#[must_use]
+pub fn workspace_root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
 impl Program {
     /// Where the program is.
     ///

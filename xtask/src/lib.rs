@@ -13,3 +13,4 @@ pub mod kubelet;
 pub mod process;
 pub mod rootfs;
 pub mod scratch;
+pub mod test;

@@ -17,6 +17,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Prove everything that this machine can run, and say what was skipped and why.
+    Test,
     /// Find or build the pinned Kubernetes programs and print where they are.
     Controlplane {
         #[command(subcommand)]
@@ -46,6 +48,7 @@ async fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<()> {
     match task {
+        Task::Test => xtask::test::run().await,
         Task::Controlplane { action: None } => print_binaries().await,
         Task::Controlplane { action: Some(ControlPlaneAction::Up) } => control_plane_up().await,
     }
