@@ -5,5 +5,6 @@ pub mod digest;
 #[cfg(feature = "disk")]
 pub mod disk;
 pub mod os_release;
+pub mod rollout;
 pub mod slot;
 pub mod version;

@@ -1,0 +1,298 @@
+//! What the planner looks at.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo};
+use k8s_openapi::jiff::Timestamp;
+
+use crate::api::{
+    ANNOTATION_CORDON, ANNOTATION_EXCLUDE, IntOrPercent, LABEL_CONTROL_PLANE, LABEL_MANAGED, OSNode,
+    OSNodeStatus, OSUpgrade, OSUpgradeProgress, Resolved, annotation_is_on,
+};
+use crate::version::OsVersion;
+
+/// Everything the planner looks at: one consistent-enough view of the cluster. Facts may be old;
+/// the preconditions of the actions catch that.
+#[derive(Clone, Debug, Default)]
+pub struct Fleet {
+    /// All Nodes of the cluster, managed or not: the control plane is protected as a whole, and a
+    /// cordon of ours is taken off wherever it is.
+    pub nodes: Vec<NodeView>,
+    /// All upgrades, each with what its spec and catalog were evaluated to.
+    pub upgrades: Vec<UpgradeView>,
+    /// All progress objects, also hand-made ones and those of upgrades that are gone.
+    pub progresses: Vec<OSUpgradeProgress>,
+    /// The version of the API server as `/version` tells it. It bounds kubelets only where the
+    /// control plane has no Nodes.
+    pub api_server: Option<OsVersion>,
+    /// The name of the Node that the operator itself runs on.
+    pub operator_node: Option<String>,
+    /// How many managed nodes may be unavailable at once over all upgrades. `None`: no such limit.
+    pub max_unavailable: Option<IntOrPercent>,
+}
+
+/// An upgrade, and what its spec and catalog were evaluated to.
+#[derive(Clone, Debug)]
+pub struct UpgradeView {
+    /// The object as read.
+    pub upgrade: OSUpgrade,
+    /// What its spec and catalog come to.
+    pub evaluation: Evaluation,
+    /// Why the last attempt to read the catalog failed; `None` if it succeeded. An upgrade whose
+    /// run is frozen stays `Accepted` meanwhile.
+    pub catalog_error: Option<String>,
+}
+
+/// What a spec and a catalog come to, without a look at nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evaluation {
+    /// There is a target. Whether nodes can get there is the planner's to say.
+    Accepted(Target),
+    /// There is nothing that could be carried out until the spec or the catalog changes.
+    Rejected {
+        /// A CamelCase word, such as `VersionNotInCatalog`.
+        reason: String,
+        /// What is wrong and what to do.
+        message: String,
+        /// The version that was meant, as far as that is known.
+        resolved: Option<OsVersion>,
+    },
+    /// It cannot be said yet; the attempt is repeated.
+    Pending {
+        /// A CamelCase word, such as `CatalogUnavailable`.
+        reason: String,
+        /// What is waited for.
+        message: String,
+        /// The version that was meant, as far as that is known.
+        resolved: Option<OsVersion>,
+    },
+}
+
+/// What an upgrade leads to.
+///
+/// While [`frozen_target`](super::frozen_target) gives one, `resolved` must be that: a run is
+/// carried out with the artifacts it began with. Only `blocked` is read anew each time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The version, the catalog it came from, and the images on the way, oldest first.
+    pub resolved: Resolved,
+    /// The versions that the catalog blocks by now.
+    pub blocked: BTreeSet<OsVersion>,
+}
+
+/// One Node, reduced to what a rollout depends on. Made by [`NodeView::new`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// Its UID: a Node that was made again under its name is another one.
+    pub uid: String,
+    /// The precondition of a cordon.
+    pub resource_version: String,
+    /// When it was created.
+    pub created: Option<Timestamp>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it runs the control plane. A node that also runs workloads is still `ControlPlane`.
+    pub role: Role,
+    /// Whether upgrades apply to it.
+    pub management: Management,
+    /// Whether its kubelet says that it is ready.
+    pub readiness: Readiness,
+    /// Whether pods may be scheduled there.
+    pub scheduling: Scheduling,
+    /// The UID of the progress object that it was cordoned for, if the cordon is ours.
+    pub cordoned_for: Option<String>,
+    /// What it runs; `None` if neither source names an OS version.
+    pub version: Option<OsVersion>,
+    /// Who said what it runs.
+    pub version_source: VersionSource,
+    /// The boot ID as its kubelet reported it.
+    pub boot_id: Option<String>,
+    /// The architecture, as Kubernetes names it.
+    pub arch: Option<String>,
+    /// Its `OSNode`.
+    pub report: NodeReport,
+}
+
+/// What a node runs in the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// The control plane.
+    ControlPlane,
+    /// Workloads only.
+    Worker,
+}
+
+/// Whether upgrades apply to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Management {
+    /// They do.
+    Managed,
+    /// It would be managed, and its annotation takes it out.
+    Excluded,
+    /// It is not labelled as managed.
+    Unmanaged,
+}
+
+/// What a kubelet says about its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Readiness {
+    /// The Ready condition is True.
+    Ready,
+    /// It is False, Unknown or missing.
+    NotReady,
+}
+
+/// Whether pods may be scheduled on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheduling {
+    /// They may.
+    Schedulable,
+    /// It is cordoned, by us or by anyone.
+    Cordoned,
+}
+
+/// Who said which version a node runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum VersionSource {
+    /// Its agent, from the os-release of the current boot: exact to the image revision.
+    Agent,
+    /// Its kubelet, which knows no image revision.
+    Kubelet,
+}
+
+/// The `OSNode` of a Node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NodeReport {
+    /// There is none.
+    Missing,
+    /// There is one of an earlier Node of that name, which will be garbage-collected.
+    Foreign,
+    /// What the agent says; empty until its first word.
+    Present(Box<OSNodeStatus>),
+}
+
+impl UpgradeView {
+    /// The upgrade's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.upgrade.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// The upgrade's UID.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        self.upgrade.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// What it leads to, if it was accepted and is not being deleted.
+    #[must_use]
+    pub fn target(&self) -> Option<&Target> {
+        match &self.evaluation {
+            Evaluation::Accepted(target) if self.upgrade.metadata.deletion_timestamp.is_none() => {
+                Some(target)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl NodeView {
+    /// Reduces a Node and its `OSNode` to what a rollout depends on.
+    ///
+    /// The version is what the agent reports, if it did so in the boot that the kubelet reports
+    /// too; else the kubelet's own, of which anything after `vX.Y.Z` that is not of our grammar is
+    /// cut off (`v1.35.3+k3s1`).
+    #[must_use]
+    pub fn new(node: &Node, os_node: Option<&OSNode>) -> Self {
+        let metadata = &node.metadata;
+        let labels = metadata.labels.clone().unwrap_or_default();
+        let annotations = metadata.annotations.as_ref();
+        let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+        let uid = metadata.uid.clone().unwrap_or_default();
+        let report = report_of(os_node, &uid);
+        let boot_id = info.map(|info| info.boot_id.clone()).filter(|id| !id.is_empty());
+        let (version, version_source) = running_version(&report, boot_id.as_deref(), info);
+        let unschedulable = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
+        Self {
+            name: metadata.name.clone().unwrap_or_default(),
+            resource_version: metadata.resource_version.clone().unwrap_or_default(),
+            created: metadata.creation_timestamp.as_ref().map(|time| time.0),
+            role: if labels.contains_key(LABEL_CONTROL_PLANE) { Role::ControlPlane } else { Role::Worker },
+            management: match labels.get(LABEL_MANAGED).is_some_and(|value| value == "true") {
+                true if annotation_is_on(annotations, ANNOTATION_EXCLUDE) => Management::Excluded,
+                true => Management::Managed,
+                false => Management::Unmanaged,
+            },
+            readiness: readiness(node.status.as_ref()),
+            scheduling: if unschedulable { Scheduling::Cordoned } else { Scheduling::Schedulable },
+            cordoned_for: annotations.and_then(|all| all.get(ANNOTATION_CORDON)).cloned(),
+            version,
+            version_source,
+            boot_id,
+            arch: arch_of(&report, info),
+            report,
+            uid,
+            labels,
+        }
+    }
+
+    /// Whether the node runs `version`, as far as who said so can tell.
+    #[must_use]
+    pub fn runs(&self, version: &OsVersion) -> bool {
+        self.version.as_ref().is_some_and(|running| match self.version_source {
+            VersionSource::Agent => running == version,
+            VersionSource::Kubelet => *running == version.kubernetes(),
+        })
+    }
+}
+
+fn readiness(status: Option<&NodeStatus>) -> Readiness {
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let ready = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
+    match ready.map(|condition| condition.status.as_str()) {
+        Some("True") => Readiness::Ready,
+        _ => Readiness::NotReady,
+    }
+}
+
+fn report_of(os_node: Option<&OSNode>, node_uid: &str) -> NodeReport {
+    let Some(os_node) = os_node else { return NodeReport::Missing };
+    let mut owners = os_node.metadata.owner_references.iter().flatten().filter(|owner| owner.kind == "Node");
+    // One without an owner was made by hand; it is as good as ours.
+    if owners.next().is_some_and(|owner| owner.uid != node_uid) {
+        return NodeReport::Foreign;
+    }
+    NodeReport::Present(Box::new(os_node.status.clone().unwrap_or_default()))
+}
+
+fn running_version(
+    report: &NodeReport,
+    boot_id: Option<&str>,
+    info: Option<&NodeSystemInfo>,
+) -> (Option<OsVersion>, VersionSource) {
+    if let NodeReport::Present(status) = report
+        && status.boot_id.is_some()
+        && status.boot_id.as_deref() == boot_id
+        && let Some(Ok(version)) = status.booted_version.as_ref().map(|text| text.parse())
+    {
+        return (Some(version), VersionSource::Agent);
+    }
+    (info.and_then(|info| kubelet_version(&info.kubelet_version)), VersionSource::Kubelet)
+}
+
+/// A kubelet's version, without the suffixes of distributions.
+fn kubelet_version(text: &str) -> Option<OsVersion> {
+    let core = text.split(['+', '-']).next().unwrap_or(text);
+    // A pre-release is kept where the text as a whole is a version.
+    text.parse::<OsVersion>().or_else(|_| core.parse()).ok().map(|version| version.kubernetes())
+}
+
+fn arch_of(report: &NodeReport, info: Option<&NodeSystemInfo>) -> Option<String> {
+    let reported = match report {
+        NodeReport::Present(status) => status.arch.clone(),
+        NodeReport::Missing | NodeReport::Foreign => None,
+    };
+    reported.or_else(|| info.map(|info| info.architecture.clone())).filter(|arch| !arch.is_empty())
+}

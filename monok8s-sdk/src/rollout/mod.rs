@@ -1,0 +1,27 @@
+//! The fleet planner: what the operator does next, over all upgrades, nodes, progress objects and
+//! cordons at once.
+//!
+//! The planner is a pure function of what was observed ([`Fleet`]) and the time. It makes every
+//! choice; whoever carries the [`Plan`] out makes none. Three properties hold by construction, so that the
+//! executor may be stopped between any two of its writes:
+//!
+//! - No action of a plan needs another action of the same plan to have succeeded. What has to come
+//!   second (a reboot after the cordon, an uncordon after the withdrawal, anything of a run after
+//!   its number) is planned only when the first was observed.
+//! - Every action names the object, its UID and the resourceVersion it was decided on. A conflict
+//!   means that the facts were old: observe and plan again.
+//! - What counts is what is observed. A node that is to be uncordoned is unavailable until it was
+//!   seen to be back.
+
+mod action;
+mod fleet;
+mod outlook;
+mod run;
+
+pub use action::{Action, NewProgress, ObjectRef, Plan};
+pub use fleet::{
+    Evaluation, Fleet, Management, NodeReport, NodeView, Readiness, Role, Scheduling, Target, UpgradeView,
+    VersionSource,
+};
+pub use outlook::{NewRun, Outlook, Wait};
+pub use run::{frozen_target, run_digest};

@@ -1,0 +1,115 @@
+//! What is reported about an upgrade.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::api::{
+    ConditionType, Conditions, KEPT_RUNS, NodeCounts, OSUpgrade, OSUpgradeStatus, Resolved, RunSummary,
+    Truth, UpgradePhase, find_condition, shorten_message,
+};
+use crate::version::OsVersion;
+
+/// What is to be reported about an upgrade. [`Outlook::status`] makes the status of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outlook {
+    /// Where it stands.
+    pub phase: UpgradePhase,
+    /// Set if a run begins now. It takes effect once the status that carries it was written;
+    /// nothing is planned for the upgrade before.
+    pub new_run: Option<NewRun>,
+    /// The version that is meant, as far as that is known.
+    pub resolved_version: Option<OsVersion>,
+    /// The selected nodes, counted.
+    pub nodes: NodeCounts,
+    /// One sentence: the message of the Ready condition.
+    pub message: String,
+    /// All conditions: type, truth, reason and message.
+    pub conditions: Vec<(ConditionType, Truth, String, String)>,
+    /// Why nodes wait, by name.
+    pub waits: BTreeMap<String, Wait>,
+}
+
+/// A run that begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRun {
+    /// Its number.
+    pub run: i64,
+    /// A digest of what it is begun for.
+    pub digest: String,
+    /// What it is frozen to.
+    pub resolved: Resolved,
+    /// The retryNonce that it acts on.
+    pub retry_nonce: String,
+    /// When it begins.
+    pub started_at: Timestamp,
+}
+
+/// Why a node does not go on, for now.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wait {
+    /// A CamelCase word, such as `WaitingForBudget`.
+    pub reason: &'static str,
+    /// One sentence that names what is waited for.
+    pub message: String,
+}
+
+impl Outlook {
+    /// The whole status to apply, given the object as read. Equal to the one before, times
+    /// included, if nothing changed.
+    #[must_use]
+    pub fn status(&self, upgrade: &OSUpgrade, now: Timestamp) -> OSUpgradeStatus {
+        let before = upgrade.status.clone().unwrap_or_default();
+        let generation = upgrade.metadata.generation.unwrap_or(0);
+        let conditions = self.conditions.iter().fold(
+            Conditions::new(&before.conditions, generation, now),
+            |list, (kind, truth, reason, message)| list.with(kind.clone(), *truth, reason, message),
+        );
+        let mut status = OSUpgradeStatus {
+            observed_generation: Some(generation),
+            phase: Some(self.phase.clone()),
+            resolved_version: self.resolved_version.as_ref().map(OsVersion::to_string),
+            message: Some(shorten_message(self.message.clone())),
+            nodes: Some(self.nodes.clone()),
+            conditions: conditions.into_vec(),
+            observed_retry_nonce: before.observed_retry_nonce.clone(),
+            run: before.run,
+            run_started_at: before.run_started_at.clone(),
+            run_digest: before.run_digest.clone(),
+            resolved: before.resolved.clone(),
+            history: before.history.clone(),
+        };
+        if let Some(new) = &self.new_run {
+            status.run = Some(new.run);
+            status.run_started_at = Some(Time(new.started_at));
+            status.run_digest = Some(new.digest.clone());
+            status.resolved = Some(new.resolved.clone());
+            status.history.splice(..0, summary(&before));
+            status.history.truncate(KEPT_RUNS);
+            if !new.retry_nonce.is_empty() {
+                status.observed_retry_nonce = Some(new.retry_nonce.clone());
+            }
+        }
+        status
+    }
+}
+
+/// The run that ends where the next one begins.
+fn summary(before: &OSUpgradeStatus) -> Option<RunSummary> {
+    let run = before.run.filter(|run| *run > 0)?;
+    let nodes = before.nodes.clone().unwrap_or_default();
+    let phase = before.phase.clone().unwrap_or(UpgradePhase::Pending);
+    // A run that was done ended when its upgrade became Ready; another one ends without a time.
+    let ready = find_condition(&before.conditions, &ConditionType::Ready);
+    let completed_at = ready.filter(|ready| ready.status == "True").map(|ready| &ready.last_transition_time);
+    Some(RunSummary {
+        run,
+        version: before.resolved.as_ref().map(|resolved| resolved.version.to_string()).unwrap_or_default(),
+        phase,
+        started_at: before.run_started_at.clone(),
+        completed_at: completed_at.cloned(),
+        up_to_date: nodes.up_to_date,
+        failed: nodes.failed,
+    })
+}
