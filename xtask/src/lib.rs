@@ -7,6 +7,7 @@
 pub mod controlplane;
 pub mod digest;
 pub mod disk;
+pub mod generate;
 pub mod host;
 pub mod http;
 pub mod kubelet;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::controlplane::{Binaries, ControlPlane, ControllerManager, Options, Tool, pinned_version};
+use xtask::generate::{self, Mode, Scope};
 use xtask::process::{Interrupted, until_interrupted};
 
 /// Generate, demonstrate and test MonoK8s OS upgrades.
@@ -19,11 +20,22 @@ struct Cli {
 enum Task {
     /// Prove everything that this machine can run, and say what was skipped and why.
     Test,
+    /// Write the CRDs in crds/ from the SDK's types.
+    GenCrds(GenArgs),
+    /// Write every generated file.
+    Gen(GenArgs),
     /// Find or build the pinned Kubernetes programs and print where they are.
     Controlplane {
         #[command(subcommand)]
         action: Option<ControlPlaneAction>,
     },
+}
+
+#[derive(Debug, clap::Args)]
+struct GenArgs {
+    /// Write nothing; fail if a file is not as it would be written.
+    #[arg(long)]
+    check: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,9 +61,16 @@ async fn main() -> ExitCode {
 async fn run(task: Task) -> Result<()> {
     match task {
         Task::Test => xtask::test::run().await,
+        Task::GenCrds(args) => write_or_check(Scope::Crds, &args),
+        Task::Gen(args) => write_or_check(Scope::All, &args),
         Task::Controlplane { action: None } => print_binaries().await,
         Task::Controlplane { action: Some(ControlPlaneAction::Up) } => control_plane_up().await,
     }
+}
+
+fn write_or_check(scope: Scope, args: &GenArgs) -> Result<()> {
+    let mode = if args.check { Mode::Check } else { Mode::Write };
+    generate::run(&generate::workspace_root(), scope, mode)
 }
 
 async fn print_binaries() -> Result<()> {

@@ -51,6 +51,9 @@ fn normalise_schema(schema: &mut Value) {
     let Some(fields) = schema.as_object_mut() else { return };
     fields.remove("nullable");
     fields.remove("title");
+    if let Some(words) = fields.get_mut("enum").and_then(Value::as_array_mut) {
+        words.retain(|word| !word.is_null());
+    }
     normalise_numbers(fields);
     if let Some(default) = fields.get("default").cloned() {
         // serde defaults are the reader's business; on the server they would be a difference.

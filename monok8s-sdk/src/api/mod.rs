@@ -18,6 +18,7 @@ mod osupgrade_status;
 mod percent;
 mod progress;
 mod rollout_spec;
+mod scalars;
 mod selector;
 
 pub use conditions::{

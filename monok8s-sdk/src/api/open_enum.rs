@@ -1,4 +1,4 @@
-//! Enums that are open strings on the wire.
+//! Enums as they are on the wire: open strings in what programs report, closed sets in what people ask for.
 
 /// Declares an enum whose wire form is a string that may grow: every variant prints as its own
 /// name, and any other text is kept in `Unknown`, so that an object written by a newer release
@@ -69,7 +69,36 @@ macro_rules! open_enum {
     };
 }
 
-pub(crate) use open_enum;
+/// Declares an enum whose wire form is one of a closed set of words, which the API server enforces.
+///
+/// The schema has no description of its own: where a field is optional, a derived one would take the
+/// place of the field's.
+macro_rules! closed_enum {
+    (
+        $(#[$meta:meta])*
+        pub enum $name:ident { $( $(#[$variant_meta:meta])* $variant:ident, )+ }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        pub enum $name { $( $(#[$variant_meta])* $variant, )+ }
+
+        impl schemars::JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "enum": [ $( stringify!($variant), )+ ] })
+            }
+        }
+    };
+}
+
+pub(crate) use {closed_enum, open_enum};
 
 #[cfg(test)]
 mod tests {

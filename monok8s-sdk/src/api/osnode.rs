@@ -40,7 +40,6 @@ pub struct OSNodeSpec {}
 pub struct OSNodeStatus {
     /// The slot that `/` runs from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 1))]
     pub booted_slot: Option<Slot>,
     /// The version that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,7 +88,6 @@ pub struct OSNodeStatus {
 #[serde(rename_all = "camelCase")]
 pub struct OtherSlotReport {
     /// The slot.
-    #[schemars(with = "String", length(max = 1))]
     pub slot: Slot,
     /// The version in it, when it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,7 +95,6 @@ pub struct OtherSlotReport {
     pub version: Option<String>,
     /// The sha256 of the image in it, when it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 80))]
     pub image_digest: Option<Sha256Digest>,
     /// Whether the node can be sent back to it.
     pub return_state: ReturnState,
@@ -120,7 +117,6 @@ open_enum! {
 #[serde(rename_all = "camelCase")]
 pub struct SlotReport {
     /// The slot.
-    #[schemars(with = "String", length(max = 1))]
     pub slot: Slot,
     /// The partition's unique GUID, in lower case.
     #[serde(rename = "partUUID")]
@@ -167,10 +163,8 @@ open_enum! {
 #[serde(rename_all = "camelCase")]
 pub struct FailedImage {
     /// The sha256 of the artifact.
-    #[schemars(with = "String", length(max = 80))]
     pub checksum: Sha256Digest,
     /// The version.
-    #[schemars(with = "String", length(max = 64))]
     pub version: OsVersion,
     /// Why.
     #[schemars(length(max = 64))]

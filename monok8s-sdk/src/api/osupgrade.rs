@@ -4,6 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::open_enum::closed_enum;
 use super::rollout_spec::RolloutSpec;
 use super::{NodeSelector, OSUpgradeStatus};
 
@@ -105,37 +106,40 @@ pub struct CatalogSource {
     pub inline_signature: Option<String>,
 }
 
-/// When a channel is resolved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum ChannelPolicy {
-    /// Once a run.
-    #[default]
-    Pin,
-    /// Whenever the catalog changes.
-    Follow,
+closed_enum! {
+    /// When a channel is resolved.
+    #[derive(Default)]
+    pub enum ChannelPolicy {
+        /// Once a run.
+        #[default]
+        Pin,
+        /// Whenever the catalog changes.
+        Follow,
+    }
 }
 
-/// Whether an upgrade changes anything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum Mode {
-    /// Carry it out.
-    #[default]
-    Apply,
-    /// Say what would be done.
-    Plan,
+closed_enum! {
+    /// Whether an upgrade changes anything.
+    #[derive(Default)]
+    pub enum Mode {
+        /// Carry it out.
+        #[default]
+        Apply,
+        /// Say what would be done.
+        Plan,
+    }
 }
 
-/// Whether a node may go to an older version than it runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum DowngradePolicy {
-    /// No: such a node is refused.
-    #[default]
-    Refuse,
-    /// Yes.
-    Allow,
+closed_enum! {
+    /// Whether a node may go to an older version than it runs.
+    #[derive(Default)]
+    pub enum DowngradePolicy {
+        /// No: such a node is refused.
+        #[default]
+        Refuse,
+        /// Yes.
+        Allow,
+    }
 }
 
 impl OSUpgradeSpec {

@@ -83,10 +83,8 @@ pub struct OSUpgradeStatus {
 #[serde(rename_all = "camelCase")]
 pub struct Resolved {
     /// The target.
-    #[schemars(with = "String", length(max = 64))]
     pub version: OsVersion,
     /// The sha256 of the catalog document that was read.
-    #[schemars(with = "String", length(max = 80))]
     pub catalog_digest: Sha256Digest,
     /// The images that nodes may take on their way, oldest first.
     #[serde(default)]
@@ -99,7 +97,6 @@ pub struct Resolved {
 #[serde(rename_all = "camelCase")]
 pub struct ImageRef {
     /// The version inside.
-    #[schemars(with = "String", length(max = 64))]
     pub version: OsVersion,
     /// The architecture, as Kubernetes names it. Absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,7 +110,6 @@ pub struct ImageRef {
     )]
     pub urls: Vec<String>,
     /// The sha256 of the artifact as served.
-    #[schemars(with = "String", length(max = 80))]
     pub checksum: Sha256Digest,
     /// The expanded size in bytes. Absent: the slot's size is the bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,7 +117,6 @@ pub struct ImageRef {
     pub size: Option<i64>,
     /// The sha256 of the expanded image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 80))]
     pub image_checksum: Option<Sha256Digest>,
     /// The address of the block index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,7 +124,6 @@ pub struct ImageRef {
     pub index: Option<String>,
     /// The oldest version that a node may come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 64))]
     pub min_from: Option<OsVersion>,
 }
 

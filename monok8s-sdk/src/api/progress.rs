@@ -94,7 +94,6 @@ pub struct Order {
     pub hops: Vec<ImageRef>,
     /// The version that may be downloaded and written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 64))]
     pub stage: Option<OsVersion>,
     /// The reboot that may be committed to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,7 +108,6 @@ pub struct Order {
 #[serde(rename_all = "camelCase")]
 pub struct BootGrant {
     /// Into which version: a hop, or for a rollback the version in the other slot.
-    #[schemars(with = "String", length(max = 64))]
     pub version: OsVersion,
     /// Until when the commit must be made.
     pub not_after: Time,
@@ -226,7 +224,6 @@ pub struct OSUpgradeProgressStatus {
     pub retry_count: Option<i32>,
     /// The slot that is not booted, which is the one written to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 1))]
     pub inactive_partition: Option<Slot>,
     /// Why the attempt failed; empty when it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -314,14 +311,11 @@ impl ProgressPhase {
 #[serde(rename_all = "camelCase")]
 pub struct Installed {
     /// The slot.
-    #[schemars(with = "String", length(max = 1))]
     pub slot: Slot,
     /// The version.
-    #[schemars(with = "String", length(max = 64))]
     pub version: OsVersion,
     /// The sha256 of the expanded image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(max = 80))]
     pub image_digest: Option<Sha256Digest>,
 }
 

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::open_enum::closed_enum;
 use super::{IntOrPercent, NodeSelector, Rounding};
 
 /// How a rollout proceeds.
@@ -142,15 +143,16 @@ impl TrialSpec {
     }
 }
 
-/// What a node does at the trial's deadline when everything it can see is well but the API server stays away.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum ApiUnavailable {
-    /// Go back to the old slot; nothing is quarantined.
-    #[default]
-    Revert,
-    /// Keep the new slot.
-    ConfirmLocally,
+closed_enum! {
+    /// What a node does at the trial's deadline when everything it can see is well but the API server stays away.
+    #[derive(Default)]
+    pub enum ApiUnavailable {
+        /// Go back to the old slot; nothing is quarantined.
+        #[default]
+        Revert,
+        /// Keep the new slot.
+        ConfirmLocally,
+    }
 }
 
 /// A check that must hold on the node during its trial. Exactly one of http, exec and pods.
@@ -230,24 +232,24 @@ pub struct Window {
     pub applies_to: Vec<WindowScope>,
 }
 
-/// Whether a window opens or closes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum WindowKind {
-    /// Work is done only inside such windows.
-    Allow,
-    /// No work is started inside such windows.
-    Deny,
+closed_enum! {
+    /// Whether a window opens or closes.
+    pub enum WindowKind {
+        /// Work is done only inside such windows.
+        Allow,
+        /// No work is started inside such windows.
+        Deny,
+    }
 }
 
-/// What a window is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum WindowScope {
-    /// Downloading and writing.
-    Stage,
-    /// Cordon, drain and reboot.
-    Reboot,
+closed_enum! {
+    /// What a window is for.
+    pub enum WindowScope {
+        /// Downloading and writing.
+        Stage,
+        /// Cordon, drain and reboot.
+        Reboot,
+    }
 }
 
 /// How a node is emptied before its reboot.
@@ -276,39 +278,42 @@ pub struct DrainSpec {
     pub grace_period_seconds: Option<i32>,
 }
 
-/// Whether nodes are drained.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum DrainPolicy {
-    /// Always, unless no other node could take the pods.
-    #[default]
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
+closed_enum! {
+    /// Whether nodes are drained.
+    #[derive(Default)]
+    pub enum DrainPolicy {
+        /// Always, unless no other node could take the pods.
+        #[default]
+        Auto,
+        /// Always.
+        Always,
+        /// Never.
+        Never,
+    }
 }
 
-/// What happens when a drain takes too long.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum DrainOnTimeout {
-    /// Uncordon, and the node has failed.
-    #[default]
-    Abort,
-    /// Delete what is left, recorded as forced.
-    Force,
+closed_enum! {
+    /// What happens when a drain takes too long.
+    #[derive(Default)]
+    pub enum DrainOnTimeout {
+        /// Uncordon, and the node has failed.
+        #[default]
+        Abort,
+        /// Delete what is left, recorded as forced.
+        Force,
+    }
 }
 
-/// What pods without a controller mean for a drain.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub enum UnmanagedPods {
-    /// They block it.
-    #[default]
-    Block,
-    /// They are deleted.
-    Delete,
+closed_enum! {
+    /// What pods without a controller mean for a drain.
+    #[derive(Default)]
+    pub enum UnmanagedPods {
+        /// They block it.
+        #[default]
+        Block,
+        /// They are deleted.
+        Delete,
+    }
 }
 
 /// Something in the cluster that must hold before each reboot. Exactly one of name and labelSelector.
