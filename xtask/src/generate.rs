@@ -98,13 +98,6 @@ pub fn run(root: &Path, scope: Scope, mode: Mode) -> Result<()> {
     }
 }
 
-/// The root of the workspace this program was built from.
-#[must_use]
-pub fn workspace_root() -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    package.parent().unwrap_or(package).to_owned()
-}
-
 fn is_current(root: &Path, file: &GeneratedFile) -> bool {
     fs::read(root.join(&file.path)).is_ok_and(|found| found == file.content.as_bytes())
 }

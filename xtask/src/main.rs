@@ -70,7 +70,7 @@ async fn run(task: Task) -> Result<()> {
 
 fn write_or_check(scope: Scope, args: &GenArgs) -> Result<()> {
     let mode = if args.check { Mode::Check } else { Mode::Write };
-    generate::run(&generate::workspace_root(), scope, mode)
+    generate::run(xtask::host::workspace_root(), scope, mode)
 }
 
 async fn print_binaries() -> Result<()> {

@@ -7,7 +7,7 @@ use monok8s_sdk::api::{OSNode, OSUpgrade, OSUpgradeProgress};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use xtask::generate::workspace_root;
+use xtask::host::workspace_root;
 
 /// The file names and objects of every release's samples.
 fn samples() -> Vec<(String, Value)> {

@@ -1,10 +1,11 @@
 use std::fs;
 
-use xtask::generate::{Mode, Scope, run, workspace_root};
+use xtask::generate::{Mode, Scope, run};
+use xtask::host::workspace_root;
 
 #[test]
 fn every_generated_file_is_as_generated() {
-    if let Err(error) = run(&workspace_root(), Scope::All, Mode::Check) {
+    if let Err(error) = run(workspace_root(), Scope::All, Mode::Check) {
         panic!("{error}");
     }
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use xtask::generate::{Scope, workspace_root};
+use xtask::generate::Scope;
+use xtask::host::workspace_root;
 
 /// Whether a plain scalar with this text means something else than a string to some reader.
 fn is_ambiguous(text: &str) -> bool {
