@@ -168,6 +168,10 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// Runs the program only if we are still its parent: had we died before `setpriv` asked for the
+/// signal, it would never come.
+const STILL_OURS: &str = r#"[ "$PPID" = "$0" ] && exec "$@""#;
+
 type Fork = (Command, mpsc::SyncSender<std::io::Result<std::process::Child>>);
 
 /// The thread that forks every child; see the module's description.
@@ -204,7 +208,11 @@ fn dying_with_parent(command: Command) -> Command {
         return command;
     };
     let mut wrapped = Command::new(setpriv);
-    wrapped.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+    wrapped
+        .args(["--pdeathsig", "KILL", "--", "sh", "-c", STILL_OURS])
+        .arg(std::process::id().to_string())
+        .arg(command.get_program())
+        .args(command.get_args());
     for (key, value) in command.get_envs() {
         match value {
             Some(value) => wrapped.env(key, value),
