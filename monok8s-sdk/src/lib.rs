@@ -1,6 +1,7 @@
 //! Typed resources, catalog resolution, partition writers and boot control for MonoK8s OS upgrades.
 
 pub mod api;
+pub mod catalog;
 pub mod digest;
 #[cfg(feature = "disk")]
 pub mod disk;
