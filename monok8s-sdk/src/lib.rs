@@ -1,10 +1,12 @@
 //! Typed resources, catalog resolution, partition writers and boot control for MonoK8s OS upgrades.
 
 pub mod api;
+pub mod boot;
 pub mod catalog;
 pub mod digest;
 #[cfg(feature = "disk")]
 pub mod disk;
+pub mod node_upgrade;
 pub mod os_release;
 pub mod rollout;
 pub mod slot;

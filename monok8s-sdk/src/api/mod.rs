@@ -11,7 +11,7 @@
 mod conditions;
 mod crd;
 mod names;
-mod open_enum;
+pub(crate) mod open_enum;
 mod osnode;
 mod osupgrade;
 mod osupgrade_status;

@@ -188,6 +188,8 @@ open_enum! {
         ApiUnavailable,
         /// The slot to go back to holds nothing that is known to be good.
         NothingToGoBackTo,
+        /// The attempt was cut short and cannot go on by itself: the loader never tried the armed slot, or steps were repeated without end.
+        Interrupted,
     }
 }
 
