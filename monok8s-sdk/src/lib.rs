@@ -6,6 +6,8 @@ pub mod catalog;
 pub mod digest;
 #[cfg(feature = "disk")]
 pub mod disk;
+#[cfg(feature = "image")]
+pub mod image;
 pub mod node_upgrade;
 pub mod os_release;
 pub mod rollout;

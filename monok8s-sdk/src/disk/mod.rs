@@ -26,5 +26,9 @@ pub use direct::DirectTarget;
 pub use guard::{GuardError, InactiveSlot};
 pub use host::{BlockDevice, HostError, HostView, LoopBacking};
 pub use slots::{DiskSource, PartitionId, SlotDevice, SlotLayout, SlotMap, SlotPartition, SlotsError};
+#[cfg(feature = "image")]
+pub(crate) use target::Bytes;
 pub use target::{Action, BlockTarget, CacheBypass, DeviceNumber, DiskError};
+#[cfg(feature = "image")]
+pub(crate) use token::SlotReader;
 pub use token::{KnownGoodSlot, VerifiedSlot, VerifyError, WrittenSlot};

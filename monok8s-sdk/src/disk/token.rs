@@ -93,7 +93,7 @@ impl VerifyError {
 
 impl WrittenSlot {
     /// Only the writer, after its last flush, may say that a slot is written.
-    #[expect(dead_code, reason = "for the writer, which is part of `image`")]
+    #[cfg_attr(not(feature = "image"), expect(dead_code, reason = "the writer is part of `image`"))]
     pub(crate) fn new(slot: InactiveSlot, image: Sha256Digest, length: u64) -> Self {
         Self { slot, image, length }
     }
@@ -199,10 +199,30 @@ impl VerifiedSlot {
         read_inside(&**self.slot.target(), self.length, offset, buf)
     }
 
+    /// A second reader of the same storage that outlives borrows of this one.
+    #[cfg(feature = "image")]
+    pub(crate) fn reader(&self) -> SlotReader {
+        SlotReader { target: std::sync::Arc::clone(self.slot.target()), length: self.length }
+    }
+
     /// Gives up what is known, to write the slot again.
     #[must_use]
     pub fn into_inactive(self) -> InactiveSlot {
         self.slot
+    }
+}
+
+/// Reads a verified image.
+#[cfg(feature = "image")]
+pub(crate) struct SlotReader {
+    target: std::sync::Arc<dyn super::target::BlockTarget>,
+    length: u64,
+}
+
+#[cfg(feature = "image")]
+impl SlotReader {
+    pub(crate) fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+        read_inside(&*self.target, self.length, offset, buf)
     }
 }
 

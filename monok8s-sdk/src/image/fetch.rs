@@ -1,0 +1,475 @@
+//! An artifact over HTTP: mirrors, resumed downloads, bounded patience.
+
+use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{self, HeaderMap, HeaderName};
+use reqwest::{Client, ClientBuilder, Response, Url, redirect};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::error::{CANCELLED, Retry};
+use super::progress::{Cancel, Progress};
+use super::resume::{Answer, Identity, Received, Verdict, judge};
+use super::source::MAX_CHUNK;
+
+/// The most redirects that are followed for one request.
+const MAX_REDIRECTS: usize = 10;
+
+/// Where an artifact is downloaded from, and how patiently.
+///
+/// The same bytes are expected from every URL. They are asked for in turn; an interrupted
+/// download goes on where it was, at the next one.
+#[derive(Clone, Debug)]
+pub struct Download {
+    client: Client,
+    urls: Vec<Url>,
+    limits: DownloadLimits,
+}
+
+/// When to give up, and how long to wait in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DownloadLimits {
+    /// The whole download, waits included.
+    pub total: Duration,
+    /// No byte for this long is an interruption.
+    pub stall: Duration,
+    /// How many interruptions in a row, without one new byte in between, end the download.
+    pub attempts: u32,
+    /// The wait after the first interruption; it doubles with each further one in a row. Waits
+    /// are jittered down to a half, so that a fleet does not come back all at once.
+    pub first_backoff: Duration,
+    /// The longest wait.
+    pub longest_backoff: Duration,
+}
+
+impl Default for DownloadLimits {
+    /// One hour in all, 30 s without a byte, 10 attempts, waits from 1 s to 30 s.
+    fn default() -> Self {
+        Self {
+            total: Duration::from_secs(3600),
+            stall: Duration::from_secs(30),
+            attempts: 10,
+            first_backoff: Duration::from_secs(1),
+            longest_backoff: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why an artifact could not be downloaded. URLs are shown without credentials and queries.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// There was nothing to ask.
+    #[error("no URL to download the artifact from: give at least one")]
+    NoUrl,
+    /// No mirror has the file.
+    #[error("{url} does not exist (status {status}): upload the artifact there, or correct the catalog")]
+    NotFound {
+        /// The last URL that was asked.
+        url: String,
+        /// 404 or 410.
+        status: u16,
+    },
+    /// No mirror lets us have it.
+    #[error("{url} may not be read (status {status}): the server refuses this node, check its permissions")]
+    Forbidden {
+        /// The last URL that was asked.
+        url: String,
+        /// 401 or 403.
+        status: u16,
+    },
+    /// No mirror gives an answer that can be used.
+    #[error("{url} gives no usable answer: {what}")]
+    Unusable {
+        /// The last URL that was asked.
+        url: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The file was replaced while it was downloaded.
+    #[error("{url} changed during the download: start it again from the beginning")]
+    Changed {
+        /// The URL.
+        url: String,
+    },
+    /// Interrupted too often in a row.
+    #[error(
+        "gave up on {url} after {attempts} attempts in a row without a new byte ({received} bytes received before)"
+    )]
+    Interrupted {
+        /// The last URL that was asked.
+        url: String,
+        /// How many attempts.
+        attempts: u32,
+        /// How many bytes arrived in all.
+        received: u64,
+        /// The last interruption.
+        source: Interruption,
+    },
+    /// Out of time.
+    #[error("{url} was not downloaded within {} s ({received} bytes received)", limit.as_secs())]
+    TimedOut {
+        /// The first URL.
+        url: String,
+        /// The limit.
+        limit: Duration,
+        /// How many bytes arrived.
+        received: u64,
+    },
+    /// The caller asked to stop.
+    #[error("the download was cancelled")]
+    Cancelled,
+}
+
+/// Why one attempt ended early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Interruption {
+    /// The network, or the server's end of it.
+    #[error("the connection failed")]
+    Network(#[source] reqwest::Error),
+    /// The server asks to come back later.
+    #[error("the server answers with status {status}")]
+    Busy {
+        /// The status.
+        status: u16,
+    },
+    /// Nothing arrived for too long.
+    #[error("no byte for {} s", after.as_secs())]
+    Stalled {
+        /// The limit.
+        after: Duration,
+    },
+    /// The body ended before the announced length.
+    #[error("the body ended at byte {received} of {total}")]
+    EndedEarly {
+        /// How many bytes arrived.
+        received: u64,
+        /// How many were announced.
+        total: u64,
+    },
+}
+
+impl FetchError {
+    /// A stable word for the failure, in the style of a Kubernetes reason.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoUrl => "NoArtifactURL",
+            Self::NotFound { .. } => "ArtifactNotFound",
+            Self::Forbidden { .. } => "ArtifactForbidden",
+            Self::Unusable { .. } => "UnusableAnswer",
+            Self::Changed { .. } => "ArtifactChanged",
+            Self::Interrupted { .. } => "DownloadInterrupted",
+            Self::TimedOut { .. } => "DownloadTimedOut",
+            Self::Cancelled => CANCELLED,
+        }
+    }
+
+    /// Whether trying the same again may help.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Changed { .. } | Self::Interrupted { .. } | Self::TimedOut { .. } => Retry::Later,
+            Self::NoUrl
+            | Self::NotFound { .. }
+            | Self::Forbidden { .. }
+            | Self::Unusable { .. }
+            | Self::Cancelled => Retry::Never,
+        }
+    }
+}
+
+/// A builder for a client that suits downloads: it follows few redirects and none from https to
+/// http, and gives up on connecting after 30 s. Add certificates or a proxy as needed.
+///
+/// A process-wide rustls provider must be installed before `build()` is called.
+pub fn client_builder() -> ClientBuilder {
+    let policy = redirect::Policy::custom(|attempt| {
+        let from_https = attempt.previous().iter().any(|url| url.scheme() == "https");
+        if from_https && attempt.url().scheme() != "https" {
+            attempt.error(LeavesHttps)
+        } else if attempt.previous().len() > MAX_REDIRECTS {
+            attempt.error(TooManyRedirects)
+        } else {
+            attempt.follow()
+        }
+    });
+    Client::builder().redirect(policy).connect_timeout(Duration::from_secs(30))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("it redirects from https to an unprotected URL")]
+struct LeavesHttps;
+
+#[derive(Debug, thiserror::Error)]
+#[error("it redirects more than {MAX_REDIRECTS} times")]
+struct TooManyRedirects;
+
+impl Download {
+    /// A download of the same file from any of `urls`, with the default limits. The client should
+    /// come from [`client_builder`]; it must not decompress bodies.
+    pub fn new(client: Client, urls: impl IntoIterator<Item = Url>) -> Self {
+        Self { client, urls: urls.into_iter().collect(), limits: DownloadLimits::default() }
+    }
+
+    /// The same with other limits.
+    #[must_use]
+    pub fn with_limits(self, limits: DownloadLimits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Sends the artifact's bytes in order. Ends without an error when nobody takes them any more.
+    pub(super) async fn run(
+        &self,
+        into: mpsc::Sender<Bytes>,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Taken, FetchError> {
+        let first = self.urls.first().ok_or(FetchError::NoUrl)?;
+        let mut transfer = Transfer {
+            download: self,
+            into,
+            progress,
+            received: Received::default(),
+            known: vec![None; self.urls.len()],
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(FetchError::Cancelled),
+            ended = timeout_at(Instant::now() + self.limits.total, transfer.run()) => ended.unwrap_or_else(|_| {
+                let (limit, received) = (self.limits.total, transfer.received.offset);
+                Err(FetchError::TimedOut { url: shown(first), limit, received })
+            }),
+        }
+    }
+}
+
+/// How a transfer ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// Every byte was taken.
+    Whole,
+    /// The taker went away; it knows why.
+    Abandoned,
+}
+
+/// How one attempt ended.
+enum Ended {
+    Taken(Taken),
+    /// Try again, here or elsewhere.
+    Interrupted(Interruption),
+    /// This mirror is of no use.
+    Useless(FetchError),
+    /// No mirror can help.
+    Fatal(FetchError),
+}
+
+struct Transfer<'a> {
+    download: &'a Download,
+    into: mpsc::Sender<Bytes>,
+    progress: &'a Progress,
+    received: Received,
+    /// What each mirror said about the file.
+    known: Vec<Option<Identity>>,
+}
+
+impl Transfer<'_> {
+    async fn run(&mut self) -> Result<Taken, FetchError> {
+        let limits = &self.download.limits;
+        let mut mirrors: std::collections::VecDeque<usize> = (0..self.download.urls.len()).collect();
+        let mut fruitless = 0;
+        let mut useless = FetchError::NoUrl;
+        while let Some(mirror) = mirrors.pop_front() {
+            let Some(url) = self.download.urls.get(mirror) else { continue };
+            let before = self.received.offset;
+            match self.attempt(mirror, url).await {
+                Ended::Taken(taken) => return Ok(taken),
+                Ended::Fatal(error) => return Err(error),
+                Ended::Useless(error) => useless = error,
+                Ended::Interrupted(source) => {
+                    mirrors.push_back(mirror);
+                    fruitless = if self.received.offset > before { 0 } else { fruitless + 1 };
+                    if fruitless >= limits.attempts {
+                        let (url, received) = (shown(url), self.received.offset);
+                        return Err(FetchError::Interrupted { url, attempts: fruitless, received, source });
+                    }
+                    sleep(backoff(limits, fruitless, RandomState::new().hash_one(0))).await;
+                }
+            }
+        }
+        Err(useless)
+    }
+
+    async fn attempt(&mut self, mirror: usize, url: &Url) -> Ended {
+        self.received.known = self.known.get(mirror).cloned().flatten();
+        let response = match self.request(url).await {
+            Ok(response) => response,
+            Err(ended) => return ended,
+        };
+        let answer = answer(&response);
+        let (skip, total) = match judge(&self.received, &answer) {
+            Verdict::Take { skip, total } => (skip, total),
+            verdict => return refuse(verdict, answer.status, url),
+        };
+        if let Some(known) = self.known.get_mut(mirror) {
+            *known = Some(Identity::of(&answer));
+        }
+        if let Some(total) = total {
+            self.progress.set_total(total);
+        }
+        self.received.total = total;
+        self.body(response, skip).await
+    }
+
+    async fn request(&self, url: &Url) -> Result<Response, Ended> {
+        let mut request = self.download.client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity");
+        if self.received.offset > 0 {
+            request = request.header(header::RANGE, format!("bytes={}-", self.received.offset));
+            if let Some(value) = self.received.known.as_ref().and_then(Identity::if_range) {
+                request = request.header(header::IF_RANGE, value);
+            }
+        }
+        let stall = self.download.limits.stall;
+        let response = match timeout(stall, request.send()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) if error.is_redirect() || error.is_builder() => {
+                let what = deepest(&error);
+                return Err(Ended::Useless(FetchError::Unusable { url: shown(url), what }));
+            }
+            Ok(Err(error)) => return Err(Ended::Interrupted(Interruption::Network(error.without_url()))),
+            Err(_) => return Err(Ended::Interrupted(Interruption::Stalled { after: stall })),
+        };
+        // For clients that were built without our redirect policy.
+        if url.scheme() == "https" && response.url().scheme() != "https" {
+            let what = LeavesHttps.to_string();
+            return Err(Ended::Useless(FetchError::Unusable { url: shown(url), what }));
+        }
+        Ok(response)
+    }
+
+    async fn body(&mut self, mut response: Response, mut skip: u64) -> Ended {
+        let stall = self.download.limits.stall;
+        loop {
+            let mut bytes = match timeout(stall, response.chunk()).await {
+                Ok(Ok(Some(bytes))) => bytes,
+                Ok(Ok(None)) => break,
+                // Everything is here; how the connection ends does not matter.
+                _ if self.is_complete() => break,
+                Ok(Err(error)) => return Ended::Interrupted(Interruption::Network(error.without_url())),
+                Err(_) => return Ended::Interrupted(Interruption::Stalled { after: stall }),
+            };
+            let skipped = skip.min(bytes.len() as u64);
+            skip -= skipped;
+            drop(bytes.split_to(usize::try_from(skipped).unwrap_or(bytes.len())));
+            self.received.offset += bytes.len() as u64;
+            while !bytes.is_empty() {
+                let part = bytes.split_to(bytes.len().min(MAX_CHUNK));
+                if self.into.send(part).await.is_err() {
+                    return Ended::Taken(Taken::Abandoned);
+                }
+            }
+        }
+        match self.received.total {
+            Some(total) if self.received.offset < total => {
+                Ended::Interrupted(Interruption::EndedEarly { received: self.received.offset, total })
+            }
+            _ => Ended::Taken(Taken::Whole),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.received.total.is_some_and(|total| self.received.offset >= total)
+    }
+}
+
+fn refuse(verdict: Verdict, status: u16, url: &Url) -> Ended {
+    let url = shown(url);
+    match verdict {
+        Verdict::Busy => Ended::Interrupted(Interruption::Busy { status }),
+        Verdict::Changed => Ended::Fatal(FetchError::Changed { url }),
+        Verdict::NotFound => Ended::Useless(FetchError::NotFound { url, status }),
+        Verdict::Forbidden => Ended::Useless(FetchError::Forbidden { url, status }),
+        Verdict::Unusable(what) => Ended::Useless(FetchError::Unusable { url, what }),
+        Verdict::Take { .. } => Ended::Taken(Taken::Whole),
+    }
+}
+
+fn answer(response: &Response) -> Answer {
+    let text = |name: HeaderName| header_text(response.headers(), &name);
+    Answer {
+        status: response.status().as_u16(),
+        content_length: text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()),
+        content_range: text(header::CONTENT_RANGE),
+        content_encoding: text(header::CONTENT_ENCODING),
+        etag: text(header::ETAG),
+        last_modified: text(header::LAST_MODIFIED),
+    }
+}
+
+fn header_text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    Some(headers.get(name)?.to_str().ok()?.to_owned())
+}
+
+/// How long to wait before the next attempt. `random` spreads it over the upper half.
+fn backoff(limits: &DownloadLimits, fruitless: u32, random: u64) -> Duration {
+    let doubled = limits.first_backoff.saturating_mul(1 << fruitless.saturating_sub(1).min(20));
+    let whole = doubled.min(limits.longest_backoff);
+    let thousandths = u32::try_from(random % 1001).unwrap_or(0);
+    whole / 2 + whole / 2000 * thousandths
+}
+
+/// A URL for messages: without what may be secret.
+fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    // These fail only for URLs that cannot have credentials.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
+    url.to_string()
+}
+
+fn deepest(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+impl fmt::Display for Download {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.urls.first() {
+            Some(url) => f.write_str(&shown(url)),
+            None => f.write_str("no URL"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_limit_and_are_jittered() {
+        let limits = DownloadLimits::default();
+        for (fruitless, least, most) in
+            [(0, 500, 1000), (1, 500, 1000), (3, 2000, 4000), (60, 15_000, 30_000)]
+        {
+            let range = Duration::from_millis(least)..=Duration::from_millis(most);
+            for random in [0, 1, 500, 999, 1000, u64::MAX] {
+                assert!(range.contains(&backoff(&limits, fruitless, random)), "{fruitless} {random}");
+            }
+        }
+    }
+
+    #[test]
+    fn messages_carry_no_secrets() {
+        let url = Url::parse("https://me:secret@example.com/a/rootfs.zst?X-Amz-Signature=secret#x").unwrap();
+        assert_eq!(shown(&url), "https://example.com/a/rootfs.zst");
+    }
+}

@@ -1,0 +1,104 @@
+//! OS images into slots: download, checksum, expansion, write, read-back and inspection.
+//!
+//! The steps are types, so that none can be left out:
+//! [`InactiveSlot`] → [`write()`] → [`BodyWritten`] → [`finish`](BodyWritten::finish) →
+//! [`WrittenSlot`] → [`verify`] → [`VerifiedSlot`] → [`inspect()`] and a boot backend. Between them
+//! a caller can note in a record what is known, so that a power cut costs at most a download.
+//! [`flash`] goes from the first to the last without a record.
+//!
+//! What holds at every instant: the slot's first 64 KiB are zero until everything else of the
+//! image is on the medium and its checksums matched, so a torn or foreign image cannot be booted.
+//! Memory stays under 64 MiB at any image size.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use monok8s_sdk::digest::Sha256Digest;
+//! use monok8s_sdk::disk::{HostView, SlotMap};
+//! use monok8s_sdk::image::{Cancel, Expected, Progress, Source, flash};
+//! # use monok8s_sdk::disk::fixture::FileMachine;
+//! # let runtime = tokio::runtime::Runtime::new()?;
+//! # runtime.block_on(async {
+//! # let dir = tempfile::tempdir()?;
+//! # let machine = FileMachine::create(dir.path(), 8 << 20)?;
+//! # let artifact = zstd::encode_all(&[7; 100_000][..], 3)?;
+//! # let path = dir.path().join("rootfs.ext4.zst");
+//! # std::fs::write(&path, &artifact)?;
+//! # let (host, layout) = (machine.host(), machine.layout());
+//! // On a node: `HostView::new("/")` and `SlotLayout::default()`.
+//! let slot = SlotMap::discover(&host, &layout)?.open_inactive(&host)?;
+//! let expected = Expected { checksum: Some(Sha256Digest::of(&artifact)), ..Expected::default() };
+//!
+//! let progress = Progress::default(); // keep a clone to watch it from elsewhere
+//! let verified = flash(slot, Source::File(path), expected, &progress, &Cancel::default()).await?;
+//!
+//! assert_eq!(verified.image(), Sha256Digest::of(&[7; 100_000]));
+//! assert_eq!(progress.snapshot().bytes_verified, 100_000);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+mod fetch;
+mod inspect;
+mod progress;
+mod resume;
+mod source;
+mod write;
+
+use std::ops::ControlFlow;
+
+pub use error::{ImageError, Retry};
+pub use fetch::{Download, DownloadLimits, FetchError, Interruption, client_builder};
+pub use inspect::{DEFAULT_GUARD_PATHS, InspectError, Inspection, inspect};
+pub use progress::{Cancel, Progress, ProgressSnapshot};
+pub use source::Source;
+pub use write::{BodyWritten, Expected, WriteError, write_body};
+
+use crate::disk::{InactiveSlot, VerifiedSlot, VerifyError, WrittenSlot};
+use source::blocking;
+
+/// Puts an image into a slot and reads it back: all steps, for callers that keep no record.
+pub async fn flash(
+    slot: InactiveSlot,
+    source: Source,
+    expected: Expected,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<VerifiedSlot, ImageError> {
+    let body = write(slot, source, expected, progress, cancel).await?;
+    let written = blocking(move || body.finish()).await?;
+    verify(written, progress, cancel).await
+}
+
+/// Streams an artifact into a slot, all but the slot's first 64 KiB.
+///
+/// On any error the slot is left without its first 64 KiB, so that nothing can boot it. To start
+/// over, open the slot again.
+pub async fn write(
+    slot: InactiveSlot,
+    source: Source,
+    expected: Expected,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<BodyWritten, ImageError> {
+    source.write(slot, expected, progress.clone(), cancel.clone()).await
+}
+
+/// Reads a written slot back from the medium.
+pub async fn verify(
+    written: WrittenSlot,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<VerifiedSlot, ImageError> {
+    let (progress, cancel) = (progress.clone(), cancel.clone());
+    let verified: Result<VerifiedSlot, VerifyError> = blocking(move || {
+        written.verify_observed(|bytes| {
+            progress.set_verified(bytes);
+            if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+    })
+    .await;
+    Ok(verified?)
+}

@@ -1,0 +1,152 @@
+//! Where an artifact comes from, and how its bytes get to the writing thread.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::panic::resume_unwind;
+use std::path::PathBuf;
+
+use bytes::{Buf as _, Bytes};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+use super::error::ImageError;
+use super::fetch::{Download, FetchError, Taken};
+use super::progress::{Cancel, Progress};
+use super::write::{BodyWritten, Expected, WriteError, write_body};
+use crate::disk::InactiveSlot;
+
+/// How many received chunks may wait for the writer. One is a network read, rarely above 64 KiB.
+const WAITING_CHUNKS: usize = 16;
+/// A received chunk is cut to this, so that the queue's memory is bounded whatever the network
+/// stack hands out.
+pub(super) const MAX_CHUNK: usize = 64 * 1024;
+
+/// Where an artifact comes from.
+#[non_exhaustive]
+pub enum Source {
+    /// HTTP, from one or several servers.
+    Http(Download),
+    /// A local file.
+    File(PathBuf),
+    /// Anything that can be read, such as standard input. It is read on a thread of its own and
+    /// once only; a read that never returns cannot be cancelled.
+    Reader(Box<dyn Read + Send>),
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(download) => write!(f, "Http({download})"),
+            Self::File(path) => write!(f, "File({})", path.display()),
+            Self::Reader(_) => f.write_str("Reader"),
+        }
+    }
+}
+
+impl Source {
+    pub(super) async fn write(
+        self,
+        slot: InactiveSlot,
+        expected: Expected,
+        progress: Progress,
+        cancel: Cancel,
+    ) -> Result<BodyWritten, ImageError> {
+        match self {
+            Self::Http(download) => from_network(&download, slot, expected, progress, cancel).await,
+            Self::File(path) => {
+                let body = blocking(move || {
+                    let artifact = open(&path, &progress)?;
+                    write_body(slot, artifact, &expected, &progress, &cancel)
+                });
+                Ok(body.await?)
+            }
+            Self::Reader(artifact) => {
+                Ok(blocking(move || write_body(slot, artifact, &expected, &progress, &cancel)).await?)
+            }
+        }
+    }
+}
+
+fn open(path: &std::path::Path, progress: &Progress) -> Result<File, WriteError> {
+    let failed = |error: io::Error| WriteError::Source {
+        received: 0,
+        // The path is the caller's; the system's answer alone would not say which file.
+        source: io::Error::new(error.kind(), format!("{}: {error}", path.display())),
+    };
+    let artifact = File::open(path).map_err(failed)?;
+    let metadata = artifact.metadata().map_err(failed)?;
+    if metadata.is_file() {
+        progress.set_total(metadata.len());
+    }
+    Ok(artifact)
+}
+
+async fn from_network(
+    download: &Download,
+    slot: InactiveSlot,
+    expected: Expected,
+    progress: Progress,
+    cancel: Cancel,
+) -> Result<BodyWritten, ImageError> {
+    let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
+    let writer = {
+        let (progress, cancel) = (progress.clone(), cancel.clone());
+        let artifact = Received { receiver, current: Bytes::new(), ended: false };
+        blocking(move || write_body(slot, artifact, &expected, &progress, &cancel))
+    };
+    let transfer = async {
+        let ended = download.run(sender.clone(), &progress, &cancel).await;
+        if ended.as_ref().is_ok_and(|taken| *taken == Taken::Whole) {
+            // An empty chunk says that the artifact is whole. A channel that closes without one,
+            // because the download failed or its future was dropped, is an interruption.
+            let _ = sender.send(Bytes::new()).await;
+        }
+        drop(sender);
+        ended
+    };
+    // Both are awaited whatever happens: when this returns, no thread holds the slot any more.
+    let (transferred, written) = tokio::join!(transfer, writer);
+    match (transferred, written) {
+        (_, Ok(body)) => Ok(body),
+        // The writer only noticed that the download broke off.
+        (Err(error), Err(WriteError::Source { .. })) => Err(error.into()),
+        (Err(FetchError::Cancelled), Err(WriteError::Cancelled)) => Err(WriteError::Cancelled.into()),
+        (_, Err(error)) => Err(error.into()),
+    }
+}
+
+/// What arrives from the network, as a blocking reader.
+struct Received {
+    receiver: mpsc::Receiver<Bytes>,
+    current: Bytes,
+    ended: bool,
+}
+
+impl Read for Received {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.current.is_empty() && !self.ended {
+            self.current = self
+                .receiver
+                .blocking_recv()
+                .ok_or_else(|| io::Error::new(io::ErrorKind::BrokenPipe, "the download broke off"))?;
+            self.ended = self.current.is_empty();
+        }
+        let length = buf.len().min(self.current.len());
+        let (into, _) = buf.split_at_mut(length);
+        self.current.copy_to_slice(into);
+        Ok(length)
+    }
+}
+
+/// Runs `work` on a thread that may block.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // Blocking tasks are cancelled only when the runtime goes away, and this future with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

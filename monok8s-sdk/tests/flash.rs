@@ -1,0 +1,390 @@
+//! Artifacts from servers that misbehave, into the slots of a disk image.
+//!
+//! After each case the booted slot must hold what it held, and after each failure the other slot
+//! must not be bootable.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Reply, Request, Server};
+use monok8s_sdk::digest::Sha256Digest;
+use monok8s_sdk::disk::SlotMap;
+use monok8s_sdk::disk::fixture::FileMachine;
+use monok8s_sdk::image::{
+    Cancel, Download, DownloadLimits, Expected, ImageError, Progress, Retry, Source, client_builder, flash,
+};
+use monok8s_sdk::slot::Slot;
+
+const SLOT_SIZE: u64 = 4 << 20;
+
+/// A machine that runs from slot A, with an old image in slot B.
+struct Machine {
+    _dir: tempfile::TempDir,
+    files: FileMachine,
+    booted: Vec<u8>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let files = FileMachine::create(dir.path(), SLOT_SIZE).unwrap();
+        files.write(Slot::A, &noise(1, 3 << 20)).unwrap();
+        files.write(Slot::B, &noise(2, 3 << 20)).unwrap();
+        let booted = files.read_all(Slot::A).unwrap();
+        Self { _dir: dir, files, booted }
+    }
+
+    async fn flash(&self, source: Source, expected: Expected) -> Result<(), ImageError> {
+        self.flash_watched(source, expected, &Progress::default(), &Cancel::default()).await
+    }
+
+    async fn flash_watched(
+        &self,
+        source: Source,
+        expected: Expected,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<(), ImageError> {
+        let host = self.files.host();
+        let slot = SlotMap::discover(&host, &self.files.layout()).unwrap().open_inactive(&host).unwrap();
+        let ended = flash(slot, source, expected, progress, cancel).await.map(|_| ());
+        assert!(self.files.read_all(Slot::A).unwrap() == self.booted, "the booted slot changed");
+        ended
+    }
+
+    /// Expects a failure with this reason.
+    async fn refuses(&self, source: Source, expected: Expected, reason: &str) -> ImageError {
+        let error = self.flash(source, expected).await.unwrap_err();
+        assert_eq!(error.reason(), reason, "{error:?}");
+        let head = self.files.read(Slot::B, 64 * 1024).unwrap();
+        assert!(head.iter().all(|byte| *byte == 0), "slot B could be booted after {error}");
+        error
+    }
+
+    fn holds(&self, image: &[u8]) {
+        assert!(self.files.read(Slot::B, image.len()).unwrap() == image, "slot B is not the image");
+    }
+}
+
+/// Bytes that do not compress, different for each seed.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut step = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..len).map(|_| step()).collect()
+}
+
+fn zstd(image: &[u8]) -> Vec<u8> {
+    zstd::encode_all(image, 1).unwrap()
+}
+
+fn image() -> Vec<u8> {
+    let mut image = noise(3, 2 << 20);
+    image[500_000..900_000].fill(0);
+    image
+}
+
+fn ordered(artifact: &[u8]) -> Expected {
+    Expected { checksum: Some(Sha256Digest::of(artifact)), ..Expected::default() }
+}
+
+fn download(urls: impl IntoIterator<Item = reqwest::Url>) -> Download {
+    // Several tests may come here first; one of them installs the provider.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let limits = DownloadLimits {
+        total: Duration::from_secs(20),
+        stall: Duration::from_millis(500),
+        attempts: 4,
+        first_backoff: Duration::from_millis(5),
+        longest_backoff: Duration::from_millis(20),
+    };
+    Download::new(client_builder().no_proxy().build().unwrap(), urls).with_limits(limits)
+}
+
+fn http(server: &Server) -> Source {
+    Source::Http(download([server.url("/rootfs.ext4.zst")]))
+}
+
+#[tokio::test]
+async fn a_good_image_arrives_byte_for_byte() {
+    let (machine, image) = (Machine::new(), image());
+    let artifact = zstd(&image);
+    let file = artifact.clone();
+    let server = Server::start(move |_, request| Reply::file(request, &file, "\"1\""));
+    let expected = Expected {
+        size: Some(image.len() as u64),
+        image_checksum: Some(Sha256Digest::of(&image)),
+        ..ordered(&artifact)
+    };
+    let progress = Progress::default();
+    machine.flash_watched(http(&server), expected, &progress, &Cancel::default()).await.unwrap();
+    machine.holds(&image);
+    let counted = progress.snapshot();
+    assert_eq!(counted.bytes_total, Some(artifact.len() as u64));
+    assert_eq!(counted.bytes_done, artifact.len() as u64);
+    assert_eq!((counted.bytes_written, counted.bytes_verified), (2 << 20, 2 << 20));
+    assert_eq!(server.requests()[0].accept_encoding.as_deref(), Some("identity"));
+}
+
+#[tokio::test]
+async fn a_download_that_is_cut_again_and_again_is_resumed() {
+    let (machine, image) = (Machine::new(), image());
+    let artifact = zstd(&image);
+    let file = artifact.clone();
+    // Far more cuts than attempts in a row: each brings some bytes.
+    let server = Server::start(move |_, request| Reply::file(request, &file, "\"1\"").cut(150_000));
+    machine.flash(http(&server), ordered(&artifact)).await.unwrap();
+    machine.holds(&image);
+    let requests = server.requests();
+    assert!(requests.len() > 8, "{}", requests.len());
+    let starts: Vec<usize> = requests.iter().filter_map(|request| request.range_from).collect();
+    assert_eq!(starts.len(), requests.len() - 1);
+    assert!(
+        starts.is_sorted()
+            && requests[1..].iter().all(|request| request.if_range.as_deref() == Some("\"1\""))
+    );
+}
+
+#[tokio::test]
+async fn a_server_without_ranges_is_read_over_again() {
+    let (machine, image) = (Machine::new(), image());
+    let artifact = zstd(&image);
+    let file = artifact.clone();
+    let server = Server::start(move |number, _| {
+        let whole = Reply::file(&Request::default(), &file, "\"1\"");
+        if number == 0 { whole.cut(700_000) } else { whole }
+    });
+    machine.flash(http(&server), ordered(&artifact)).await.unwrap();
+    machine.holds(&image);
+    assert_eq!(server.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_stalled_connection_is_given_up_and_resumed() {
+    let (machine, image) = (Machine::new(), image());
+    let artifact = zstd(&image);
+    let file = artifact.clone();
+    let server = Server::start(move |number, request| {
+        let reply = Reply::file(request, &file, "\"1\"");
+        let hang = Duration::from_millis(800);
+        if number == 0 { Reply { hang, ..reply.cut(300_000) } } else { reply }
+    });
+    machine.flash(http(&server), ordered(&artifact)).await.unwrap();
+    machine.holds(&image);
+}
+
+#[tokio::test]
+async fn a_file_replaced_during_the_download_is_noticed() {
+    let machine = Machine::new();
+    let (first, second) = (zstd(&image()), zstd(&noise(9, 2 << 20)));
+    let expected = ordered(&first);
+    let server = Server::start(move |number, request| match number {
+        0 => Reply::file(request, &first, "\"1\"").cut(300_000),
+        _ => Reply::file(request, &second, "\"2\""),
+    });
+    let error = machine.refuses(http(&server), expected, "ArtifactChanged").await;
+    assert_eq!(error.retry(), Retry::Later);
+}
+
+#[tokio::test]
+async fn a_server_that_announces_too_much_is_refused() {
+    let machine = Machine::new();
+    let artifact = zstd(&image());
+    let expected = ordered(&artifact);
+    let server = Server::start(move |_, request| match request.range_from {
+        None => {
+            let length = (artifact.len() + 1000).to_string();
+            Reply::new("200 OK", &[("Content-Length", length.as_str()), ("ETag", "\"1\"")], &artifact)
+        }
+        Some(_) => Reply::file(request, &artifact, "\"1\""),
+    });
+    let error = machine.refuses(http(&server), expected, "UnusableAnswer").await;
+    assert!(error.to_string().contains("announced more"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_announces_too_little_gives_a_truncated_artifact() {
+    let machine = Machine::new();
+    let artifact = zstd(&image());
+    let expected = ordered(&artifact);
+    let server = Server::start(move |_, _| {
+        let length = (artifact.len() - 1000).to_string();
+        Reply::new("200 OK", &[("Content-Length", length.as_str())], &artifact)
+    });
+    let error = machine.refuses(http(&server), expected, "TruncatedArtifact").await;
+    assert_eq!(error.retry(), Retry::Never);
+}
+
+#[tokio::test]
+async fn a_truncated_upload_is_told_from_a_cut_connection() {
+    let machine = Machine::new();
+    let artifact = zstd(&image());
+    let cut = artifact[..artifact.len() / 2].to_vec();
+    let server = Server::start(move |_, request| Reply::file(request, &cut, "\"1\""));
+    machine.refuses(http(&server), ordered(&artifact), "TruncatedArtifact").await;
+}
+
+#[tokio::test]
+async fn another_file_is_refused_by_its_checksum() {
+    let machine = Machine::new();
+    let (wanted, file) = (zstd(&image()), zstd(&noise(9, 1 << 20)));
+    let found = Sha256Digest::of(&file);
+    let server = Server::start(move |_, request| Reply::file(request, &file, "\"1\""));
+    let error = machine.refuses(http(&server), ordered(&wanted), "ChecksumMismatch").await;
+    let text = error.to_string();
+    assert!(
+        text.contains(&found.to_string()) && text.contains(&Sha256Digest::of(&wanted).to_string()),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_login_page_is_not_an_image() {
+    let machine = Machine::new();
+    let server =
+        Server::start(|_, request| Reply::file(request, b"<!DOCTYPE html><p>Please log in", "\"1\""));
+    let error = machine.refuses(http(&server), Expected::default(), "NotZstd").await;
+    assert!(error.to_string().contains("<!DO"), "{error}");
+}
+
+#[tokio::test]
+async fn a_bomb_is_stopped() {
+    let machine = Machine::new();
+    let bomb = zstd(&vec![0; 300 << 20]);
+    let expected = Expected { size: Some(1 << 20), ..ordered(&bomb) };
+    let file = bomb.clone();
+    let server = Server::start(move |_, request| Reply::file(request, &file, "\"1\""));
+    machine.refuses(http(&server), expected, "ExpandsBeyondSize").await;
+    machine.refuses(http(&server), ordered(&bomb), "ImageTooLarge").await;
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_fit_is_refused_before_the_slot_is_touched() {
+    let machine = Machine::new();
+    let before = machine.files.read_all(Slot::B).unwrap();
+    let expected = Expected { size: Some(SLOT_SIZE + 1), ..Expected::default() };
+    let server = Server::start(|_, _| Reply::status("500 Oops"));
+    let error = machine.flash(http(&server), expected).await.unwrap_err();
+    assert_eq!(error.reason(), "ImageTooLarge");
+    assert!(machine.files.read_all(Slot::B).unwrap() == before);
+}
+
+#[tokio::test]
+async fn absent_and_forbidden_files_are_final_and_name_the_url() {
+    let machine = Machine::new();
+    for (status, reason) in [
+        ("404 Not Found", "ArtifactNotFound"),
+        ("410 Gone", "ArtifactNotFound"),
+        ("403 Forbidden", "ArtifactForbidden"),
+        ("418 I am a teapot", "UnusableAnswer"),
+    ] {
+        let server = Server::start(move |_, _| Reply::status(status));
+        let error = machine.refuses(http(&server), Expected::default(), reason).await;
+        assert_eq!((error.retry(), server.requests().len()), (Retry::Never, 1), "{status}");
+        assert!(error.to_string().contains("/rootfs.ext4.zst"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_never_recovers_is_given_up() {
+    let machine = Machine::new();
+    let server = Server::start(|_, _| Reply::status("503 Service Unavailable"));
+    let error = machine.refuses(http(&server), Expected::default(), "DownloadInterrupted").await;
+    assert_eq!((error.retry(), server.requests().len()), (Retry::Later, 4));
+}
+
+#[tokio::test]
+async fn mirrors_are_tried_in_turn_and_share_one_download() {
+    let (machine, image) = (Machine::new(), image());
+    let artifact = zstd(&image);
+    let (left, right) = (artifact.clone(), artifact.clone());
+    let gone = Server::start(|_, _| Reply::status("404 Not Found"));
+    let cutting = Server::start(move |_, request| Reply::file(request, &left, "\"left\"").cut(400_000));
+    let honest = Server::start(move |_, request| Reply::file(request, &right, "\"right\""));
+    let urls = [gone.url("/a"), cutting.url("/b"), honest.url("/c")];
+    machine.flash(Source::Http(download(urls)), ordered(&artifact)).await.unwrap();
+    machine.holds(&image);
+    let resumed = &honest.requests()[0];
+    assert!(resumed.range_from.is_some_and(|from| from > 300_000), "{resumed:?}");
+    assert_eq!(resumed.if_range, None, "one mirror's ETag means nothing to another");
+}
+
+#[tokio::test]
+async fn parts_at_the_wrong_place_are_refused() {
+    let machine = Machine::new();
+    let artifact = zstd(&image());
+    let expected = ordered(&artifact);
+    let server = Server::start(move |_, request| match request.range_from {
+        None => Reply::file(request, &artifact, "\"1\"").cut(300_000),
+        Some(from) => {
+            Reply::file(&Request { range_from: Some(from - 7), ..request.clone() }, &artifact, "\"1\"")
+        }
+    });
+    machine.refuses(http(&server), expected, "UnusableAnswer").await;
+}
+
+#[tokio::test]
+async fn redirects_end() {
+    let machine = Machine::new();
+    let server = Server::start(|_, _| Reply::new("302 Found", &[("Location", "/again")], b""));
+    let error = machine.refuses(http(&server), Expected::default(), "UnusableAnswer").await;
+    assert!(error.to_string().contains("redirects more than"), "{error}");
+}
+
+#[tokio::test]
+async fn compressed_transfer_is_refused() {
+    let machine = Machine::new();
+    let server = Server::start(|_, _| {
+        Reply::new("200 OK", &[("Content-Encoding", "gzip"), ("Content-Length", "3")], b"abc")
+    });
+    machine.refuses(http(&server), Expected::default(), "UnusableAnswer").await;
+}
+
+#[tokio::test]
+async fn a_cancelled_download_lets_go_of_the_slot() {
+    let machine = Machine::new();
+    let artifact = zstd(&image());
+    let file = artifact.clone();
+    let server = Server::start(move |_, request| {
+        let hang = Duration::from_millis(400);
+        Reply { hang, ..Reply::file(request, &file, "\"1\"").cut(300_000) }
+    });
+    let cancel = Cancel::default();
+    let stop = cancel.clone();
+    let stopper = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stop.cancel();
+    });
+    let ended = machine.flash_watched(http(&server), ordered(&artifact), &Progress::default(), &cancel).await;
+    stopper.await.unwrap();
+    assert!(ended.unwrap_err().is_cancelled());
+}
+
+#[tokio::test]
+async fn a_failure_is_followed_by_success() {
+    let (machine, image) = (Machine::new(), image());
+    let artifact = zstd(&image);
+    let bad = Source::Reader(Box::new(std::io::Cursor::new(artifact[..1000].to_vec())));
+    machine.refuses(bad, Expected::default(), "TruncatedArtifact").await;
+    let good = Source::Reader(Box::new(std::io::Cursor::new(artifact.clone())));
+    machine.flash(good, ordered(&artifact)).await.unwrap();
+    machine.holds(&image);
+}
+
+#[tokio::test]
+async fn an_absent_file_is_named_and_leaves_the_slot_alone() {
+    let machine = Machine::new();
+    let before = machine.files.read_all(Slot::B).unwrap();
+    let absent = Source::File("/nonexistent/x.zst".into());
+    let error = machine.flash(absent, Expected::default()).await.unwrap_err();
+    assert_eq!(error.reason(), "ArtifactUnreadable");
+    let source = std::error::Error::source(&error).unwrap();
+    assert!(source.to_string().contains("/nonexistent/x.zst"), "{source}");
+    assert!(machine.files.read_all(Slot::B).unwrap() == before);
+}

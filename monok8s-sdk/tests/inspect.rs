@@ -1,0 +1,179 @@
+//! What is inside an image, read from real ext4 file systems, and from broken ones.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use std::fs;
+use std::io::Cursor;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use monok8s_sdk::disk::fixture::FileMachine;
+use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
+use monok8s_sdk::image::{
+    Cancel, DEFAULT_GUARD_PATHS, Expected, InspectError, Inspection, Progress, inspect, write_body,
+};
+use monok8s_sdk::slot::Slot;
+use proptest::prelude::*;
+
+/// An ext4 image of what `fill` puts into a directory; `None`, and a line that says so, without
+/// mke2fs.
+fn image_of(fill: impl FnOnce(&Path)) -> Option<Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
+    fs::create_dir(&tree).unwrap();
+    fill(&tree);
+    let made = Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-d"])
+        .arg(&tree)
+        .arg(&image)
+        .arg("8M")
+        .stdout(Stdio::null())
+        .status();
+    let Ok(made) = made else {
+        println!("SKIP: mke2fs (package e2fsprogs) is not installed");
+        return None;
+    };
+    assert!(made.success());
+    Some(fs::read(&image).unwrap())
+}
+
+/// A root file system as ours are: os-release behind a symbolic link, the guard installed.
+fn root_fs(tree: &Path) {
+    for directory in ["etc", "usr/lib", "usr/bin"] {
+        fs::create_dir_all(tree.join(directory)).unwrap();
+    }
+    fs::write(tree.join("usr/lib/os-release"), "ID=monok8s\nVERSION_ID=\"v1.35.4\"\n").unwrap();
+    symlink("../usr/lib/os-release", tree.join("etc/os-release")).unwrap();
+    fs::write(tree.join("usr/bin/monok8s-agent"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(tree.join("usr/bin/monok8s-agent"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Puts an image into a slot of a machine made of files.
+fn in_slot(image: &[u8]) -> (tempfile::TempDir, VerifiedSlot) {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = FileMachine::create(dir.path(), 32 << 20).unwrap();
+    let host = machine.host();
+    let slot = SlotMap::discover(&host, &machine.layout()).unwrap().open_inactive(&host).unwrap();
+    let artifact = Cursor::new(zstd::encode_all(image, 1).unwrap());
+    let body =
+        write_body(slot, artifact, &Expected::default(), &Progress::default(), &Cancel::default()).unwrap();
+    (dir, body.finish().unwrap().verify().unwrap())
+}
+
+fn inspected(image: &[u8]) -> Result<Inspection, InspectError> {
+    let (_dir, slot) = in_slot(image);
+    inspect(&slot, &DEFAULT_GUARD_PATHS)
+}
+
+#[test]
+fn version_and_guard_are_found() {
+    let Some(image) = image_of(root_fs) else { return };
+    let found = inspected(&image).unwrap();
+    assert_eq!(found.version.as_ref().map(ToString::to_string).as_deref(), Some("v1.35.4"));
+    assert_eq!(found.guard.as_deref(), Some("/usr/bin/monok8s-agent"));
+    let require = |version: &str| found.require(Slot::B, &version.parse().unwrap(), &DEFAULT_GUARD_PATHS);
+    require("v1.35.4").unwrap();
+    let wrong = require("v1.35.3").unwrap_err();
+    assert_eq!(wrong.reason(), "WrongVersion");
+    assert!(wrong.to_string().contains("is v1.35.4, but v1.35.3 was ordered"), "{wrong}");
+}
+
+#[test]
+fn an_image_without_a_guard_is_refused() {
+    for spoil in [
+        (|tree: &Path| fs::remove_file(tree.join("usr/bin/monok8s-agent")).unwrap()) as fn(&Path),
+        |tree| fs::write(tree.join("usr/bin/monok8s-agent"), "").unwrap(),
+        |tree| {
+            let path = tree.join("usr/bin/monok8s-agent");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+        },
+        |tree| fs::remove_dir_all(tree.join("usr/bin")).unwrap(),
+    ] {
+        let Some(image) = image_of(|tree| {
+            root_fs(tree);
+            spoil(tree);
+        }) else {
+            return;
+        };
+        let found = inspected(&image).unwrap();
+        assert_eq!(found.guard, None);
+        let refused = found.require(Slot::B, &"v1.35.4".parse().unwrap(), &DEFAULT_GUARD_PATHS).unwrap_err();
+        assert_eq!(refused.reason(), "GuardMissing");
+    }
+}
+
+#[test]
+fn what_states_no_version_is_told_from_what_is_no_root_file_system() {
+    let Some(silent) = image_of(|tree| {
+        root_fs(tree);
+        fs::write(tree.join("usr/lib/os-release"), "ID=debian\nVERSION_ID=12\n").unwrap();
+    }) else {
+        return;
+    };
+    let found = inspected(&silent).unwrap();
+    assert_eq!(found.version, None);
+    found.require(Slot::B, &"v1.35.4".parse().unwrap(), &DEFAULT_GUARD_PATHS).unwrap();
+
+    let empty = image_of(|_| {}).unwrap();
+    assert!(matches!(inspected(&empty), Err(InspectError::NoOsRelease { slot: Slot::B })));
+
+    let huge = image_of(|tree| {
+        root_fs(tree);
+        fs::write(tree.join("usr/lib/os-release"), vec![b'#'; 2 << 20]).unwrap();
+    });
+    assert!(matches!(inspected(&huge.unwrap()), Err(InspectError::OsRelease { .. })));
+
+    let circular = image_of(|tree| {
+        root_fs(tree);
+        fs::remove_file(tree.join("usr/lib/os-release")).unwrap();
+        symlink("/etc/os-release", tree.join("usr/lib/os-release")).unwrap();
+    });
+    assert!(matches!(inspected(&circular.unwrap()), Err(InspectError::NotReadable { .. })));
+}
+
+#[test]
+fn what_is_no_file_system_is_refused() {
+    assert_eq!(inspected(&[7; 1000]).unwrap_err().reason(), "UnreadableImage");
+    assert_eq!(inspected(&vec![7; 1 << 20]).unwrap_err().reason(), "UnreadableImage");
+}
+
+#[test]
+fn a_superblock_that_asks_for_all_memory_is_refused() {
+    let Some(image) = image_of(root_fs) else { return };
+    // s_blocks_count_lo, s_log_block_size, s_blocks_per_group, s_blocks_count_hi
+    for (field, value) in [(0x04, u32::MAX), (0x18, 7), (0x20, 1), (0x20, 0), (0x150, 1)] {
+        let mut hostile = image.clone();
+        hostile[1024 + field..][..4].copy_from_slice(&value.to_le_bytes());
+        let refused = inspected(&hostile).unwrap_err();
+        assert!(matches!(refused, InspectError::Geometry { .. }), "{field:#x}: {refused:?}");
+    }
+}
+
+/// Broken metadata, past the checksums: those are turned off, as an attacker would.
+#[test]
+fn no_damage_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, path) = (dir.path().join("tree"), dir.path().join("image"));
+    fs::create_dir(&tree).unwrap();
+    root_fs(&tree);
+    let made = Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-O", "^metadata_csum,^has_journal", "-d"])
+        .args([&tree, &path])
+        .arg("2M")
+        .stdout(Stdio::null())
+        .status();
+    if made.is_err() {
+        println!("SKIP: mke2fs (package e2fsprogs) is not installed");
+        return;
+    }
+    let image = fs::read(&path).unwrap();
+    let used: Vec<usize> = (0..image.len()).filter(|at| image[*at] != 0).collect();
+    let damage = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20);
+    proptest!(ProptestConfig::with_cases(150), |(damage in damage)| {
+        let mut hostile = image.clone();
+        for (place, byte) in damage {
+            hostile[*place.get(&used)] = byte;
+        }
+        let _ = inspected(&hostile);
+    });
+}
