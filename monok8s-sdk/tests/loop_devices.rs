@@ -70,13 +70,11 @@ impl Machine {
         let disk = Loop::attach(&[], &files.disk());
         let window = ["--offset", offset.as_str(), "--sizelimit", &size, "--sector-size", sector_size];
         let slot_b = Loop::attach(&window, &files.disk());
-        match (disk, slot_b) {
-            (Some(disk), Some(slot_b)) => Some(Self { slot_b, disk, files, dir, _alone: alone }),
-            _ => {
-                println!("SKIP: loop devices cannot be attached (needs root and losetup)");
-                None
-            }
-        }
+        let (Some(disk), Some(slot_b)) = (disk, slot_b) else {
+            println!("SKIP: loop devices cannot be attached (needs root and losetup)");
+            return None;
+        };
+        Some(Self { slot_b, disk, files, dir, _alone: alone })
     }
 
     fn host(&self) -> HostView {
@@ -93,10 +91,10 @@ impl Machine {
 async fn an_image_goes_through_the_loop_device_of_its_partition() {
     for sector_size in ["512", "4096"] {
         let Some(machine) = Machine::start(sector_size) else { return };
-        machine.files.write(Slot::A, &[7; 100_000]).unwrap();
+        machine.files.write(Slot::A, &vec![7; 100_000]).unwrap();
         let booted = machine.files.read_all(Slot::A).unwrap();
         // Not a multiple of any sector size, with zeroes over old bytes.
-        machine.files.write(Slot::B, &[0xAA; 5 << 20]).unwrap();
+        machine.files.write(Slot::B, &vec![0xAA; 5 << 20]).unwrap();
         let mut image: Vec<u8> = (0..5_000_001_u32).map(|at| at.to_le_bytes()[1]).collect();
         image[1_000_000..3_000_000].fill(0);
         let artifact = zstd::encode_all(image.as_slice(), 1).unwrap();
