@@ -1,10 +1,12 @@
-//! Generated files: the CRDs in `crds/`, written from the SDK's types.
+//! Generated files: the CRDs in `crds/` and the manifests in `deploy/`, written from the SDK.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use monok8s_sdk::api::crds_yaml;
+use monok8s_sdk::api::{crds, crds_yaml};
+use monok8s_sdk::manifests::{Agent, Controller, Namespace, configmap_catalogs, to_yaml};
+use serde_json::json;
 
 /// How every generated file begins; a file in a generated directory that begins so and is no longer
 /// generated is stale.
@@ -50,19 +52,51 @@ impl Scope {
     /// The files, as they should be. The same on every call.
     #[must_use]
     pub fn files(self) -> Vec<GeneratedFile> {
-        let crds = crds_yaml()
+        let mut files: Vec<_> = crds_yaml()
             .into_iter()
-            .map(|(name, content)| GeneratedFile { path: Path::new("crds").join(name), content });
-        match self {
-            Self::Crds | Self::All => crds.collect(),
+            .map(|(name, content)| GeneratedFile { path: Path::new("crds").join(name), content })
+            .collect();
+        if self == Self::All {
+            files.extend(deploy_files());
         }
+        files
     }
 
     fn directories(self) -> &'static [&'static str] {
         match self {
-            Self::Crds | Self::All => &["crds"],
+            Self::Crds => &["crds"],
+            Self::All => &["crds", "deploy"],
         }
     }
+}
+
+/// `deploy/`: what `ctl create controller` and `ctl create agent` print, as a kustomize base.
+fn deploy_files() -> Vec<GeneratedFile> {
+    let namespace = Namespace::default();
+    let installed = [
+        ("crds.yaml", to_yaml(&crds())),
+        ("namespace.yaml", to_yaml(&[namespace.object()])),
+        ("controller.yaml", to_yaml(&Controller::default().own_objects())),
+        ("agent.yaml", to_yaml(&Agent::default().own_objects())),
+    ];
+    let resources = installed.each_ref().map(|(name, _)| *name);
+    let kustomization = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": resources,
+    });
+    let beside = [
+        ("configmap-catalogs.yaml", to_yaml(&configmap_catalogs(&namespace))),
+        ("kustomization.yaml", to_yaml(&[kustomization])),
+    ];
+    installed
+        .into_iter()
+        .chain(beside)
+        .map(|(name, content)| GeneratedFile {
+            path: Path::new("deploy").join(name),
+            content: format!("{HEADER}`. Do not edit.\n{content}"),
+        })
+        .collect()
 }
 
 /// Writes or checks the files of `scope` below the workspace's root, and prints each change.

@@ -150,7 +150,8 @@ fn condition_schema() -> Value {
     })
 }
 
-fn sort_keys(value: Value) -> Value {
+/// The same value with the keys of every object in order, whatever map `serde_json` was built with.
+pub(crate) fn sort_keys(value: Value) -> Value {
     match value {
         Value::Object(fields) => {
             let mut sorted: Vec<_> = fields.into_iter().map(|(key, value)| (key, sort_keys(value))).collect();

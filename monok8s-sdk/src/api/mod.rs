@@ -25,6 +25,7 @@ pub use conditions::{
     ConditionType, Conditions, Truth, find as find_condition, is_true as condition_is_true,
     shorten as shorten_message,
 };
+pub(crate) use crd::sort_keys;
 pub use crd::{crds, crds_yaml};
 pub use names::{managed, progress_name, upgrade_name_of};
 pub use osnode::{

@@ -7,18 +7,19 @@ use serde_json::Value;
 use xtask::generate::Scope;
 use xtask::host::workspace_root;
 
-/// Whether a plain scalar with this text means something else than a string to some reader.
+/// Whether a plain scalar with this text is a string to us and something else to a YAML 1.1 reader.
 fn is_ambiguous(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
-    let word = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "~", "<<", "=", ".nan", ".inf"]
-        .contains(&lower.as_str());
+    let word = ["y", "n", "yes", "no", "on", "off", "<<", "="].contains(&lower.as_str());
     let digits = lower.trim_start_matches(['+', '-', '.']);
     let hex =
         digits.strip_prefix("0x").is_some_and(|rest| rest.bytes().all(|digit| digit.is_ascii_hexdigit()));
     let number_like = digits.starts_with(|first: char| first.is_ascii_digit())
         && digits.chars().all(|letter| letter.is_ascii_digit() || "+-._:oetz ".contains(letter))
         && digits.matches('.').count() < 2;
-    word || hex || number_like
+    // What is no string to us either was quoted, or it would not have been read as one.
+    let string = serde_yaml::from_str::<Value>(text).is_ok_and(|value| value.is_string());
+    string && (word || hex || number_like)
 }
 
 /// Every string in `value`, keys included.
@@ -73,10 +74,21 @@ fn strings_that_older_readers_take_for_something_else_are_quoted() {
 
 #[test]
 fn ambiguous_scalars_are_recognised() {
-    for text in ["yes", "On", "n", "12:30:45", "1_000", "0x1F", "1e3", "2026-11-24", ".5", "-1", "~"] {
+    for text in ["yes", "On", "n", "12:30:45", "1_000", "-1:30", "2026-11-24"] {
         assert!(is_ambiguous(text), "{text}");
     }
-    for text in ["Always", "v1.35.3", "0.1.0", "sha256:abc", "Deny", "-", "e2e", "monok8s.io/v1alpha1"] {
+    for text in [
+        "Always",
+        "true",
+        "8080",
+        "v1.35.3",
+        "0.1.0",
+        "sha256:abc",
+        "Deny",
+        "-",
+        "e2e",
+        "monok8s.io/v1alpha1",
+    ] {
         assert!(!is_ambiguous(text), "{text}");
     }
     let refused = std::panic::catch_unwind(|| check(Path::new("x.yaml"), "a:\n- \"on\"\nb: on\n"));
