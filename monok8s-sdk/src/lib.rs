@@ -8,6 +8,7 @@ pub mod digest;
 pub mod disk;
 #[cfg(feature = "image")]
 pub mod image;
+pub mod manifests;
 pub mod node_upgrade;
 pub mod os_release;
 pub mod rollout;
