@@ -54,12 +54,14 @@ impl Machine {
         ended
     }
 
-    /// Expects a failure with this reason.
+    /// Expects a failure with this reason, after which slot B is as it was or cannot be booted.
     async fn refuses(&self, source: Source, expected: Expected, reason: &str) -> ImageError {
+        let before = self.files.read_all(Slot::B).unwrap();
         let error = self.flash(source, expected).await.unwrap_err();
         assert_eq!(error.reason(), reason, "{error:?}");
-        let head = self.files.read(Slot::B, 64 * 1024).unwrap();
-        assert!(head.iter().all(|byte| *byte == 0), "slot B could be booted after {error}");
+        let after = self.files.read_all(Slot::B).unwrap();
+        let no_head = after.iter().take(64 * 1024).all(|byte| *byte == 0);
+        assert!(no_head || before == after, "slot B could be booted with a wrong image after {error}");
         error
     }
 
@@ -278,6 +280,7 @@ async fn an_image_that_cannot_fit_is_refused_before_the_slot_is_touched() {
 #[tokio::test]
 async fn absent_and_forbidden_files_are_final_and_name_the_url() {
     let machine = Machine::new();
+    let before = machine.files.read_all(Slot::B).unwrap();
     for (status, reason) in [
         ("404 Not Found", "ArtifactNotFound"),
         ("410 Gone", "ArtifactNotFound"),
@@ -289,6 +292,7 @@ async fn absent_and_forbidden_files_are_final_and_name_the_url() {
         assert_eq!((error.retry(), server.requests().len()), (Retry::Never, 1), "{status}");
         assert!(error.to_string().contains("/rootfs.ext4.zst"), "{error}");
     }
+    assert!(machine.files.read_all(Slot::B).unwrap() == before, "nothing came, so nothing was to be written");
 }
 
 #[tokio::test]
@@ -387,4 +391,40 @@ async fn an_absent_file_is_named_and_leaves_the_slot_alone() {
     let source = std::error::Error::source(&error).unwrap();
     assert!(source.to_string().contains("/nonexistent/x.zst"), "{source}");
     assert!(machine.files.read_all(Slot::B).unwrap() == before);
+}
+
+/// A small file system that goes away with this value.
+struct SmallFileSystem(tempfile::TempDir);
+
+impl SmallFileSystem {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+            .arg(dir.path())
+            .status();
+        mount.is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_device_is_told_from_a_bad_image() {
+    let Some(full) = SmallFileSystem::mount() else {
+        println!("SKIP: needs root to mount a small tmpfs");
+        return;
+    };
+    let files = FileMachine::create(full.0.path(), SLOT_SIZE).unwrap();
+    let host = files.host();
+    let slot = SlotMap::discover(&host, &files.layout()).unwrap().open_inactive(&host).unwrap();
+    let source = Source::Reader(Box::new(std::io::Cursor::new(zstd(&image()))));
+    let ended = flash(slot, source, Expected::default(), &Progress::default(), &Cancel::default()).await;
+    let error = ended.unwrap_err();
+    assert_eq!((error.reason(), error.retry()), ("NoSpaceLeft", Retry::Never), "{error:?}");
+    assert_eq!(files.read(Slot::B, 1024).unwrap(), [0; 1024]);
 }

@@ -86,11 +86,16 @@ proptest! {
     /// Any alignment, in a window of any alignment: what is read back is what a byte array would
     /// hold, and nothing outside of the window changes.
     #[test]
-    fn behaves_like_a_byte_array(base in 0_usize..9000, ops in ops(40_000)) {
+    fn behaves_like_a_byte_array(base in 0_usize..9000, direct in any::<bool>(), ops in ops(40_000)) {
         let size = 40_000;
         let mut expected = vec![0xAA; base + size + 5000];
         let (_dir, path) = file_of(&expected);
-        let target = DirectTarget::open_file_window(&path, base as u64, size as u64).unwrap();
+        let mut target = DirectTarget::open_file_window(&path, base as u64, size as u64).unwrap();
+        if !direct {
+            // What is left on a file system that refuses direct I/O.
+            target.file = target.edges.as_ref().unwrap().try_clone().unwrap();
+            target.bypass = CacheBypass::DroppedPages;
+        }
         for op in &ops {
             match op {
                 Op::Write(at, bytes) => {

@@ -74,8 +74,8 @@ pub async fn flash(
 
 /// Streams an artifact into a slot, all but the slot's first 64 KiB.
 ///
-/// On any error the slot is left without its first 64 KiB, so that nothing can boot it. To start
-/// over, open the slot again.
+/// On any error the slot is left without its first 64 KiB, so that nothing can boot it; or as it
+/// was, if the first bytes of the image never came. To start over, open the slot again.
 pub async fn write(
     slot: InactiveSlot,
     source: Source,

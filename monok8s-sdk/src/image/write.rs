@@ -143,7 +143,7 @@ pub enum WriteError {
         source: DiskError,
     },
     /// The caller asked to stop.
-    #[error("writing the slot was cancelled: the slot is not bootable until it is written again")]
+    #[error("writing the slot was cancelled: write it again before it is booted")]
     Cancelled,
 }
 
@@ -216,7 +216,8 @@ impl BodyWritten {
 /// Expands `artifact` into the slot, all but its first 64 KiB, and flushes. Blocks until done;
 /// async callers use [`write`](super::write()).
 ///
-/// On any error the slot is left without its first 64 KiB, so that nothing can boot it.
+/// On any error the slot is left without its first 64 KiB, so that nothing can boot it; or as it
+/// was, if the first bytes of the image never came.
 pub fn write_body(
     slot: InactiveSlot,
     artifact: impl Read,
@@ -228,32 +229,31 @@ pub fn write_body(
         slot.require_room(size).map_err(WriteError::TooLarge)?;
     }
     let mut decoder = Decoder::new(artifact, slot.size(), progress.clone());
-    let mut body = Body::begin(Arc::clone(slot.target()), progress.clone())?;
     decoder.check_magic()?;
     let mut decoder = decoder.start()?;
     let mut step = AlignedBuf::zeroed(STEP);
+    let mut body = Body::new(Arc::clone(slot.target()), progress.clone());
     loop {
+        let filled = decoder.fill(&mut step)?;
         if cancel.is_cancelled() {
             return Err(WriteError::Cancelled);
         }
-        let filled = decoder.fill(&mut step)?;
         if filled == 0 {
             break;
         }
-        let bytes = step.get(..filled).unwrap_or_default();
         refuse_excess(&slot, expected, body.offset + filled as u64)?;
-        body.append(bytes)?;
+        body.append(step.get(..filled).unwrap_or_default())?;
     }
     let (received, checksum) = decoder.finish();
     if let Some(expected) = expected.checksum.filter(|expected| *expected != checksum) {
         return Err(WriteError::ChecksumMismatch { expected, found: checksum, received });
     }
+    if body.offset == 0 {
+        return Err(WriteError::Truncated { received });
+    }
     let (head, length, image) = body.end()?;
     if let Some(declared) = expected.size.filter(|declared| *declared != length) {
         return Err(WriteError::SizeMismatch { declared, found: length });
-    }
-    if length == 0 {
-        return Err(WriteError::Truncated { received });
     }
     if let Some(expected) = expected.image_checksum.filter(|expected| *expected != image) {
         return Err(WriteError::ImageChecksumMismatch { expected, found: image });
@@ -406,16 +406,22 @@ struct Body {
 }
 
 impl Body {
-    /// Makes the slot unbootable, durably, before anything else of it changes.
-    fn begin(target: Arc<dyn BlockTarget>, progress: Progress) -> Result<Self, WriteError> {
-        let failed = |source| WriteError::Disk { written: 0, source };
-        target.zero(0, target.size().min(HEAD as u64)).map_err(failed)?;
-        target.flush().map_err(failed)?;
+    fn new(target: Arc<dyn BlockTarget>, progress: Progress) -> Self {
         let (head, hasher) = (AlignedBuf::zeroed(HEAD), sha2::Sha256::new());
-        Ok(Self { target, progress, hasher, head, offset: 0, zeroes: 0 })
+        Self { target, progress, hasher, head, offset: 0, zeroes: 0 }
+    }
+
+    /// Makes the slot unbootable, durably, before anything else of it changes.
+    fn invalidate(&self) -> Result<(), WriteError> {
+        let head = self.target.size().min(HEAD as u64);
+        self.target.zero(0, head).map_err(|source| self.failed(source))?;
+        self.target.flush().map_err(|source| self.failed(source))
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        if self.offset == 0 {
+            self.invalidate()?;
+        }
         self.hasher.update(bytes);
         let kept = usize::try_from(self.offset).unwrap_or(HEAD);
         let room = self.head.get_mut(kept..).unwrap_or_default();

@@ -111,7 +111,7 @@ fn write(disk: &Arc<MemoryDisk>, artifact: &[u8], expected: Expected) -> Result<
 fn refused(size: usize, artifact: &[u8], expected: Expected) -> WriteError {
     let disk = MemoryDisk::filled(size, 0xAA);
     let error = write(&disk, artifact, expected).unwrap_err();
-    assert!(disk.has_no_head(), "{error}: the old head is still there");
+    assert!(disk.has_no_head() || disk.log().is_empty(), "{error}: the old head is still there");
     error
 }
 
@@ -190,7 +190,7 @@ fn a_bomb_is_stopped_at_its_bound() {
     let disk = MemoryDisk::filled(SLOT, 0xAA);
     let expected = Expected { size: Some(100_000), ..Expected::default() };
     assert_eq!(write(&disk, &bomb, expected).unwrap_err().reason(), "ExpandsBeyondSize");
-    assert_eq!(disk.log().len(), 2, "only the head was touched");
+    assert_eq!(disk.log(), [], "not even the first step was written");
     let disk = MemoryDisk::filled(SLOT, 0xAA);
     assert_eq!(write(&disk, &bomb, Expected::default()).unwrap_err().reason(), "ImageTooLarge");
 }
@@ -254,7 +254,7 @@ fn a_cancelled_write_stops() {
     let artifact = zstd(&image(100));
     let ended = write_body(slot, artifact.as_slice(), &Expected::default(), &Progress::default(), &cancel);
     assert!(matches!(ended, Err(WriteError::Cancelled)));
-    assert!(disk.has_no_head());
+    assert_eq!(disk.log(), []);
 }
 
 /// Reads as a network does: in pieces of any size, with interruptions.
