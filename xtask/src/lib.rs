@@ -5,13 +5,17 @@
 //! its work under [`process::until_interrupted`], so that Ctrl-C drops them too.
 
 pub mod controlplane;
+pub mod demo;
 pub mod digest;
 pub mod disk;
 pub mod generate;
 pub mod host;
 pub mod http;
 pub mod kubelet;
+pub mod machine;
 pub mod process;
+pub mod programs;
 pub mod rootfs;
 pub mod scratch;
 pub mod test;
+pub mod testbed;

@@ -27,12 +27,23 @@ pub enum Guard {
     Missing,
 }
 
+/// Whether the image boots on a simulated machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    ComesUp,
+    Panics,
+}
+
+/// An image that holds this file does not come up on a simulated machine.
+pub const PANIC_MARKER: &str = "etc/simulate-panic";
+
 /// What goes into an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootfsSpec {
     version: String,
     stated: Option<String>,
     guard: Guard,
+    kernel: Kernel,
     bytes: u64,
     filler_bytes: u64,
 }
@@ -70,6 +81,7 @@ impl RootfsSpec {
             version: version.to_owned(),
             stated: Some(version.to_owned()),
             guard: Guard::Installed,
+            kernel: Kernel::ComesUp,
             bytes: 64 * MIB,
             filler_bytes: 16 * MIB,
         }
@@ -85,6 +97,12 @@ impl RootfsSpec {
     #[must_use]
     pub fn claiming_nothing(self) -> Self {
         Self { stated: None, ..self }
+    }
+
+    /// An image whose kernel panics on a simulated machine.
+    #[must_use]
+    pub fn panicking(self) -> Self {
+        Self { kernel: Kernel::Panics, ..self }
     }
 
     /// An image that lacks the guard.
@@ -129,6 +147,9 @@ impl RootfsSpec {
         };
         write("etc/os-release", &self.os_release())?;
         write("usr/bin/kubelet", &format!("kubelet {}\n", self.version))?;
+        if self.kernel == Kernel::Panics {
+            write(PANIC_MARKER, "")?;
+        }
         if self.guard == Guard::Installed {
             write("usr/bin/monok8s-agent", &format!("monok8s-agent {}\n", self.version))?;
             let unit = "usr/lib/systemd/system/monok8s-guard.service";

@@ -1,0 +1,108 @@
+//! What happens between power-on and the first program: the loader's choice, and the files that a
+//! kernel would show.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use ext4_view::{Ext4, Ext4Read};
+use monok8s_sdk::boot::Tries;
+use monok8s_sdk::boot::simulated::SimulatedLoader;
+use monok8s_sdk::os_release::OsRelease;
+use monok8s_sdk::slot::Slot;
+
+use crate::disk::Disk;
+use crate::rootfs::PANIC_MARKER;
+
+/// The os-release of a slot that came up.
+pub(super) struct BootedRelease {
+    /// The file.
+    text: Vec<u8>,
+    /// What it states.
+    pub(super) version: String,
+}
+
+/// A loader as an installer leaves it: slot A is good, and the only one.
+pub(super) fn install(loader: &Path) -> Result<()> {
+    SimulatedLoader::install(loader, Slot::A, Tries::DEFAULT_FULL).context("cannot install the simulated loader")
+}
+
+/// Boots until a slot comes up, as a machine with a hardware watchdog does.
+pub(super) fn boot(loader: &Path, disk: &Disk) -> Result<(Slot, BootedRelease)> {
+    let slot = SimulatedLoader::boot(loader, |slot| come_up(disk, slot).is_ok())
+        .context("no slot comes up: the machine is bricked")?;
+    Ok((slot, come_up(disk, slot)?))
+}
+
+/// The slot that the loader takes next.
+pub(super) fn next_boot(loader: &Path) -> Result<Option<Slot>> {
+    Ok(SimulatedLoader::status(loader)?.next_boot())
+}
+
+/// The slot that is on trial, if one is.
+pub(super) fn slot_on_trial(loader: &Path) -> Result<Option<Slot>> {
+    Ok(SimulatedLoader::status(loader)?.trial.map(|trial| trial.slot))
+}
+
+fn come_up(disk: &Disk, slot: Slot) -> Result<BootedRelease> {
+    let partition = disk.slot(slot);
+    let window = Window { file: File::open(&disk.path)?, offset: partition.offset, length: partition.bytes };
+    let root = Ext4::load(Box::new(window)).with_context(|| format!("slot {slot} holds no file system"))?;
+    let panics = root.exists(format!("/{PANIC_MARKER}").as_str())?;
+    anyhow::ensure!(!panics, "the kernel in slot {slot} panics");
+    let text = root.read("/etc/os-release")?;
+    let version = OsRelease::parse(&text)?.version()?.map(|version| version.to_string());
+    // An image that states no version runs all the same; its kubelet has one.
+    Ok(BootedRelease { text, version: version.unwrap_or_else(|| "v0.0.0".to_owned()) })
+}
+
+/// Writes what a kernel and an init show of a boot.
+pub(super) fn write_host(host: &Path, disk: &Disk, slot: Slot, release: &BootedRelease, boot_id: &str) -> Result<()> {
+    for directory in ["proc/sys/kernel/random", "proc/1", "etc"] {
+        fs::create_dir_all(host.join(directory))?;
+    }
+    // Loop devices are found through the real ones.
+    for name in ["sys", "dev"] {
+        let link = host.join(name);
+        if !link.is_symlink() {
+            std::os::unix::fs::symlink(Path::new("/").join(name), link)?;
+        }
+    }
+    let partuuid = &disk.slot(slot).partuuid;
+    fs::write(host.join("proc/cmdline"), format!("console=ttyS0 root=PARTUUID={partuuid} ro panic=10\n"))?;
+    fs::write(host.join("proc/sys/kernel/random/boot_id"), format!("{boot_id}\n"))?;
+    fs::write(host.join("proc/swaps"), "Filename\tType\tSize\tUsed\tPriority\n")?;
+    fs::write(host.join("proc/1/mountinfo"), "")?;
+    fs::write(host.join("etc/os-release"), &release.text)?;
+    write_uptime(host, Duration::ZERO)
+}
+
+/// Writes `/proc/uptime`, in a way that no reader sees half of.
+pub(super) fn write_uptime(host: &Path, uptime: Duration) -> Result<()> {
+    let next = host.join("proc/.uptime");
+    fs::write(&next, format!("{:.2} 0.00\n", uptime.as_secs_f64()))?;
+    Ok(fs::rename(next, host.join("proc/uptime"))?)
+}
+
+/// A partition inside a disk image.
+struct Window {
+    file: File,
+    offset: u64,
+    length: u64,
+}
+
+impl Ext4Read for Window {
+    fn read(
+        &mut self,
+        start: u64,
+        buffer: &mut [u8],
+    ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if start.saturating_add(buffer.len() as u64) > self.length {
+            return Err("read past the end of the slot".into());
+        }
+        self.file.seek(SeekFrom::Start(self.offset + start))?;
+        Ok(self.file.read_exact(buffer)?)
+    }
+}
