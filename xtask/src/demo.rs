@@ -8,7 +8,7 @@ use monok8s_sdk::api::{OSUpgrade, UpgradePhase};
 use monok8s_sdk::slot::Slot;
 
 use crate::controlplane::ControllerManager;
-use crate::host::{self, LOSETUP, MKE2FS, SETPRIV, SFDISK};
+use crate::host;
 use crate::kubelet::NodeSpec;
 use crate::machine::{Machine, Medium};
 use crate::rootfs::RootfsSpec;
@@ -32,7 +32,7 @@ pub enum Afterwards {
 /// Runs the demo. Fails unless every node is `Completed` and the disks prove it.
 pub async fn run(afterwards: Afterwards) -> Result<()> {
     let started = Instant::now();
-    host::provide(&[MKE2FS, SFDISK, LOSETUP, SETPRIV])?;
+    host::provide(&host::FIXTURES)?;
     say("a control plane: etcd, kube-apiserver, kube-controller-manager; CRDs and RBAC from `ctl create`");
     let mut testbed = Testbed::start(ControllerManager::Running).await?;
     say(&format!("images {OLD} and {NEW}: ext4 from a directory tree, zstd, served over HTTP"));

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::controlplane::{Binaries, ControlPlane, ControllerManager, Options, Tool, pinned_version};
+use xtask::demo::{self, Afterwards};
 use xtask::generate::{self, Mode, Scope};
 use xtask::process::{Interrupted, until_interrupted};
 
@@ -18,6 +19,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Show three nodes move from one version to the next, on real parts.
+    Demo {
+        /// Leave everything running at the end, with a kubeconfig to play with, until Ctrl-C.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Prove everything that this machine can run, and say what was skipped and why.
     Test,
     /// Write the CRDs in crds/ from the SDK's types.
@@ -60,6 +67,7 @@ async fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<()> {
     match task {
+        Task::Demo { keep } => demo::run(if keep { Afterwards::Keep } else { Afterwards::TakeDown }).await,
         Task::Test => xtask::test::run().await,
         Task::GenCrds(args) => write_or_check(Scope::Crds, &args),
         Task::Gen(args) => write_or_check(Scope::All, &args),

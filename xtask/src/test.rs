@@ -13,8 +13,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::host::{DEBUGFS, LOSETUP, MKE2FS, Program, SETPRIV, SFDISK};
-
 /// What was counted so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Tally {
@@ -45,8 +43,6 @@ const fn step(name: &'static str, args: &'static [&'static str], counting: Count
     Step { name, program: "cargo", args, env: &[], counting }
 }
 
-const NEEDED: [Program; 5] = [MKE2FS, DEBUGFS, SFDISK, LOSETUP, SETPRIV];
-
 /// In order of how soon they find a mistake.
 const STEPS: &[Step] = &[
     step("format", &["fmt", "--all", "--check"], Counting::Whole),
@@ -76,7 +72,7 @@ const STEPS: &[Step] = &[
 /// Runs every step, prints the summary, and fails if anything failed or, in CI, was skipped.
 pub async fn run() -> Result<()> {
     let root = crate::host::workspace_root();
-    crate::host::provide(&NEEDED)?;
+    crate::host::provide(&crate::host::FIXTURES)?;
     crate::controlplane::Binaries::find().await?;
     let started = Instant::now();
     let tally = tokio::task::spawn_blocking(move || run_steps(root, STEPS)).await??;
