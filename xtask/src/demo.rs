@@ -38,7 +38,10 @@ pub async fn run(afterwards: Afterwards) -> Result<()> {
     say(&format!("images {OLD} and {NEW}: ext4 from a directory tree, zstd, served over HTTP"));
     for version in [OLD, NEW] {
         let artifact = testbed.publish(version, &RootfsSpec::of(version))?;
-        println!("  {version}  {} bytes, expands to {}  {}", artifact.bytes, artifact.image.bytes, artifact.digest);
+        println!(
+            "  {version}  {} bytes, expands to {}  {}",
+            artifact.bytes, artifact.image.bytes, artifact.digest
+        );
     }
     say(&format!("three machines that run {OLD} from slot A, each with a GPT disk on {}", medium()));
     testbed.add_machine(NodeSpec::control_plane("cp-1", OLD), OLD).await?;
@@ -74,10 +77,10 @@ fn medium() -> &'static str {
 }
 
 fn write_upgrade(testbed: &Testbed) -> Result<PathBuf> {
-    let catalog = testbed.catalog(OLD).lines().map(|line| format!("      {line}\n")).collect::<String>();
+    let catalog = testbed.catalog(OLD).trim_end().replace('\n', "\n      ");
     let text = format!(
         "apiVersion: monok8s.io/v1alpha1\nkind: OSUpgrade\nmetadata:\n  name: {UPGRADE}\nspec:\n  \
-         version: {NEW}\n  nodeSelector: {{}}\n  catalog:\n    inline: |\n{catalog}"
+         version: {NEW}\n  nodeSelector: {{}}\n  catalog:\n    inline: |\n      {catalog}\n"
     );
     let path = testbed.directory().join("upgrade.yaml");
     std::fs::write(&path, text)?;
@@ -130,5 +133,7 @@ fn prove(testbed: &Testbed, machine: &Machine) -> Result<String> {
     ensure!(next == Some(Slot::B), "the loader of {name} boots {next:?} next, not slot B");
     let boots = machine.boots();
     ensure!(boots.len() == 2, "{name} booted {} times instead of twice: {boots:?}", boots.len());
-    Ok(format!("{name}: slot B is {NEW} byte for byte ({found}), slot A is untouched, the loader boots slot B"))
+    Ok(format!(
+        "{name}: slot B is {NEW} byte for byte ({found}), slot A is untouched, the loader boots slot B"
+    ))
 }

@@ -138,7 +138,12 @@ enum Order {
 
 impl Machine {
     /// Creates the machine below `directory` and boots it. Its agent uses `kubeconfig`.
-    pub async fn start(spec: MachineSpec, directory: &Path, client: Client, kubeconfig: PathBuf) -> Result<Self> {
+    pub async fn start(
+        spec: MachineSpec,
+        directory: &Path,
+        client: Client,
+        kubeconfig: PathBuf,
+    ) -> Result<Self> {
         let name = spec.node.name.clone();
         let directory = directory.join(&name);
         std::fs::create_dir_all(&directory)?;
@@ -169,7 +174,9 @@ impl Machine {
         let boots = Arc::new(Mutex::new(Vec::new()));
         let (orders, inbox) = mpsc::channel(16);
         let mut power = Power {
-            agent_disk: loops.as_ref().map_or_else(|| disk.path.clone(), |loops| loops.whole.path().to_owned()),
+            agent_disk: loops
+                .as_ref()
+                .map_or_else(|| disk.path.clone(), |loops| loops.whole.path().to_owned()),
             spec,
             paths: paths.clone(),
             disk: disk.clone(),
@@ -350,10 +357,7 @@ impl Power {
         let boot_id = self.kubelet.booted(&version).await?;
         firmware::write_host(&self.paths.host, &self.disk, slot, &os_release, &boot_id)?;
         self.up_since = Instant::now();
-        self.boots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Boot { slot, version, boot_id });
+        self.boots.lock().unwrap_or_else(PoisonError::into_inner).push(Boot { slot, version, boot_id });
         self.keep_agent_running()
     }
 

@@ -28,7 +28,7 @@ use crate::scratch::Scratch;
 const POLL: Duration = Duration::from_millis(50);
 const NAMESPACE: &str = "mono-system";
 /// Kinds that would start pods. There is no kubelet to run them; the programs are started directly,
-/// with the same ServiceAccounts.
+/// with the same service accounts.
 const WORKLOADS: [&str; 2] = ["Deployment", "DaemonSet"];
 
 /// A running cluster. Dropping it ends and removes everything.
@@ -43,7 +43,7 @@ pub struct Testbed {
     scratch: Scratch,
 }
 
-/// The names of the two ServiceAccounts, as the manifests have them.
+/// The names of the two service accounts, as the manifests have them.
 struct Accounts {
     operator: String,
     agent: String,
@@ -230,7 +230,12 @@ impl Testbed {
     }
 
     /// Polls until `look` finds something. The error says what was waited for, and shows the cluster.
-    pub async fn wait_for<T, F>(&self, what: &str, timeout: Duration, mut look: impl FnMut() -> F) -> Result<T>
+    pub async fn wait_for<T, F>(
+        &self,
+        what: &str,
+        timeout: Duration,
+        mut look: impl FnMut() -> F,
+    ) -> Result<T>
     where
         F: Future<Output = Result<Option<T>>>,
     {
@@ -274,7 +279,7 @@ fn artifact_path(name: &str) -> String {
 }
 
 /// Applies what `ctl create` prints, as the guide says, except for what would need a kubelet.
-/// Returns the name of the ServiceAccount.
+/// Returns the name of the service account.
 async fn install(kubectl: &Kubectl, what: &str) -> Result<String> {
     let output = Command::new(Program::Ctl.locate()?).args(["create", what]).output()?;
     if !output.status.success() {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ext4_view::{Ext4, Ext4Read};
-use monok8s_sdk::boot::Tries;
 use monok8s_sdk::boot::simulated::SimulatedLoader;
+use monok8s_sdk::boot::{BootBackend as _, Tries};
 use monok8s_sdk::os_release::OsRelease;
 use monok8s_sdk::slot::Slot;
 
@@ -26,24 +26,27 @@ pub(super) struct BootedRelease {
 
 /// A loader as an installer leaves it: slot A is good, and the only one.
 pub(super) fn install(loader: &Path) -> Result<()> {
-    SimulatedLoader::install(loader, Slot::A, Tries::DEFAULT_FULL).context("cannot install the simulated loader")
+    SimulatedLoader::install(loader, Slot::A, Tries::DEFAULT_FULL)
+        .context("cannot install the simulated loader")?;
+    Ok(())
 }
 
 /// Boots until a slot comes up, as a machine with a hardware watchdog does.
 pub(super) fn boot(loader: &Path, disk: &Disk) -> Result<(Slot, BootedRelease)> {
-    let slot = SimulatedLoader::boot(loader, |slot| come_up(disk, slot).is_ok())
+    let slot = SimulatedLoader::open(loader)
+        .boot(|slot| come_up(disk, slot).is_ok())
         .context("no slot comes up: the machine is bricked")?;
     Ok((slot, come_up(disk, slot)?))
 }
 
 /// The slot that the loader takes next.
 pub(super) fn next_boot(loader: &Path) -> Result<Option<Slot>> {
-    Ok(SimulatedLoader::status(loader)?.next_boot())
+    Ok(SimulatedLoader::open(loader).status()?.next_boot())
 }
 
 /// The slot that is on trial, if one is.
 pub(super) fn slot_on_trial(loader: &Path) -> Result<Option<Slot>> {
-    Ok(SimulatedLoader::status(loader)?.trial.map(|trial| trial.slot))
+    Ok(SimulatedLoader::open(loader).status()?.trial.map(|trial| trial.slot))
 }
 
 fn come_up(disk: &Disk, slot: Slot) -> Result<BootedRelease> {
@@ -59,7 +62,13 @@ fn come_up(disk: &Disk, slot: Slot) -> Result<BootedRelease> {
 }
 
 /// Writes what a kernel and an init show of a boot.
-pub(super) fn write_host(host: &Path, disk: &Disk, slot: Slot, release: &BootedRelease, boot_id: &str) -> Result<()> {
+pub(super) fn write_host(
+    host: &Path,
+    disk: &Disk,
+    slot: Slot,
+    release: &BootedRelease,
+    boot_id: &str,
+) -> Result<()> {
     for directory in ["proc/sys/kernel/random", "proc/1", "etc"] {
         fs::create_dir_all(host.join(directory))?;
     }
