@@ -67,7 +67,10 @@ async fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<()> {
     match task {
-        Task::Demo { keep } => demo::run(if keep { Afterwards::Keep } else { Afterwards::TakeDown }).await,
+        Task::Demo { keep } => {
+            let afterwards = if keep { Afterwards::Keep } else { Afterwards::TakeDown };
+            Box::pin(demo::run(afterwards)).await
+        }
         Task::Test => xtask::test::run().await,
         Task::GenCrds(args) => write_or_check(Scope::Crds, &args),
         Task::Gen(args) => write_or_check(Scope::All, &args),
