@@ -6,6 +6,8 @@ pub mod catalog;
 pub mod digest;
 #[cfg(feature = "disk")]
 pub mod disk;
+#[cfg(any(feature = "client", feature = "image"))]
+pub mod http;
 #[cfg(feature = "image")]
 pub mod image;
 pub mod manifests;

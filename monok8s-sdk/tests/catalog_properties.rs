@@ -133,7 +133,7 @@ fn fewest_hops(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn a_path_keeps_every_promise(text in document(), from in version(), to in version(), arch in arch()) {

@@ -24,7 +24,7 @@
 //! [`Catalog::parse`] reads it, [`lint`] tells everything that is wrong with it, [`Catalog::resolve`]
 //! answers what a version or channel stands for, and [`path`] says which images lead there, one
 //! Kubernetes minor release at a time. All of them are pure functions. The `client` feature adds
-//! `source`, which fetches the document.
+//! `source`, which fetches the document from where an upgrade says it is.
 //!
 //! Two rules keep a fleet going when a catalog is not perfect. A mistake in one image or channel
 //! concerns that one only. A key that is not known is reported and passed over, so that a newer
@@ -37,6 +37,8 @@ mod lint;
 mod path;
 mod read;
 mod resolve;
+#[cfg(feature = "client")]
+pub mod source;
 mod yaml;
 
 pub use document::{Block, Catalog, CatalogError, Channel, Entry, Limits};
