@@ -89,7 +89,9 @@ impl DirectTarget {
 
     /// Opens `length` bytes from `offset` of a plain file, as a partition in a disk image.
     pub fn open_file_window(path: &Path, offset: u64, length: u64) -> Result<Self, DiskError> {
-        Self::file(path, Some((offset, length)))
+        let mut window = Self::file(path, Some((offset, length)))?;
+        window.name = format!("{} at byte {offset}", path.display());
+        Ok(window)
     }
 
     fn file(path: &Path, window: Option<(u64, u64)>) -> Result<Self, DiskError> {

@@ -11,12 +11,14 @@
 //! Nothing here needs an async runtime; every call may block on the disk.
 
 mod aligned;
+mod booted;
 mod direct;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fixture;
 pub mod gpt;
 mod guard;
 mod host;
+mod layout;
 mod slots;
 mod target;
 mod token;
@@ -25,7 +27,8 @@ pub use aligned::{ALIGNMENT, AlignedBuf};
 pub use direct::DirectTarget;
 pub use guard::{GuardError, InactiveSlot};
 pub use host::{BlockDevice, HostError, HostView, LoopBacking};
-pub use slots::{DiskSource, PartitionId, SlotDevice, SlotLayout, SlotMap, SlotPartition, SlotsError};
+pub use layout::{DiskSource, PartitionId, SlotLayout};
+pub use slots::{SlotDevice, SlotMap, SlotPartition, SlotsError};
 #[cfg(feature = "image")]
 pub(crate) use target::Bytes;
 pub use target::{Action, BlockTarget, CacheBypass, DeviceNumber, DiskError};

@@ -4,72 +4,13 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
+use super::booted::{Root, booted, device_of_root, root_parameter};
 use super::direct::DirectTarget;
-use super::gpt::{self, GptError, Guid, Partition};
-#[cfg(test)]
-use super::host::LoopBacking;
-use super::host::{BlockDevice, HostError, HostView, Mount};
+use super::gpt::{self, GptError, Partition};
+use super::host::{BlockDevice, HostError, HostView};
+use super::layout::{DiskSource, PartitionId, SlotLayout};
 use super::target::{DeviceNumber, DiskError};
 use crate::slot::Slot;
-
-/// How the slots are recognised.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlotLayout {
-    /// The disk that holds both slots.
-    pub disk: DiskSource,
-    /// The partition of slot A.
-    pub a: PartitionId,
-    /// The partition of slot B.
-    pub b: PartitionId,
-}
-
-/// Where the disk with the slots is found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DiskSource {
-    /// The one disk that holds the partition named by `root=` of the kernel command line.
-    BootedRoot,
-    /// This device or disk image, a path as this process sees it.
-    Path(PathBuf),
-}
-
-/// How a partition is named. Never by file system label or UUID: both slots may hold the same
-/// image, and then share those.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PartitionId {
-    /// By its GUID, the PARTUUID.
-    Guid(Guid),
-    /// By its name, the PARTLABEL, which must be unique on the disk.
-    Label(String),
-}
-
-impl Default for SlotLayout {
-    /// The partitions labelled `rootfs-a` and `rootfs-b` on the disk of the booted root.
-    fn default() -> Self {
-        Self {
-            disk: DiskSource::BootedRoot,
-            a: PartitionId::Label("rootfs-a".to_owned()),
-            b: PartitionId::Label("rootfs-b".to_owned()),
-        }
-    }
-}
-
-impl std::fmt::Display for PartitionId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Guid(guid) => write!(f, "PARTUUID={guid}"),
-            Self::Label(label) => write!(f, "PARTLABEL={label}"),
-        }
-    }
-}
-
-impl PartitionId {
-    fn names(&self, partition: &Partition) -> bool {
-        match self {
-            Self::Guid(guid) => partition.guid == *guid,
-            Self::Label(label) => partition.name == *label,
-        }
-    }
-}
 
 /// Why the slots cannot be told apart. Nothing is written in any of these cases.
 #[derive(Debug, thiserror::Error)]
@@ -214,13 +155,20 @@ impl SlotMap {
     pub fn discover(host: &HostView, layout: &SlotLayout) -> Result<Self, SlotsError> {
         let devices = host.block_devices()?;
         let root = host.kernel_command_line()?.as_deref().and_then(root_parameter);
-        let disk = Disk::find(host, &devices, &layout.disk, root.as_ref())?;
+        let mounts = host.mounts()?;
+        let disk = match &layout.disk {
+            DiskSource::Path(path) => Disk::open(&devices, path.clone())?,
+            DiskSource::BootedRoot => {
+                let number = mounts.as_deref().and_then(device_of_root);
+                Disk::of_root(host, &devices, &identified(root.clone(), number, &devices)?)?
+            }
+        };
         let slot = |slot, id| disk.slot(host, &devices, slot, id);
         let (a, b) = (slot(Slot::A, &layout.a)?, slot(Slot::B, &layout.b)?);
         if a.partition.index == b.partition.index {
             return Err(SlotsError::SamePartition { disk: disk.path, index: a.partition.index });
         }
-        let booted = booted(root.as_ref(), host.mounts()?.as_deref(), &devices, &a, &b, &disk.path)?;
+        let booted = booted(root.as_ref(), mounts.as_deref(), &devices, &a, &b, &disk.path)?;
         Ok(Self { disk: disk.path, booted, a, b })
     }
 
@@ -252,6 +200,21 @@ impl SlotMap {
     }
 }
 
+/// The root as far as it leads to a disk: what the command line names, else the device of `/`.
+fn identified(
+    root: Option<Root>,
+    mounted: Option<DeviceNumber>,
+    devices: &[BlockDevice],
+) -> Result<Root, SlotsError> {
+    let unidentified = match root {
+        Some(Root::Other(text)) => SlotsError::UnsupportedRoot { root: text },
+        Some(root) => return Ok(root),
+        None => SlotsError::BootedUnknown,
+    };
+    let device = devices.iter().find(|device| Some(device.number) == mounted);
+    device.map(|device| Root::Device(device.name.clone())).ok_or(unidentified)
+}
+
 /// A disk under examination.
 struct Disk {
     path: PathBuf,
@@ -261,19 +224,6 @@ struct Disk {
 }
 
 impl Disk {
-    fn find(
-        host: &HostView,
-        devices: &[BlockDevice],
-        source: &DiskSource,
-        root: Option<&Root>,
-    ) -> Result<Self, SlotsError> {
-        match (source, root) {
-            (DiskSource::Path(path), _) => Self::open(devices, path.clone()),
-            (DiskSource::BootedRoot, None) => Err(SlotsError::BootedUnknown),
-            (DiskSource::BootedRoot, Some(root)) => Self::of_root(host, devices, root),
-        }
-    }
-
     fn of_root(host: &HostView, devices: &[BlockDevice], root: &Root) -> Result<Self, SlotsError> {
         let mut holders: Vec<Self> = devices
             .iter()
@@ -372,111 +322,6 @@ fn shows(device: &BlockDevice, disk: &BlockDevice, partition: &Partition) -> boo
         _ => false,
     };
     same_place && device.size == partition.length
-}
-
-/// The `root=` of a kernel command line, as far as it identifies a partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Root {
-    Partition(PartitionId),
-    /// A device by the kernel's name.
-    Device(String),
-    /// A form that does not identify a partition, such as a file system UUID.
-    Other(String),
-}
-
-impl std::fmt::Display for Root {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Partition(id) => id.fmt(f),
-            Self::Device(name) => write!(f, "/dev/{name}"),
-            Self::Other(text) => f.write_str(text),
-        }
-    }
-}
-
-/// The last `root=` counts, as for the kernel.
-fn root_parameter(command_line: &str) -> Option<Root> {
-    let root = command_line.split_whitespace().filter_map(|word| word.strip_prefix("root=")).next_back()?;
-    let root = root.trim_matches('"');
-    let partition = if let Some(guid) = root.strip_prefix("PARTUUID=") {
-        guid.parse().ok().map(|guid| Root::Partition(PartitionId::Guid(guid)))
-    } else if let Some(label) = root.strip_prefix("PARTLABEL=") {
-        Some(Root::Partition(PartitionId::Label(label.to_owned())))
-    } else {
-        let name = root.strip_prefix("/dev/").filter(|name| !name.contains('/'));
-        name.map(|name| Root::Device(name.to_owned()))
-    };
-    Some(partition.unwrap_or_else(|| Root::Other(root.to_owned())))
-}
-
-/// Which slot is booted: what the command line names, checked against the device of `/`.
-fn booted(
-    root: Option<&Root>,
-    mounts: Option<&[Mount]>,
-    devices: &[BlockDevice],
-    a: &SlotPartition,
-    b: &SlotPartition,
-    disk: &std::path::Path,
-) -> Result<Slot, SlotsError> {
-    let slots = [a, b];
-    let unexpected = |root: String| SlotsError::UnexpectedDisk { root, disk: disk.to_owned() };
-    let named = match root {
-        None | Some(Root::Other(_)) => None,
-        Some(root) => {
-            let slot = slots.iter().find(|slot| slot.is_root(root, devices));
-            Some(slot.ok_or_else(|| unexpected(root.to_string()))?.slot)
-        }
-    };
-    let mounted = match mounts.and_then(device_of_root) {
-        // No device: an overlay or the like; or the slots are in a disk image and have none.
-        None => None,
-        Some(_) if slots.iter().all(|slot| slot.device.number().is_none()) => None,
-        Some(number) => {
-            let slot = slots.iter().find(|slot| slot.carries(number, devices));
-            Some(slot.ok_or_else(|| unexpected(format!("device {number}")))?.slot)
-        }
-    };
-    match (named, mounted) {
-        (Some(command_line), Some(mounted)) if command_line != mounted => {
-            Err(SlotsError::Contradiction { command_line, mounted })
-        }
-        (Some(slot), _) | (None, Some(slot)) => Ok(slot),
-        (None, None) => Err(match root {
-            Some(root) => SlotsError::UnsupportedRoot { root: root.to_string() },
-            None => SlotsError::BootedUnknown,
-        }),
-    }
-}
-
-/// The device mounted as `/`: of several mounts there, the last one is on top.
-fn device_of_root(mounts: &[Mount]) -> Option<DeviceNumber> {
-    let top = mounts.iter().rev().find(|mount| mount.mount_point == "/")?;
-    (top.number.major != 0).then_some(top.number)
-}
-
-impl SlotPartition {
-    fn is_root(&self, root: &Root, devices: &[BlockDevice]) -> bool {
-        match root {
-            Root::Partition(id) => id.names(&self.partition),
-            Root::Device(name) => devices
-                .iter()
-                .any(|device| device.name == *name && Some(device.number) == self.device.number()),
-            Root::Other(_) => false,
-        }
-    }
-
-    /// Whether the device `number` is this slot or is built directly on it (dm-verity).
-    fn carries(&self, number: DeviceNumber, devices: &[BlockDevice]) -> bool {
-        let own = self.device.number();
-        let number_of =
-            |name: &String| devices.iter().find(|device| device.name == *name).map(|device| device.number);
-        own == Some(number)
-            || devices
-                .iter()
-                .filter(|device| Some(device.number) == own)
-                .flat_map(|device| &device.holders)
-                .any(|holder| number_of(holder) == Some(number))
-    }
 }
 
 impl SlotDevice {

@@ -3,6 +3,7 @@ use std::path::Path;
 
 use super::super::GuardError;
 use super::super::fixture::{FileMachine, TestPartition, write_gpt};
+use super::super::host::{LoopBacking, Mount};
 use super::*;
 
 fn machine() -> (tempfile::TempDir, FileMachine) {
@@ -161,6 +162,21 @@ fn the_device_of_root_is_checked_against_the_command_line() {
     assert!(matches!(
         judge("root=/dev/sda2", Some(&root_mount("8:17"))),
         Err(SlotsError::UnexpectedDisk { .. })
+    ));
+}
+
+#[test]
+fn without_a_usable_root_parameter_the_device_of_root_leads_to_the_disk() {
+    let devices = [device("sda2", 2, 1 << 20)];
+    let number = DeviceNumber::parse("8:2");
+    let lead = |line: &str, mounted| identified(root_parameter(line), mounted, &devices);
+    assert_eq!(lead("quiet", number).unwrap(), Root::Device("sda2".to_owned()));
+    assert_eq!(lead("root=LABEL=x", number).unwrap(), Root::Device("sda2".to_owned()));
+    assert_eq!(lead("root=/dev/sdb1", number).unwrap(), Root::Device("sdb1".to_owned()));
+    assert!(matches!(lead("quiet", None), Err(SlotsError::BootedUnknown)));
+    assert!(matches!(
+        lead("root=LABEL=x", DeviceNumber::parse("8:9")),
+        Err(SlotsError::UnsupportedRoot { .. })
     ));
 }
 

@@ -1,8 +1,8 @@
 //! Everything that can go wrong between an artifact and a slot that may be booted.
 
-use super::fetch::FetchError;
+use super::fetch_error::FetchError;
 use super::inspect::InspectError;
-use super::write::WriteError;
+use super::write_error::WriteError;
 use crate::disk::{DiskError, GuardError, VerifyError};
 
 /// Why an image did not get into a slot. Grouped by the step that failed.

@@ -39,22 +39,27 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod decode;
 mod error;
 mod fetch;
+mod fetch_error;
 mod inspect;
 mod progress;
 mod resume;
 mod source;
 mod write;
+mod write_error;
 
 use std::ops::ControlFlow;
 
 pub use error::{ImageError, Retry};
-pub use fetch::{Download, DownloadLimits, FetchError, Interruption, client_builder};
+pub use fetch::{Download, DownloadLimits, client_builder};
+pub use fetch_error::{FetchError, Interruption};
 pub use inspect::{DEFAULT_GUARD_PATHS, InspectError, Inspection, inspect};
 pub use progress::{Cancel, Progress, ProgressSnapshot};
 pub use source::Source;
-pub use write::{BodyWritten, Expected, WriteError, write_body};
+pub use write::{BodyWritten, Expected, write_body};
+pub use write_error::WriteError;
 
 use crate::disk::{InactiveSlot, VerifiedSlot, VerifyError, WrittenSlot};
 use source::blocking;

@@ -11,9 +11,11 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
 use super::error::ImageError;
-use super::fetch::{Download, FetchError, Taken};
+use super::fetch::{Download, Taken};
+use super::fetch_error::FetchError;
 use super::progress::{Cancel, Progress};
-use super::write::{BodyWritten, Expected, WriteError, write_body};
+use super::write::{BodyWritten, Expected, write_body};
+use super::write_error::WriteError;
 use crate::disk::InactiveSlot;
 
 /// How many received chunks may wait for the writer. One is a network read, rarely above 64 KiB.

@@ -1,7 +1,9 @@
+use std::io;
 use std::sync::Mutex;
 
 use proptest::prelude::*;
 
+use super::super::decode::WINDOW_LOG_MAX;
 use super::*;
 use crate::disk::{Action, CacheBypass};
 use crate::slot::Slot;

@@ -1,0 +1,141 @@
+//! What can go wrong between an artifact's first byte and the slot's last.
+
+use std::io;
+
+use super::decode::WINDOW_LOG_MAX;
+use super::error::CANCELLED;
+use crate::digest::Sha256Digest;
+use crate::disk::{Bytes, DiskError, GuardError};
+use crate::slot::Slot;
+
+/// Why an artifact was not written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The declared size does not fit into the slot. Nothing was written.
+    #[error(transparent)]
+    TooLarge(GuardError),
+    /// The artifact is another one than was ordered.
+    #[error("the artifact's checksum is {found}, but {expected} was ordered ({} received): another file is served there, or the catalog's checksum is wrong", Bytes(*received))]
+    ChecksumMismatch {
+        /// The checksum ordered.
+        expected: Sha256Digest,
+        /// The checksum of what arrived.
+        found: Sha256Digest,
+        /// How many bytes arrived.
+        received: u64,
+    },
+    /// The expanded image is another one than was ordered.
+    #[error(
+        "the expanded image's checksum is {found}, but {expected} was ordered: correct imageChecksum in the catalog, or the artifact"
+    )]
+    ImageChecksumMismatch {
+        /// The checksum ordered.
+        expected: Sha256Digest,
+        /// The checksum of what was expanded.
+        found: Sha256Digest,
+    },
+    /// The artifact expands to more than its declared size. Stopped there.
+    #[error(
+        "the artifact expands to more than its declared size of {declared} bytes: stopped there; correct `size` in the catalog if the image is meant to be larger"
+    )]
+    ExpandsBeyondSize {
+        /// The declared size in bytes.
+        declared: u64,
+    },
+    /// The artifact expands to more than the slot holds. Stopped there.
+    #[error(
+        "the artifact expands to more than slot {} holds ({slot_size} bytes): stopped there; choose an image that fits",
+        slot
+    )]
+    ExpandsBeyondSlot {
+        /// The slot.
+        slot: Slot,
+        /// The slot's size in bytes.
+        slot_size: u64,
+    },
+    /// The artifact expands to less than its declared size.
+    #[error(
+        "the artifact expands to {found} bytes, but its declared size is {declared}: correct `size` in the catalog (zstd -lv shows it), or the artifact"
+    )]
+    SizeMismatch {
+        /// The declared size in bytes.
+        declared: u64,
+        /// The size in bytes it has.
+        found: u64,
+    },
+    /// The artifact ends within a frame.
+    #[error(
+        "the artifact ends after {received} bytes, in the middle of its compressed data: it was cut off, upload it again"
+    )]
+    Truncated {
+        /// How many bytes arrived.
+        received: u64,
+    },
+    /// The artifact is longer than the slot it should be expanded into.
+    #[error(
+        "the artifact is longer than {limit} bytes, more than an image for this slot can have: another file is served there"
+    )]
+    ArtifactTooLong {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The artifact is not zstd.
+    #[error("the artifact is not zstd-compressed, it begins with {}: a file like rootfs.ext4.zst was expected", start.escape_ascii())]
+    NotZstd {
+        /// Its first bytes, four at most.
+        start: Vec<u8>,
+    },
+    /// The artifact needs more memory to decode than is granted.
+    #[error("the artifact's zstd window is larger than {} MiB: compress it without --ultra -21 or above and without --long", 1 << (WINDOW_LOG_MAX - 20))]
+    WindowTooLarge,
+    /// The artifact's compressed data is damaged, or followed by something else.
+    #[error("the artifact's compressed data is damaged near byte {received}: upload it again")]
+    Corrupt {
+        /// How many bytes had arrived.
+        received: u64,
+        /// What the decoder says.
+        source: io::Error,
+    },
+    /// The source broke off.
+    #[error("cannot read the artifact after {received} bytes")]
+    Source {
+        /// How many bytes had arrived.
+        received: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The slot cannot be written.
+    #[error("cannot write the slot after {} of the image", Bytes(*written))]
+    Disk {
+        /// How many bytes of the image were written before.
+        written: u64,
+        /// Why.
+        source: DiskError,
+    },
+    /// The caller asked to stop.
+    #[error("writing the slot was cancelled: write it again before it is booted")]
+    Cancelled,
+}
+
+impl WriteError {
+    /// A stable word for the failure, in the style of a Kubernetes reason.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::TooLarge(_) | Self::ExpandsBeyondSlot { .. } => "ImageTooLarge",
+            Self::ChecksumMismatch { .. } => "ChecksumMismatch",
+            Self::ImageChecksumMismatch { .. } => "ImageChecksumMismatch",
+            Self::ExpandsBeyondSize { .. } => "ExpandsBeyondSize",
+            Self::SizeMismatch { .. } => "SizeMismatch",
+            Self::Truncated { .. } => "TruncatedArtifact",
+            Self::ArtifactTooLong { .. } => "ArtifactTooLong",
+            Self::NotZstd { .. } => "NotZstd",
+            Self::WindowTooLarge => "WindowTooLarge",
+            Self::Corrupt { .. } => "CorruptArtifact",
+            Self::Source { .. } => "ArtifactUnreadable",
+            Self::Disk { source, .. } => source.reason(),
+            Self::Cancelled => CANCELLED,
+        }
+    }
+}
