@@ -1,6 +1,6 @@
 //! The per-node state machine: what a node does next, from what was observed.
 //!
-//! `decide` is pure: no clock, no disk, no API. The caller observes [`NodeFacts`] and an
+//! [`decide`] is pure: no clock, no disk, no API. The caller observes [`NodeFacts`] and an
 //! [`Order`], carries out the one [`Action`] it gets, and observes again. Every action is one step
 //! that can be done twice without harm, so a crash between two steps needs no special case: what
 //! to do after a start follows from the booted slot, the boot ID, the loader and the [`Record`].
@@ -14,12 +14,19 @@
 //! | which artifacts failed here | the record |
 
 mod action;
+mod commit;
+mod decide;
 mod facts;
+#[cfg(test)]
+mod fixture;
 mod order;
 mod record;
+mod stage;
 mod step;
+mod trial;
 
 pub use action::{Action, ArmedBy, Report, WaitReason};
+pub use decide::decide;
 pub use facts::{ApiView, BootId, Booted, Check, HeldToken, NodeFacts, NodeView, TrialHealth};
 pub use order::{Freshness, Order, OrderError, Pace, Reported, Standing};
 pub use record::{
@@ -27,3 +34,4 @@ pub use record::{
     SeenObject, SlotContent, SlotContentState, Slots,
 };
 pub use step::Step;
+pub use trial::{Verdict, judge};

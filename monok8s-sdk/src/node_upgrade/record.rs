@@ -281,6 +281,9 @@ pub struct SeenObject {
     /// How many attempts were begun at the current hop.
     #[serde(default)]
     pub attempts: u32,
+    /// How many attempts were confirmed.
+    #[serde(default)]
+    pub confirmed: u32,
     /// Failures of attempts before this one were lifted by a retry.
     #[serde(default)]
     pub lifted_before: AttemptId,
@@ -331,3 +334,7 @@ impl Record {
             .find(|failed| failed.checksum == *checksum && failed.attempt >= lifted_before)
     }
 }
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;

@@ -43,16 +43,14 @@ pub enum Step {
         /// The images, in the order they are taken.
         hops: Vec<ImageRef>,
     },
-    /// An attempt begins.
+    /// An attempt at a hop begins.
     Begun {
         /// The object it is made for.
         object: ObjectIdentity,
-        /// Forward, or back on purpose.
-        kind: AttemptKind,
         /// The version to end on.
         version: OsVersion,
         /// The artifact.
-        checksum: Option<Sha256Digest>,
+        checksum: Sha256Digest,
         /// The slot to end in.
         slot: Slot,
         /// When its trial counts as good.
@@ -94,6 +92,8 @@ pub enum Step {
         reason: FailureReason,
         /// That in a sentence.
         message: String,
+        /// The boot that is on trial.
+        boot_id: BootId,
     },
     /// The loader holds the new slot as good, and the node runs from it.
     Confirmed,
@@ -120,21 +120,35 @@ pub enum Step {
         /// The nonce.
         nonce: String,
     },
-    /// A new rollback nonce: everything of the attempt before is cleared, and the node will be held
-    /// where the rollback ends.
+    /// A new rollback nonce: everything of the attempt before is cleared, and an attempt into the
+    /// other slot begins. The node is held where it ends.
     RollbackBegun {
-        /// The object's UID.
-        uid: String,
+        /// The object it is made for.
+        object: ObjectIdentity,
         /// The nonce.
         nonce: String,
+        /// The version in the other slot.
+        version: OsVersion,
+        /// The artifact that it was written from, if that is known.
+        checksum: Option<Sha256Digest>,
+        /// The other slot.
+        slot: Slot,
+        /// When its trial counts as good.
+        trial: TrialSpec,
     },
 }
 
 impl Record {
-    /// The record once `step` was taken. A step that does not fit leaves it unchanged.
+    /// The record once `step` was taken. A step that does not fit leaves it unchanged; above all,
+    /// nothing is begun over an attempt that may be committed.
     #[must_use]
     pub fn after(&self, step: &Step) -> Self {
         let mut next = self.clone();
+        let begins =
+            matches!(step, Step::Begun { .. } | Step::RetryBegun { .. } | Step::RollbackBegun { .. });
+        if begins && self.attempt.as_ref().is_some_and(Attempt::may_be_committed) {
+            return next;
+        }
         next.take(step);
         next.count(step);
         next
@@ -149,8 +163,8 @@ impl Record {
                 let pin = |image: &ImageRef| PinnedImage { image: image.clone(), extra: Extra::new() };
                 self.with_seen(uid, |seen| seen.pinned = hops.iter().map(pin).collect());
             }
-            Step::Begun { object, kind, version, checksum, slot, trial } => {
-                self.begin(object, kind, version, *checksum, *slot, trial);
+            Step::Begun { object, version, checksum, slot, trial } => {
+                self.begin(object, AttemptKind::Upgrade, version, Some(*checksum), *slot, trial);
             }
             Step::Dropped => self.attempt = None,
             Step::SlotForgotten { slot } => *self.slots.get_mut(*slot) = None,
@@ -166,7 +180,10 @@ impl Record {
                 attempt.state = AttemptState::Committed;
                 attempt.boot_id = Some(boot_id.clone());
             }),
-            Step::Reverting { reason, message } => self.end(AttemptState::Reverting, reason, message),
+            Step::Reverting { reason, message, boot_id } => {
+                self.end(AttemptState::Reverting, reason, message);
+                self.with_attempt(|attempt| attempt.boot_id = Some(boot_id.clone()));
+            }
             Step::Confirmed => self.confirm(),
             Step::RolledBack { reason, message, at } => {
                 self.end(AttemptState::RolledBack, reason, message);
@@ -174,13 +191,13 @@ impl Record {
             }
             Step::Failed { reason, message } => self.end(AttemptState::Failed, reason, message),
             Step::RetryBegun { uid, nonce } => self.begin_retry(uid, nonce),
-            Step::RollbackBegun { uid, nonce } => {
-                self.attempt = None;
-                self.with_seen(uid, |seen| {
+            Step::RollbackBegun { object, nonce, version, checksum, slot, trial } => {
+                self.with_seen(&object.uid, |seen| {
                     seen.rollback_nonce = Some(nonce.clone());
                     seen.attempts = 0;
                     seen.steps = 0;
                 });
+                self.begin(object, AttemptKind::Rollback, version, *checksum, *slot, trial);
             }
         }
     }
@@ -213,7 +230,7 @@ impl Record {
     fn begin(
         &mut self,
         object: &ObjectIdentity,
-        kind: &AttemptKind,
+        kind: AttemptKind,
         version: &OsVersion,
         checksum: Option<Sha256Digest>,
         slot: Slot,
@@ -224,7 +241,7 @@ impl Record {
             id: self.next_attempt,
             object: object.clone(),
             number: self.seen(&object.uid).map_or(1, |seen| seen.attempts),
-            kind: kind.clone(),
+            kind,
             version: version.clone(),
             checksum,
             slot,
@@ -279,6 +296,7 @@ impl Record {
         self.failed.retain(|failed| Some(failed.checksum) != attempt.checksum);
         self.with_seen(&attempt.object.uid, |seen| {
             seen.attempts = 0;
+            seen.confirmed = seen.confirmed.saturating_add(1);
             seen.steps = 0;
             seen.held_on = (attempt.kind == AttemptKind::Rollback).then(|| attempt.version.clone());
         });
@@ -379,6 +397,7 @@ impl SeenObject {
             rollback_nonce: None,
             held_on: None,
             attempts: 0,
+            confirmed: 0,
             lifted_before: AttemptId(0),
             steps: 0,
             pinned: Vec::new(),
