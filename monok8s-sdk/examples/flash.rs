@@ -11,9 +11,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use monok8s_sdk::disk::{DiskSource, HostView, SlotLayout, SlotMap};
-use monok8s_sdk::image::{
-    Cancel, DEFAULT_GUARD_PATHS, Download, Expected, Progress, Source, client_builder, flash, inspect,
-};
+use monok8s_sdk::http::{HttpOptions, http_client};
+use monok8s_sdk::image::{Cancel, DEFAULT_GUARD_PATHS, Download, Expected, Progress, Source, flash, inspect};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -33,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let source = if artifact.starts_with("http://") || artifact.starts_with("https://") {
         // The program chooses the TLS provider; the library never does.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Source::Http(Download::new(client_builder().build()?, [artifact.parse()?]))
+        Source::Http(Download::new(http_client(&HttpOptions::default())?, [artifact.parse()?]))
     } else {
         Source::File(artifact.into())
     };

@@ -12,8 +12,9 @@ use common::{Reply, Request, Server};
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::disk::fixture::FileMachine;
+use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::image::{
-    Cancel, Download, DownloadLimits, Expected, ImageError, Progress, Retry, Source, client_builder, flash,
+    Cancel, Download, DownloadLimits, Expected, ImageError, Progress, Retry, Source, flash,
 };
 use monok8s_sdk::slot::Slot;
 
@@ -100,13 +101,13 @@ fn download(urls: impl IntoIterator<Item = reqwest::Url>) -> Download {
     // Several tests may come here first; one of them installs the provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let limits = DownloadLimits {
-        total: Duration::from_secs(20),
-        stall: Duration::from_millis(500),
+        total: Duration::from_secs(60),
+        stall: Duration::from_millis(1500),
         attempts: 4,
         first_backoff: Duration::from_millis(5),
         longest_backoff: Duration::from_millis(20),
     };
-    Download::new(client_builder().no_proxy().build().unwrap(), urls).with_limits(limits)
+    Download::new(http_client(&HttpOptions::default()).unwrap(), urls).with_limits(limits)
 }
 
 fn http(server: &Server) -> Source {
@@ -174,7 +175,7 @@ async fn a_stalled_connection_is_given_up_and_resumed() {
     let file = artifact.clone();
     let server = Server::start(move |number, request| {
         let reply = Reply::file(request, &file, "\"1\"");
-        let hang = Duration::from_millis(800);
+        let hang = Duration::from_secs(2);
         if number == 0 { Reply { hang, ..reply.cut(300_000) } } else { reply }
     });
     machine.flash(http(&server), ordered(&artifact)).await.unwrap();
@@ -338,7 +339,7 @@ async fn redirects_end() {
     let machine = Machine::new();
     let server = Server::start(|_, _| Reply::new("302 Found", &[("Location", "/again")], b""));
     let error = machine.refuses(http(&server), Expected::default(), "UnusableAnswer").await;
-    assert!(error.to_string().contains("redirects more than"), "{error}");
+    assert!(error.to_string().contains("redirects"), "{error}");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{self, HeaderMap, HeaderName};
-use reqwest::{Client, ClientBuilder, Response, Url, redirect};
+use reqwest::{Client, Response, Url};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -14,9 +14,7 @@ use super::fetch_error::{FetchError, Interruption};
 use super::progress::{Cancel, Progress};
 use super::resume::{Answer, Identity, Received, Verdict, judge};
 use super::source::MAX_CHUNK;
-
-/// The most redirects that are followed for one request.
-const MAX_REDIRECTS: usize = 10;
+use crate::http::{root_cause, shown_url};
 
 /// Where an artifact is downloaded from, and how patiently.
 ///
@@ -58,35 +56,9 @@ impl Default for DownloadLimits {
     }
 }
 
-/// A builder for a client that suits downloads: it follows few redirects and none from https to
-/// http, and gives up on connecting after 30 s. Add certificates or a proxy as needed.
-///
-/// A process-wide rustls provider must be installed before `build()` is called.
-pub fn client_builder() -> ClientBuilder {
-    let policy = redirect::Policy::custom(|attempt| {
-        let from_https = attempt.previous().iter().any(|url| url.scheme() == "https");
-        if from_https && attempt.url().scheme() != "https" {
-            attempt.error(LeavesHttps)
-        } else if attempt.previous().len() > MAX_REDIRECTS {
-            attempt.error(TooManyRedirects)
-        } else {
-            attempt.follow()
-        }
-    });
-    Client::builder().redirect(policy).connect_timeout(Duration::from_secs(30))
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("it redirects from https to an unprotected URL")]
-struct LeavesHttps;
-
-#[derive(Debug, thiserror::Error)]
-#[error("it redirects more than {MAX_REDIRECTS} times")]
-struct TooManyRedirects;
-
 impl Download {
     /// A download of the same file from any of `urls`, with the default limits. The client should
-    /// come from [`client_builder`]; it must not decompress bodies.
+    /// come from [`http_client`](crate::http::http_client); it must not decompress bodies.
     pub fn new(client: Client, urls: impl IntoIterator<Item = Url>) -> Self {
         Self { client, urls: urls.into_iter().collect(), limits: DownloadLimits::default() }
     }
@@ -212,7 +184,7 @@ impl Transfer<'_> {
         let response = match timeout(stall, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) if error.is_redirect() || error.is_builder() => {
-                let what = deepest(&error);
+                let what = root_cause(&error);
                 return Err(Ended::Useless(FetchError::Unusable { url: shown(url), what }));
             }
             Ok(Err(error)) => return Err(Ended::Interrupted(Interruption::Network(error.without_url()))),
@@ -220,7 +192,7 @@ impl Transfer<'_> {
         };
         // For clients that were built without our redirect policy.
         if url.scheme() == "https" && response.url().scheme() != "https" {
-            let what = LeavesHttps.to_string();
+            let what = "it redirects from https to an unprotected URL".to_owned();
             return Err(Ended::Useless(FetchError::Unusable { url: shown(url), what }));
         }
         Ok(response)
@@ -299,21 +271,7 @@ fn backoff(limits: &DownloadLimits, fruitless: u32, random: u64) -> Duration {
 
 /// A URL for messages: without what may be secret.
 fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    // These fail only for URLs that cannot have credentials.
-    let _ = url.set_username("");
-    let _ = url.set_password(None);
-    url.set_query(None);
-    url.set_fragment(None);
-    url.to_string()
-}
-
-fn deepest(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
+    shown_url(url.as_str())
 }
 
 impl fmt::Display for Download {
@@ -340,11 +298,5 @@ mod tests {
                 assert!(range.contains(&backoff(&limits, fruitless, random)), "{fruitless} {random}");
             }
         }
-    }
-
-    #[test]
-    fn messages_carry_no_secrets() {
-        let url = Url::parse("https://me:secret@example.com/a/rootfs.zst?X-Amz-Signature=secret#x").unwrap();
-        assert_eq!(shown(&url), "https://example.com/a/rootfs.zst");
     }
 }

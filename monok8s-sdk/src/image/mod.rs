@@ -53,7 +53,7 @@ mod write_error;
 use std::ops::ControlFlow;
 
 pub use error::{ImageError, Retry};
-pub use fetch::{Download, DownloadLimits, client_builder};
+pub use fetch::{Download, DownloadLimits};
 pub use fetch_error::{FetchError, Interruption};
 pub use inspect::{DEFAULT_GUARD_PATHS, InspectError, Inspection, inspect};
 pub use progress::{Cancel, Progress, ProgressSnapshot};
