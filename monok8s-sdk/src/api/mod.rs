@@ -29,8 +29,8 @@ pub(crate) use crd::sort_keys;
 pub use crd::{crds, crds_yaml};
 pub use names::{managed, progress_name, upgrade_name_of};
 pub use osnode::{
-    FailedImage, GuardState, LoaderReport, OSNode, OSNodeStatus, OtherSlotReport, ReturnState, SlotReport,
-    TryCounting,
+    FailedImage, GuardState, LoaderReport, OSNode, OSNodeSpec, OSNodeStatus, OtherSlotReport, ReturnState,
+    SlotReport, TryCounting,
 };
 pub use osupgrade::{CatalogSource, ChannelPolicy, DowngradePolicy, Mode, OSUpgrade, OSUpgradeSpec};
 pub use osupgrade_status::{ImageRef, NodeCounts, OSUpgradeStatus, Resolved, RunSummary, UpgradePhase};

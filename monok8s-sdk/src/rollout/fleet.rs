@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo};
 use k8s_openapi::jiff::Timestamp;
 
+use super::action::ObjectRef;
 use crate::api::{
     ANNOTATION_CORDON, ANNOTATION_EXCLUDE, IntOrPercent, LABEL_CONTROL_PLANE, LABEL_MANAGED, OSNode,
-    OSNodeStatus, OSUpgrade, OSUpgradeProgress, Resolved, annotation_is_on,
+    OSNodeStatus, OSUpgrade, OSUpgradeProgress, Resolved, ReturnState, annotation_is_on,
 };
 use crate::version::OsVersion;
 
@@ -238,13 +239,35 @@ impl NodeView {
         }
     }
 
-    /// Whether the node runs `version`, as far as who said so can tell.
+    /// Whether the node runs `version`. A kubelet's word is not enough for an image revision.
     #[must_use]
     pub fn runs(&self, version: &OsVersion) -> bool {
+        self.version.as_ref() == Some(version)
+    }
+
+    /// Whether the node is known to run something else than `version`.
+    #[must_use]
+    pub fn contradicts(&self, version: &OsVersion) -> bool {
         self.version.as_ref().is_some_and(|running| match self.version_source {
-            VersionSource::Agent => running == version,
-            VersionSource::Kubelet => *running == version.kubernetes(),
+            VersionSource::Agent => running != version,
+            VersionSource::Kubelet => *running != version.kubernetes(),
         })
+    }
+
+    /// The version in the other slot, if the node can be sent back to it.
+    pub(super) fn version_to_go_back_to(&self) -> Option<OsVersion> {
+        let NodeReport::Present(status) = &self.report else { return None };
+        let other = status.other_slot.as_ref()?;
+        (other.return_state == ReturnState::KnownGood).then(|| other.version.as_ref()?.parse().ok())?
+    }
+
+    /// The node as the object of a write.
+    pub(super) fn object(&self) -> ObjectRef {
+        ObjectRef {
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            resource_version: self.resource_version.clone(),
+        }
     }
 }
 

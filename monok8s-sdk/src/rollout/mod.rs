@@ -1,7 +1,7 @@
 //! The fleet planner: what the operator does next, over all upgrades, nodes, progress objects and
 //! cordons at once.
 //!
-//! The planner is a pure function of what was observed ([`Fleet`]) and the time. It makes every
+//! [`plan()`] is a pure function of what was observed ([`Fleet`]) and the time. It makes every
 //! choice; whoever carries the [`Plan`] out makes none. Three properties hold by construction, so that the
 //! executor may be stopped between any two of its writes:
 //!
@@ -14,9 +14,28 @@
 //!   seen to be back.
 
 mod action;
+mod boot;
+mod draft;
+#[cfg(any(test, feature = "test-util"))]
+pub mod fixtures;
 mod fleet;
+mod gates;
+mod govern;
+mod halt;
+mod judge;
+mod line;
+mod order;
 mod outlook;
+mod plan;
+mod refusals;
+mod report;
+mod route;
 mod run;
+mod stage;
+mod survey;
+mod sweep;
+#[cfg(test)]
+mod tests;
 
 pub use action::{Action, NewProgress, ObjectRef, Plan};
 pub use fleet::{
@@ -24,4 +43,5 @@ pub use fleet::{
     VersionSource,
 };
 pub use outlook::{NewRun, Outlook, Wait};
+pub use plan::plan;
 pub use run::{frozen_target, run_digest};

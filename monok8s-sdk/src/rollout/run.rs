@@ -1,7 +1,10 @@
 //! When a new run begins.
 
+use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
+use super::fleet::{Target, UpgradeView};
+use super::outlook::NewRun;
 use crate::api::{
     CatalogSource, ChannelPolicy, DowngradePolicy, NodeSelector, OSUpgrade, OSUpgradeSpec, Resolved,
 };
@@ -64,4 +67,20 @@ fn has_new_nonce(upgrade: &OSUpgrade) -> bool {
     let observed = upgrade.status.as_ref().and_then(|status| status.observed_retry_nonce.as_deref());
     let nonce = upgrade.spec.retry_nonce();
     !nonce.is_empty() && nonce != observed.unwrap_or_default()
+}
+
+/// The number of the run that is under way.
+pub(super) fn current_run(view: &UpgradeView) -> Option<i64> {
+    view.upgrade.status.as_ref()?.run.filter(|run| *run > 0)
+}
+
+/// The run that has to begin before anything is done for `target`, if the current one is not for it.
+pub(super) fn new_run(view: &UpgradeView, target: &Target, now: Timestamp) -> Option<NewRun> {
+    (!is_current(&view.upgrade, &target.resolved)).then(|| NewRun {
+        run: current_run(view).unwrap_or(0).saturating_add(1),
+        digest: run_digest(&view.upgrade.spec, &target.resolved.version),
+        resolved: target.resolved.clone(),
+        retry_nonce: view.upgrade.spec.retry_nonce().to_owned(),
+        started_at: now,
+    })
 }

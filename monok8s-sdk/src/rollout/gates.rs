@@ -1,0 +1,249 @@
+//! What has to hold before a node is cordoned and may reboot. Each gate is one function; the first
+//! that is shut is the reason that is reported.
+
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+
+use super::fleet::{Management, NodeView, Readiness, Role, Scheduling};
+use super::govern::Stands;
+use super::halt::{forbidden, names};
+use super::order::OrderView;
+use super::outlook::Wait;
+use super::survey::{Campaign, Survey};
+use crate::api::Rounding;
+use crate::version::OsVersion;
+
+/// A node whose turn to reboot is being considered.
+pub(super) struct Turn<'a, 'f> {
+    pub(super) survey: &'a Survey<'f>,
+    pub(super) stands: &'a Stands<'f>,
+    pub(super) campaign: &'a Campaign<'f>,
+    pub(super) halt: Option<&'a Wait>,
+    pub(super) node: &'f NodeView,
+    pub(super) order: OrderView<'f>,
+    /// What it would boot.
+    pub(super) version: &'a OsVersion,
+    /// The nodes that are away, or will be by what was decided so far; without this one, unless it
+    /// is away for a reason of its own.
+    pub(super) away: &'a BTreeSet<&'f str>,
+}
+
+type Gate = fn(&Turn<'_, '_>) -> Option<Wait>;
+
+/// All gates, the ones that only a person opens first.
+const GATES: [Gate; 10] = [
+    paused,
+    halted,
+    image_forbidden,
+    other_reboot,
+    control_plane_in_step,
+    control_plane_first,
+    api_server_skew,
+    operator_last,
+    one_control_plane_node,
+    budget,
+];
+
+impl Turn<'_, '_> {
+    /// Why the node may not go now.
+    pub(super) fn wait(&self) -> Option<Wait> {
+        GATES.iter().find_map(|gate| gate(self))
+    }
+
+    /// Where the hop leads from what the node runs.
+    fn direction(&self) -> Ordering {
+        self.node.version.as_ref().map_or(Ordering::Greater, |running| self.version.cmp(running))
+    }
+
+    /// The other nodes of this upgrade that will still move, and what they run.
+    fn movers(&self) -> impl Iterator<Item = (&NodeView, &OsVersion)> {
+        let others = self.stands.of(self.campaign).filter(|(node, _)| node.uid != self.node.uid);
+        others
+            .filter(|(node, stand)| stand.moves(node))
+            .filter_map(|(node, _)| Some((node, node.version.as_ref()?)))
+    }
+
+    fn wait_for<'n>(
+        reason: &'static str,
+        nodes: impl Iterator<Item = &'n NodeView>,
+        words: &str,
+    ) -> Option<Wait> {
+        let all: BTreeSet<&str> = nodes.map(|node| node.name.as_str()).collect();
+        let all: Vec<_> = all.into_iter().collect();
+        (!all.is_empty()).then(|| Wait { reason, message: format!("waits for {} {words}", names(&all)) })
+    }
+}
+
+fn paused(turn: &Turn<'_, '_>) -> Option<Wait> {
+    let why = turn.campaign.pause()?;
+    Some(Wait { reason: "Paused", message: why.to_owned() })
+}
+
+/// A halt stops everything but what a person asked for on the node itself.
+fn halted(turn: &Turn<'_, '_>) -> Option<Wait> {
+    turn.halt.filter(|_| !turn.order.is_retried() && !turn.order.rollback_is_wanted()).cloned()
+}
+
+fn image_forbidden(turn: &Turn<'_, '_>) -> Option<Wait> {
+    let image = turn.order.order()?.hops.iter().find(|hop| hop.version == *turn.version)?;
+    let wait = forbidden(turn.survey, turn.campaign, image)?;
+    let asked_for = wait.reason == "VersionQuarantined" && turn.order.is_retried();
+    (!asked_for).then_some(wait)
+}
+
+/// A node that has committed to something else finishes that first.
+fn other_reboot(turn: &Turn<'_, '_>) -> Option<Wait> {
+    let mut others = turn.survey.orders_of(turn.node).filter(|order| order.uid() != turn.order.uid());
+    let other = others.find(|order| order.is_committed() || order.may_yet_commit())?;
+    let message = format!("{} has the node in a reboot", other.name());
+    Some(Wait { reason: "WaitingForUpgrade", message })
+}
+
+/// Every control-plane node finishes a hop before one starts the next, and no two of them ever run
+/// API servers more than one minor release apart.
+fn control_plane_in_step(turn: &Turn<'_, '_>) -> Option<Wait> {
+    let running = turn.node.version.as_ref()?;
+    if turn.node.role != Role::ControlPlane || turn.order.rollback_is_wanted() {
+        return None;
+    }
+    let direction = turn.direction();
+    let behind = turn.movers().filter(|(other, at)| {
+        other.role == Role::ControlPlane && running.cmp(at) == direction && turn.version.cmp(at) == direction
+    });
+    let waits = Turn::wait_for("WaitingForControlPlane", behind.map(|(node, _)| node), "to finish its hop");
+    waits.or_else(|| {
+        let there = turn.version.minor();
+        let apart = turn.survey.control_plane().filter(|other| {
+            let minor = other.version.as_ref().map(OsVersion::minor);
+            other.uid != turn.node.uid
+                && other.management != Management::Excluded
+                && minor
+                    .is_some_and(|minor| minor.major != there.major || minor.minor.abs_diff(there.minor) > 1)
+        });
+        Turn::wait_for("ControlPlaneSkew", apart, "to come within one minor release of the hop")
+    })
+}
+
+/// The control plane before the workers on the way up, after them on the way down.
+fn control_plane_first(turn: &Turn<'_, '_>) -> Option<Wait> {
+    if turn.order.rollback_is_wanted() {
+        return None;
+    }
+    let (direction, first) = match (turn.node.role, turn.direction()) {
+        (Role::Worker, Ordering::Greater) => (Ordering::Greater, Role::ControlPlane),
+        (Role::ControlPlane, Ordering::Less) => (Ordering::Less, Role::Worker),
+        _ => return None,
+    };
+    let behind = turn.movers().filter(|(other, at)| other.role == first && turn.version.cmp(at) == direction);
+    let (reason, words) = match first {
+        Role::ControlPlane => ("WaitingForControlPlane", "of the control plane to go first"),
+        Role::Worker => ("WaitingForWorkers", "to go down before the control plane"),
+    };
+    Turn::wait_for(reason, behind.map(|(node, _)| node), words)
+}
+
+/// No kubelet is newer than the oldest API server. Kubernetes promises this by minor release.
+fn api_server_skew(turn: &Turn<'_, '_>) -> Option<Wait> {
+    let there = turn.version.minor();
+    if turn.node.role == Role::ControlPlane {
+        let newer = turn.survey.fleet.nodes.iter().filter(|other| {
+            let minor = other.version.as_ref().map(OsVersion::minor);
+            other.role == Role::Worker
+                && other.management != Management::Excluded
+                && turn.direction() == Ordering::Less
+                && minor > Some(there)
+        });
+        return Turn::wait_for("KubeletSkew", newer, "whose kubelet would be newer than this API server");
+    }
+    let here = turn.node.version.as_ref().map(OsVersion::minor);
+    let lowest = turn.survey.lowest_api_server();
+    if Some(there) <= here || lowest.is_some_and(|lowest| there <= lowest) {
+        return None;
+    }
+    let message = match lowest {
+        Some(lowest) => format!("waits for every API server to run {there}; the oldest runs {lowest}"),
+        None => format!("waits to learn whether every API server runs {there}"),
+    };
+    Some(Wait { reason: "KubeletSkew", message })
+}
+
+/// The operator's own node goes last in its role, so that its work is interrupted once.
+fn operator_last(turn: &Turn<'_, '_>) -> Option<Wait> {
+    if turn.survey.fleet.operator_node.as_deref() != Some(&turn.node.name) || turn.order.rollback_is_wanted()
+    {
+        return None;
+    }
+    let direction = turn.direction();
+    let behind = turn.movers().filter(|(other, at)| {
+        // A control-plane node that is a hop ahead waits for this one.
+        let ahead = turn.node.version.as_ref().is_some_and(|running| at.cmp(&running) == direction);
+        other.role == turn.node.role
+            && turn.version.cmp(at) == direction
+            && !(other.role == Role::ControlPlane && ahead)
+    });
+    Turn::wait_for("OperatorNodeLast", behind.map(|(node, _)| node), "since the operator itself runs here")
+}
+
+/// Never two control-plane nodes at once, whoever took the other one away.
+fn one_control_plane_node(turn: &Turn<'_, '_>) -> Option<Wait> {
+    if turn.node.role != Role::ControlPlane {
+        return None;
+    }
+    let away = turn.survey.control_plane().filter(|other| {
+        other.uid != turn.node.uid
+            && match other.management {
+                // What a person took out may be cordoned for years, but a vote in etcd is a vote.
+                Management::Excluded => other.readiness == Readiness::NotReady,
+                Management::Managed | Management::Unmanaged => turn.away.contains(other.name.as_str()),
+            }
+    });
+    Turn::wait_for(
+        "WaitingForControlPlane",
+        away,
+        "to be available: the control plane goes one node at a time",
+    )
+}
+
+fn budget(turn: &Turn<'_, '_>) -> Option<Wait> {
+    // Whoever is away already costs nothing more, and may be just what the upgrade repairs.
+    if turn.away.contains(turn.node.name.as_str()) {
+        return None;
+    }
+    let selected = turn.campaign.selected();
+    let limit = turn.campaign.rollout.max_unavailable(selected.len());
+    let own = over(turn, selected.iter().copied(), limit, "maxUnavailable");
+    own.or_else(|| {
+        let managed = || turn.survey.fleet.nodes.iter().filter(|node| node.management == Management::Managed);
+        let limit = turn.survey.fleet.max_unavailable.as_ref()?;
+        let limit = limit.of(managed().count(), Rounding::DownAtLeastOne);
+        over(turn, managed(), limit, "the operator's limit over all upgrades")
+    })
+}
+
+fn over<'n>(
+    turn: &Turn<'_, '_>,
+    counted: impl Iterator<Item = &'n NodeView>,
+    limit: usize,
+    name: &str,
+) -> Option<Wait> {
+    let away: Vec<&NodeView> = counted.filter(|node| turn.away.contains(node.name.as_str())).collect();
+    (away.len() >= limit).then(|| {
+        let all: Vec<String> =
+            away.iter().take(10).map(|node| format!("{} ({})", node.name, why(turn, node))).collect();
+        let message = format!("{name} is {limit}, and unavailable are {}", all.join(", "));
+        Wait { reason: "WaitingForBudget", message }
+    })
+}
+
+/// Why a node counts as unavailable.
+fn why(turn: &Turn<'_, '_>, node: &NodeView) -> &'static str {
+    let committed = turn.survey.orders_of(node).any(OrderView::is_committed);
+    match (committed, node.readiness, node.scheduling) {
+        (true, _, _) => "rebooting",
+        (false, Readiness::NotReady, _) => "not ready",
+        (false, Readiness::Ready, Scheduling::Cordoned) if node.cordoned_for.is_none() => {
+            "cordoned by someone"
+        }
+        (false, Readiness::Ready, _) => "its turn",
+    }
+}

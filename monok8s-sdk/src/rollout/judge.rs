@@ -1,0 +1,407 @@
+//! What is said about an upgrade: counts, phase and conditions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::draft::Draft;
+use super::fleet::{Evaluation, Management, NodeView, Scheduling, Target};
+use super::govern::{Stand, Stands};
+use super::halt::{Failures, names};
+use super::order::{OrderView, State};
+use super::outlook::{Outlook, Wait};
+use super::refusals::{Unable, common_reason, explain, unable};
+use super::survey::{Campaign, Survey};
+use crate::api::{ConditionType, LABEL_MANAGED, Mode, NodeCounts, RolloutSpec, Truth, UpgradePhase};
+use crate::version::OsVersion;
+
+/// Where an upgrade stands, before it is put into conditions.
+struct Verdict {
+    phase: UpgradePhase,
+    ready: Truth,
+    standing: Standing,
+    reason: String,
+    message: String,
+}
+
+/// What an upgrade does next: kstatus reads it from two conditions that are never both true.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Nothing, and nobody has to act.
+    AtRest,
+    /// Something, by itself.
+    Reconciling,
+    /// Nothing, until a person acts.
+    Stalled,
+}
+
+/// Says what is to be reported about an upgrade.
+pub(super) fn judge<'f>(
+    survey: &Survey<'f>,
+    campaign: &Campaign<'f>,
+    stands: &Stands<'f>,
+    draft: &Draft,
+) -> Outlook {
+    let nodes = counts(campaign, stands);
+    let waits = draft.waits_of(campaign);
+    let verdict = verdict(survey, campaign, stands, &nodes, &waits);
+    let resolved_version = match &campaign.view.evaluation {
+        Evaluation::Accepted(target) => Some(target.resolved.version.clone()),
+        Evaluation::Rejected { resolved, .. } | Evaluation::Pending { resolved, .. } => resolved.clone(),
+    };
+    let carried_out = !matches!(verdict.phase, UpgradePhase::Rejected | UpgradePhase::Pending);
+    let new_run = campaign.next_run.clone().filter(|_| carried_out && campaign.mode() == Mode::Apply);
+    Outlook {
+        conditions: conditions(campaign, &verdict),
+        phase: verdict.phase,
+        new_run,
+        resolved_version,
+        nodes,
+        message: verdict.message,
+        waits,
+    }
+}
+
+fn conditions(campaign: &Campaign<'_>, verdict: &Verdict) -> Vec<(ConditionType, Truth, String, String)> {
+    let is = |standing| Truth::from(verdict.standing == standing);
+    let mut list: Vec<_> = [
+        (ConditionType::Ready, verdict.ready),
+        (ConditionType::Reconciling, is(Standing::Reconciling)),
+        (ConditionType::Stalled, is(Standing::Stalled)),
+    ]
+    .into_iter()
+    .map(|(kind, truth)| (kind, truth, verdict.reason.clone(), verdict.message.clone()))
+    .collect();
+    let mut other = |kind, truth, reason: &str, message: &str| {
+        list.push((kind, truth, reason.to_owned(), message.to_owned()));
+    };
+    match campaign.pause() {
+        Some(why) => other(ConditionType::Paused, Truth::True, "Paused", why),
+        None => other(ConditionType::Paused, Truth::False, "NotPaused", "nobody paused the upgrade"),
+    }
+    match &campaign.view.catalog_error {
+        Some(error) => other(ConditionType::CatalogReachable, Truth::False, "CatalogUnavailable", error),
+        None => other(ConditionType::CatalogReachable, Truth::True, "CatalogRead", "the catalog was read"),
+    }
+    let ignored = not_obeyed(&campaign.rollout);
+    if !ignored.is_empty() {
+        let message = format!("this release accepts, but does not obey yet: {}", ignored.join(", "));
+        other(ConditionType::NotObeyed, Truth::True, "NotImplemented", &message);
+    }
+    list
+}
+
+/// The fields that are set and make no difference in this release.
+fn not_obeyed(rollout: &RolloutSpec) -> Vec<&'static str> {
+    let RolloutSpec {
+        max_unavailable: _,
+        max_parallel_staging: _,
+        canary,
+        group_by,
+        soak_seconds,
+        failure_threshold: _,
+        max_failed_nodes: _,
+        staging_timeout_seconds: _,
+        reboot_timeout_seconds: _,
+        trial,
+        windows,
+        drain,
+        health_checks,
+    } = rollout;
+    let fields = [
+        ("rollout.canary", canary.is_some()),
+        ("rollout.groupBy", group_by.is_some()),
+        ("rollout.soakSeconds", soak_seconds.is_some_and(|seconds| seconds > 0)),
+        ("rollout.trial.checks", trial.as_ref().is_some_and(|trial| !trial.checks.is_empty())),
+        ("rollout.windows", !windows.is_empty()),
+        ("rollout.drain", drain.is_some()),
+        ("rollout.healthChecks", !health_checks.is_empty()),
+    ];
+    fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
+}
+
+fn counts(campaign: &Campaign<'_>, stands: &Stands<'_>) -> NodeCounts {
+    let mut counts = NodeCounts::default();
+    for (node, stand) in stands.of(campaign) {
+        counts.total += 1;
+        let counter = match stand {
+            Stand::UpToDate | Stand::Ordered(_, State::Done) => &mut counts.up_to_date,
+            Stand::MovedOn(_) => &mut counts.superseded,
+            Stand::Refused(..) | Stand::Ordered(_, State::SentBack) => &mut counts.refused,
+            Stand::Excluded(..) => &mut counts.excluded,
+            Stand::Unknown
+            | Stand::Finishing(_)
+            | Stand::Unordered(_)
+            | Stand::Ordered(_, State::Blind | State::Unstaged(_) | State::LetGo) => &mut counts.pending,
+            Stand::Ordered(_, State::Staging(_)) => &mut counts.staging,
+            Stand::Ordered(order, State::Staged(_)) if has_turn(*order, node) => &mut counts.draining,
+            Stand::Ordered(_, State::Staged(_)) => &mut counts.staged,
+            Stand::Ordered(_, State::Committed | State::Settling) => &mut counts.rebooting,
+            Stand::Ordered(_, state) => {
+                debug_assert!(is_failure(state));
+                if counts.failed_names.len() < 10 {
+                    counts.failed_names.push(node.name.clone());
+                }
+                &mut counts.failed
+            }
+        };
+        *counter += 1;
+    }
+    counts
+}
+
+fn has_turn(order: OrderView<'_>, node: &NodeView) -> bool {
+    let cordoned = node.scheduling == Scheduling::Cordoned;
+    order.boot().is_some() || (cordoned && node.cordoned_for.as_deref() == Some(order.uid()))
+}
+
+fn is_failure(state: &State<'_>) -> bool {
+    matches!(state, State::Failed | State::RolledBack | State::Lost | State::Unexplained)
+}
+
+fn verdict<'f>(
+    survey: &Survey<'f>,
+    campaign: &Campaign<'f>,
+    stands: &Stands<'f>,
+    nodes: &NodeCounts,
+    waits: &BTreeMap<String, Wait>,
+) -> Verdict {
+    let target = match &campaign.view.evaluation {
+        Evaluation::Pending { reason, message, .. } => return pending(reason, message.clone()),
+        Evaluation::Rejected { reason, message, .. } => return rejected(reason, message.clone()),
+        Evaluation::Accepted(target) => target,
+    };
+    if let Err(error) = &campaign.selected {
+        return rejected("InvalidNodeSelector", error.to_string());
+    }
+    if nodes.total == 0 {
+        return nobody(survey, campaign);
+    }
+    let unable = unable(campaign, stands);
+    if nodes.total == nodes.refused + nodes.excluded && campaign.run.is_none() {
+        return rejected(&common_reason(&unable), explain(&unable));
+    }
+    if campaign.mode() == Mode::Plan {
+        return planned(campaign, stands, target, &unable);
+    }
+    running(campaign, stands, nodes, waits, target, &unable)
+}
+
+/// A run that is under way, or begins.
+fn running<'f>(
+    campaign: &Campaign<'f>,
+    stands: &Stands<'f>,
+    nodes: &NodeCounts,
+    waits: &BTreeMap<String, Wait>,
+    target: &Target,
+    unable: &[Unable<'_>],
+) -> Verdict {
+    let version = &target.resolved.version;
+    let own = nodes.total - nodes.superseded;
+    let open = own - nodes.up_to_date - nodes.failed - nodes.refused - nodes.excluded;
+    let phase = if was_completed(campaign) { UpgradePhase::Completed } else { UpgradePhase::Accepted };
+    let stalled = |phase, reason: &str, message| Verdict {
+        phase,
+        ready: Truth::False,
+        standing: Standing::Stalled,
+        reason: reason.to_owned(),
+        message,
+    };
+    if own == 0 {
+        return superseded(campaign, stands, phase);
+    }
+    if own == nodes.up_to_date {
+        return up_to_date(nodes, version);
+    }
+    if let Some(halt) = Failures::of(campaign, stands).halt() {
+        return stalled(UpgradePhase::Failed, halt.reason, halt.message);
+    }
+    if open == 0 {
+        return match nodes.failed {
+            0 => stalled(phase, &common_reason(unable), explain(unable)),
+            _ => stalled(phase, "NodesFailed", left_behind(campaign, stands, version, unable)),
+        };
+    }
+    if let Some(why) = campaign.pause() {
+        let moving = nodes.rebooting > 0;
+        return Verdict {
+            phase,
+            ready: Truth::Unknown,
+            standing: if moving { Standing::Reconciling } else { Standing::AtRest },
+            reason: "Paused".to_owned(),
+            message: format!("paused with {} of {own} nodes on {version}: {why}", nodes.up_to_date),
+        };
+    }
+    rolling_out(nodes, waits, version, own, open, phase)
+}
+
+fn rolling_out(
+    nodes: &NodeCounts,
+    waits: &BTreeMap<String, Wait>,
+    version: &OsVersion,
+    own: i32,
+    open: i32,
+    phase: UpgradePhase,
+) -> Verdict {
+    let moving = nodes.staging + nodes.draining + nodes.rebooting > 0;
+    let progress = format!("{} of {own} nodes run {version}", nodes.up_to_date);
+    let for_a_person = |wait: &Wait| matches!(wait.reason, "VersionBlocked" | "VersionQuarantined");
+    let forbidden = waits.values().filter(|wait| for_a_person(wait));
+    let stuck = i32::try_from(forbidden.clone().count()).unwrap_or(i32::MAX) >= open;
+    if let Some(wait) = forbidden.clone().next().filter(|_| stuck && !moving) {
+        return Verdict {
+            phase: if wait.reason == "VersionQuarantined" { UpgradePhase::Failed } else { phase },
+            ready: Truth::False,
+            standing: Standing::Stalled,
+            reason: wait.reason.to_owned(),
+            message: wait.message.clone(),
+        };
+    }
+    let (reason, message) = match waits.iter().next().filter(|_| !moving) {
+        Some((node, wait)) => (wait.reason, format!("{progress}; {node}: {}", wait.message)),
+        None => ("RollingOut", progress),
+    };
+    Verdict {
+        phase,
+        ready: Truth::Unknown,
+        standing: Standing::Reconciling,
+        reason: reason.to_owned(),
+        message,
+    }
+}
+
+fn pending(reason: &str, message: String) -> Verdict {
+    Verdict {
+        phase: UpgradePhase::Pending,
+        ready: Truth::False,
+        standing: Standing::Reconciling,
+        reason: reason.to_owned(),
+        message,
+    }
+}
+
+fn rejected(reason: &str, message: String) -> Verdict {
+    Verdict {
+        phase: UpgradePhase::Rejected,
+        ready: Truth::False,
+        standing: Standing::Stalled,
+        reason: reason.to_owned(),
+        message,
+    }
+}
+
+fn up_to_date(nodes: &NodeCounts, version: &OsVersion) -> Verdict {
+    let others = match nodes.superseded {
+        0 => String::new(),
+        some => format!("; {some} more are governed by other upgrades"),
+    };
+    let message = match nodes.up_to_date {
+        1 => format!("the node runs {version}{others}"),
+        all => format!("all {all} nodes run {version}{others}"),
+    };
+    done(UpgradePhase::Completed, "UpToDate", message)
+}
+
+fn done(phase: UpgradePhase, reason: &str, message: String) -> Verdict {
+    Verdict { phase, ready: Truth::True, standing: Standing::AtRest, reason: reason.to_owned(), message }
+}
+
+fn superseded<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, phase: UpgradePhase) -> Verdict {
+    if phase == UpgradePhase::Completed {
+        return done(phase, "UpToDate", "completed, and its nodes were moved on since".to_owned());
+    }
+    let governors = stands.of(campaign).filter_map(|(_, stand)| match stand {
+        Stand::MovedOn(by) => *by,
+        _ => None,
+    });
+    let governors: BTreeSet<&str> = governors.collect();
+    let governors: Vec<_> = governors.into_iter().collect();
+    let message = if governors.is_empty() {
+        "its nodes were moved on to other versions".to_owned()
+    } else {
+        format!("all its nodes are governed by {}", names(&governors))
+    };
+    done(UpgradePhase::Superseded, "Superseded", message)
+}
+
+/// No node matches: most often a misspelt label, so the labels that would match are named.
+fn nobody(survey: &Survey<'_>, campaign: &Campaign<'_>) -> Verdict {
+    if campaign.view.upgrade.spec.allow_empty == Some(true) {
+        return done(
+            UpgradePhase::Completed,
+            "NoMatchingNodes",
+            "no managed node matches, as allowEmpty permits".to_owned(),
+        );
+    }
+    let managed: Vec<_> =
+        survey.fleet.nodes.iter().filter(|node| node.management == Management::Managed).collect();
+    if managed.is_empty() {
+        let message = format!("no node carries the label {LABEL_MANAGED}=true");
+        return pending("NoMatchingNodes", message);
+    }
+    let labels: BTreeSet<String> = managed
+        .iter()
+        .flat_map(|node| node.labels.iter())
+        .filter(|(key, _)| !matches!(key.as_str(), LABEL_MANAGED | "kubernetes.io/hostname"))
+        .map(|(key, value)| if value.is_empty() { key.clone() } else { format!("{key}={value}") })
+        .collect();
+    let shown: Vec<&str> = labels.iter().take(20).map(String::as_str).collect();
+    let more = labels.len().saturating_sub(shown.len());
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let message = if shown.is_empty() {
+        "no managed node matches the nodeSelector; none carries another label".to_owned()
+    } else {
+        format!("no managed node matches the nodeSelector; managed nodes carry {}{more}", shown.join(", "))
+    };
+    pending("NoMatchingNodes", message)
+}
+
+fn left_behind<'f>(
+    campaign: &Campaign<'f>,
+    stands: &Stands<'f>,
+    version: &OsVersion,
+    unable: &[Unable<'_>],
+) -> String {
+    let failures = Failures::of(campaign, stands);
+    let failed: BTreeSet<&str> =
+        failures.before_reboot.iter().chain(&failures.after_commit).copied().collect();
+    let failed: Vec<_> = failed.into_iter().collect();
+    let mut message =
+        format!("{} did not get to {version}; correct the cause, then set a new retryNonce", names(&failed));
+    if !unable.is_empty() {
+        message.push_str("; ");
+        message.push_str(&explain(unable));
+    }
+    message
+}
+
+/// Whether the run under way was complete before: nodes that join later do not undo that.
+fn was_completed(campaign: &Campaign<'_>) -> bool {
+    let phase = campaign.view.upgrade.status.as_ref().and_then(|status| status.phase.as_ref());
+    campaign.run.is_some() && phase == Some(&UpgradePhase::Completed)
+}
+
+fn planned<'f>(
+    campaign: &Campaign<'f>,
+    stands: &Stands<'f>,
+    target: &Target,
+    unable: &[Unable<'_>],
+) -> Verdict {
+    let moves = stands.of(campaign).filter_map(|(node, stand)| match stand {
+        Stand::Unordered(hops) => {
+            let from = node.version.as_ref().map(ToString::to_string).unwrap_or_default();
+            let hops: Vec<String> = hops.iter().map(|hop| hop.version.to_string()).collect();
+            Some(format!("{} ({from} to {})", node.name, hops.join(", then ")))
+        }
+        _ => None,
+    });
+    let moves: Vec<String> = moves.collect();
+    let moves: Vec<&str> = moves.iter().map(String::as_str).collect();
+    let mut message = match moves.as_slice() {
+        [] => format!("no node would move: all that can run {}", target.resolved.version),
+        moves => format!("would move {}", names(moves)),
+    };
+    if !unable.is_empty() {
+        message.push_str("; would not move ");
+        message.push_str(&explain(unable));
+    }
+    done(UpgradePhase::Planned, "Planned", message)
+}

@@ -1,0 +1,304 @@
+//! One progress object, and where the node stands in it.
+
+use std::cmp::Ordering;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use super::action::ObjectRef;
+use super::fleet::{NodeView, Readiness};
+use crate::api::{
+    BootGrant, ConditionType, ImageRef, OSUpgradeProgress, OSUpgradeProgressStatus, Order, ProgressPhase,
+    RolloutSpec, condition_is_true, find_condition,
+};
+use crate::version::OsVersion;
+
+/// How long a boot grant may be used. Long enough for an agent to read the slot back once more,
+/// short enough that a grant nobody saw does not stand for hours.
+pub(super) const GRANT_LIFETIME: SignedDuration = SignedDuration::from_mins(10);
+
+/// How long a Node object may contradict a node's `Completed`. The two are read by different
+/// watches, and the younger word may arrive first.
+const SETTLING_TIME: SignedDuration = SignedDuration::from_secs(30);
+
+/// A progress object as read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OrderView<'f> {
+    pub(super) progress: &'f OSUpgradeProgress,
+}
+
+/// Where a node stands in an order that is meant for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State<'f> {
+    /// Nobody says yet what it runs.
+    Blind,
+    /// It may not be staged yet.
+    Unstaged(&'f ImageRef),
+    /// It has leave to stage, and has not done so.
+    Staging(OsVersion),
+    /// The version is in the other slot, and may be booted with leave.
+    Staged(OsVersion),
+    /// It has committed to a reboot, or says something only a newer release understands.
+    Committed,
+    /// It says that it is done; its Node object does not say so yet.
+    Settling,
+    /// It is done, and everything agrees.
+    Done,
+    /// It failed before any reboot, or took too long to get there.
+    Failed,
+    /// It went back to the old slot after a commit.
+    RolledBack,
+    /// It committed, and did not come back in time.
+    Lost,
+    /// It said that it was done, and something else says otherwise.
+    Unexplained,
+    /// A person sent it back to its other slot on purpose; it stays there for this run.
+    SentBack,
+    /// The upgrade let go of it.
+    LetGo,
+}
+
+impl<'f> OrderView<'f> {
+    pub(super) fn uid(self) -> &'f str {
+        self.progress.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn name(self) -> &'f str {
+        self.progress.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn object(self) -> ObjectRef {
+        ObjectRef {
+            name: self.name().to_owned(),
+            uid: self.uid().to_owned(),
+            resource_version: self.progress.metadata.resource_version.clone().unwrap_or_default(),
+        }
+    }
+
+    /// The order; `None` for a hand-made object.
+    pub(super) fn order(self) -> Option<&'f Order> {
+        self.progress.spec.order.as_ref()
+    }
+
+    /// The UID of the upgrade that owns it.
+    pub(super) fn upgrade_uid(self) -> Option<&'f str> {
+        let owners = self.progress.metadata.owner_references.as_ref()?;
+        owners.iter().find(|owner| owner.kind == "OSUpgrade").map(|owner| owner.uid.as_str())
+    }
+
+    /// Whether it is for this very node, and not for an earlier one of its name.
+    pub(super) fn is_for(self, node: &NodeView) -> bool {
+        self.progress.spec.node_name == node.name
+            && self.order().is_none_or(|order| order.node_uid == node.uid)
+    }
+
+    fn status(self) -> Option<&'f OSUpgradeProgressStatus> {
+        self.progress.status.as_ref()
+    }
+
+    pub(super) fn boot(self) -> Option<&'f BootGrant> {
+        self.order()?.boot.as_ref()
+    }
+
+    pub(super) fn has_grants(self) -> bool {
+        self.order().is_some_and(|order| order.stage.is_some() || order.boot.is_some())
+    }
+
+    /// Whether an agent could still act on a grant. On one that is done, the grant to stage is
+    /// only a memory.
+    pub(super) fn has_grants_in_use(self) -> bool {
+        self.boot().is_some() || (self.has_grants() && self.progress.phase() != ProgressPhase::Completed)
+    }
+
+    pub(super) fn says(self, condition: &ConditionType) -> bool {
+        condition_is_true(self.progress.conditions(), condition)
+    }
+
+    /// Whether the node may be past the point where a grant can be taken back. A phase of a newer
+    /// release counts: to treat a running reboot as a download would uncordon it.
+    pub(super) fn is_committed(self) -> bool {
+        let phase = self.progress.phase();
+        phase.is_committed() || matches!(phase, ProgressPhase::Unknown(_))
+    }
+
+    /// Whether there is a grant that could still be used.
+    pub(super) fn may_yet_commit(self) -> bool {
+        self.boot().is_some() && !self.is_committed()
+    }
+
+    /// Whether a person asks for another attempt, or got one.
+    pub(super) fn is_retried(self) -> bool {
+        let failed = matches!(self.progress.phase(), ProgressPhase::Failed | ProgressPhase::RolledBack);
+        !self.progress.retry_nonce().is_empty() && (!failed || self.retry_is_pending())
+    }
+
+    fn retry_is_pending(self) -> bool {
+        let observed = self.status().and_then(|status| status.observed_retry_nonce.as_deref());
+        let nonce = self.progress.retry_nonce();
+        !nonce.is_empty() && nonce != observed.unwrap_or_default()
+    }
+
+    fn rollback_nonce(self) -> &'f str {
+        self.progress.spec.rollback_nonce.as_deref().unwrap_or_default()
+    }
+
+    /// Whether a person asks for the other slot, and the node has not answered for good.
+    pub(super) fn rollback_is_wanted(self) -> bool {
+        let observed = self.status().and_then(|status| status.observed_rollback_nonce.as_deref());
+        let nonce = self.rollback_nonce();
+        !nonce.is_empty() && (nonce != observed.unwrap_or_default() || !self.progress.phase().is_final())
+    }
+
+    /// The hop to take from `running`: the first one that lies ahead, as the agent counts too.
+    pub(super) fn next_hop(self, running: &OsVersion) -> Option<&'f ImageRef> {
+        let hops = &self.order()?.hops;
+        let direction = hops.last()?.version.cmp(running);
+        hops.iter().find(|hop| direction != Ordering::Equal && hop.version.cmp(running) == direction)
+    }
+
+    pub(super) fn target(self) -> Option<&'f OsVersion> {
+        self.order()?.hops.last().map(|hop| &hop.version)
+    }
+
+    /// When the node committed, as far as its clock can be trusted: inside the grant.
+    fn committed_at(self) -> Option<Timestamp> {
+        let said = self.phase_began(&ProgressPhase::Rebooting);
+        match self.boot() {
+            Some(grant) => {
+                let latest = grant.not_after.0;
+                Some(said.unwrap_or(latest).clamp(latest - GRANT_LIFETIME, latest))
+            }
+            None => said,
+        }
+    }
+
+    fn phase_began(self, phase: &ProgressPhase) -> Option<Timestamp> {
+        let timeline = &self.status()?.timeline;
+        timeline.iter().rev().find(|entry| entry.phase == *phase).map(|entry| entry.since.0)
+    }
+
+    /// When the attempt that is under way began: the later of the operator's stamp and the node's
+    /// own word, which is not believed about the future.
+    fn staging_began(self, now: Timestamp) -> Option<Timestamp> {
+        let stamp = find_condition(self.progress.conditions(), &ConditionType::TimedOut)?;
+        let said = self.phase_began(&ProgressPhase::Downloading).filter(|said| *said <= now);
+        Some(said.map_or(stamp.last_transition_time.0, |said| said.max(stamp.last_transition_time.0)))
+    }
+
+    /// The deadline that the node is under, if any: of its reboot, its commit or its staging.
+    pub(super) fn deadline(
+        self,
+        node: &NodeView,
+        rollout: &RolloutSpec,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let reboot = SignedDuration::from_secs(rollout.reboot_timeout_seconds().into());
+        let staging = SignedDuration::from_secs(rollout.staging_timeout_seconds().into());
+        if self.is_committed() {
+            return self.committed_at().map(|at| at + reboot);
+        }
+        match self.plain_state(node) {
+            State::Staging(_) => self.staging_began(now).map(|at| at + staging),
+            State::Staged(_) => {
+                let granted = find_condition(self.progress.conditions(), &ConditionType::BootGranted)?;
+                (self.boot().is_some() && granted.status == "True")
+                    .then_some(granted.last_transition_time.0 + reboot)
+            }
+            State::Settling => self.settles_at(),
+            _ => None,
+        }
+    }
+
+    fn settles_at(self) -> Option<Timestamp> {
+        self.status()?.completed_at.as_ref().map(|at| at.0 + SETTLING_TIME)
+    }
+
+    /// Where the node stands, deadlines included.
+    pub(super) fn state(self, node: &NodeView, rollout: &RolloutSpec, now: Timestamp) -> State<'f> {
+        let state = self.plain_state(node);
+        let over = self.deadline(node, rollout, now).is_some_and(|deadline| deadline <= now);
+        match state {
+            State::Committed if over => State::Lost,
+            State::Settling if over || self.settles_at().is_none() => self.contradiction(node),
+            State::Staging(_) | State::Staged(_) if over || self.timed_out_before(now) => State::Failed,
+            state => state,
+        }
+    }
+
+    /// A node that is merely not ready yet has not gone back.
+    fn contradiction(self, node: &NodeView) -> State<'f> {
+        let here = self.target().is_some_and(|target| !node.contradicts(target));
+        if here && self.installs_target() { State::Settling } else { State::Unexplained }
+    }
+
+    fn installs_target(self) -> bool {
+        let installed = self.status().and_then(|status| status.installed.as_ref());
+        installed.is_none_or(|installed| Some(&installed.version) == self.target())
+    }
+
+    /// Whether this attempt was given up for its time. A new attempt starts with a clean slate.
+    fn timed_out_before(self, now: Timestamp) -> bool {
+        if self.retry_is_pending() {
+            return false;
+        }
+        let began = self.phase_began(&ProgressPhase::Downloading).filter(|at| *at <= now);
+        let condition = find_condition(self.progress.conditions(), &ConditionType::TimedOut);
+        condition.is_some_and(|timed_out: &Condition| {
+            timed_out.status == "True" && began.is_none_or(|began| began <= timed_out.last_transition_time.0)
+        })
+    }
+
+    /// Where the node stands by what is written, whatever the time.
+    fn plain_state(self, node: &NodeView) -> State<'f> {
+        let phase = self.progress.phase();
+        if self.is_committed() {
+            return State::Committed;
+        }
+        if phase == ProgressPhase::Superseded
+            || (self.says(&ConditionType::Superseded) && phase != ProgressPhase::Completed)
+        {
+            return State::LetGo;
+        }
+        if !self.rollback_nonce().is_empty() && !self.retry_is_pending() {
+            return self.sent_back(node);
+        }
+        match phase {
+            ProgressPhase::Completed => self.completed(node),
+            ProgressPhase::Failed if !self.retry_is_pending() => State::Failed,
+            ProgressPhase::RolledBack if !self.retry_is_pending() => State::RolledBack,
+            _ => self.under_way(node, &phase),
+        }
+    }
+
+    fn completed(self, node: &NodeView) -> State<'f> {
+        let here = self.target().is_some_and(|target| !node.contradicts(target));
+        match (here && self.installs_target(), node.readiness) {
+            (true, Readiness::Ready) => State::Done,
+            _ => State::Settling,
+        }
+    }
+
+    fn under_way(self, node: &NodeView, phase: &ProgressPhase) -> State<'f> {
+        let Some((order, running)) = self.order().zip(node.version.as_ref()) else { return State::Blind };
+        let Some(next) = self.next_hop(running) else {
+            // On the target already, by other means: the node's own word will follow.
+            return State::Done;
+        };
+        let hop = self.status().and_then(|status| status.hop.as_deref());
+        let staged = matches!(phase, ProgressPhase::Staged | ProgressPhase::Draining)
+            && hop.is_none_or(|hop| hop == next.version.to_string());
+        match &order.stage {
+            Some(stage) if *stage == next.version && staged => State::Staged(stage.clone()),
+            Some(stage) if *stage == next.version => State::Staging(stage.clone()),
+            _ => State::Unstaged(next),
+        }
+    }
+
+    /// A node that goes to its other slot has nothing to stage: what is there is known to be good.
+    fn sent_back(self, node: &NodeView) -> State<'f> {
+        match node.version_to_go_back_to() {
+            Some(version) if self.rollback_is_wanted() => State::Staged(version),
+            _ => State::SentBack,
+        }
+    }
+}

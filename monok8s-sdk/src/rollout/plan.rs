@@ -1,0 +1,38 @@
+//! The planner, as a table of contents.
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::action::Plan;
+use super::draft::Draft;
+use super::fleet::Fleet;
+use super::govern::Stands;
+use super::judge::judge;
+use super::survey::Survey;
+use super::sweep::{self, Wanted};
+use super::{boot, report, stage};
+
+/// What to do now, over all upgrades at once. Pure: the same fleet and time always give the same
+/// plan, and the plan of a fleet that is where it should be has no actions.
+#[must_use]
+pub fn plan(fleet: &Fleet, now: Timestamp) -> Plan {
+    let survey = Survey::new(fleet, now);
+    let stands = Stands::new(&survey);
+    let wanted = Wanted::new(&survey, &stands);
+    let mut draft = Draft::default();
+
+    sweep::create_os_nodes(&survey, &mut draft);
+    stage::stage(&survey, &stands, &mut draft);
+    boot::take_turns(&survey, &stands, &mut draft);
+    sweep::withdraw(&survey, &wanted, &mut draft);
+    sweep::uncordon(&survey, &mut draft);
+    sweep::collect_garbage(&survey, &mut draft);
+    report::report(&survey, &stands, &wanted, &mut draft);
+
+    let outlooks = survey
+        .campaigns
+        .iter()
+        .map(|campaign| (campaign.view.uid().to_owned(), judge(&survey, campaign, &stands, &draft)))
+        .collect();
+    let (actions, next_event) = draft.finish();
+    Plan { actions, outlooks, next_event }
+}

@@ -1,0 +1,163 @@
+//! The operator's own conditions on progress objects.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+
+use super::action::Action;
+use super::draft::Draft;
+use super::fleet::NodeView;
+use super::govern::{Stand, Stands};
+use super::order::{OrderView, State};
+use super::survey::{Campaign, Survey};
+use super::sweep::Wanted;
+use crate::api::{ConditionType, ProgressPhase, Truth, find_condition};
+
+/// The conditions of progress objects that only the operator writes. Each is there only while it
+/// says something, so that a fleet at rest carries none.
+const OURS: [ConditionType; 5] = [
+    ConditionType::BootGranted,
+    ConditionType::Degraded,
+    ConditionType::Drained,
+    ConditionType::Superseded,
+    ConditionType::TimedOut,
+];
+
+type Finding = (ConditionType, Truth, &'static str, String);
+
+/// Brings the conditions of all orders up to date, and notes when the next deadline passes.
+pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Wanted<'f>, draft: &mut Draft) {
+    for order in survey.orders.iter().copied().filter(|order| order.order().is_some()) {
+        let node = survey.fleet.nodes.iter().find(|node| order.is_for(node));
+        let campaign = survey.campaign_of(order).filter(|_| wanted.contains(order));
+        let mut findings = granted(order).into_iter().collect::<Vec<_>>();
+        match (campaign, node) {
+            (Some(campaign), Some(node)) => {
+                let state = order.state(node, &campaign.rollout, survey.now);
+                findings.extend(timed_out(order, &state));
+                findings.extend(degraded(&state, node, order));
+                let deadline = order.deadline(node, &campaign.rollout, survey.now);
+                if let Some(deadline) = deadline.filter(|deadline| *deadline > survey.now) {
+                    draft.wake_at(deadline);
+                }
+            }
+            _ => findings.extend(superseded(survey, stands, order, node)),
+        }
+        let conditions = conditions(order, findings, survey.now);
+        if !same(order, &conditions) && !draft.deletes(order.uid()) {
+            draft.push(Action::Report { progress: order.object(), conditions });
+        }
+    }
+}
+
+fn granted(order: OrderView<'_>) -> Option<Finding> {
+    let grant = order.boot().filter(|_| order.progress.phase() != ProgressPhase::Completed)?;
+    let message = format!("the node may commit to a reboot into {}", grant.version);
+    Some((ConditionType::BootGranted, Truth::True, "Granted", message))
+}
+
+/// False while the time to stage runs: its transition time is when that began.
+fn timed_out(order: OrderView<'_>, state: &State<'_>) -> Option<Finding> {
+    let timed_out =
+        |truth, reason, message: &str| Some((ConditionType::TimedOut, truth, reason, message.to_owned()));
+    match state {
+        State::Staging(_) => timed_out(Truth::False, "Staging", "the node has leave to stage"),
+        State::Lost => {
+            let message = "the node committed to a reboot and did not finish it within rebootTimeoutSeconds";
+            timed_out(Truth::True, "RebootTimedOut", message)
+        }
+        State::Failed => match order.progress.phase() {
+            ProgressPhase::Failed => None,
+            ProgressPhase::Staged | ProgressPhase::Draining => {
+                let message =
+                    "the node had leave to reboot and did not commit to it within rebootTimeoutSeconds";
+                timed_out(Truth::True, "CommitTimedOut", message)
+            }
+            _ => {
+                let message = "the node had leave to stage and was not done within stagingTimeoutSeconds";
+                timed_out(Truth::True, "StagingTimedOut", message)
+            }
+        },
+        _ => None,
+    }
+}
+
+fn degraded(state: &State<'_>, node: &NodeView, order: OrderView<'_>) -> Option<Finding> {
+    let target = order.target().filter(|_| *state == State::Unexplained)?;
+    let running = node.version.as_ref().map_or_else(|| "something unknown".to_owned(), ToString::to_string);
+    let message = format!("the node said that {target} is done, but runs {running}");
+    Some((ConditionType::Degraded, Truth::True, "UnexplainedRollback", message))
+}
+
+/// Said when nothing of the order can be acted on any more; and never taken back, because it
+/// tells the upgrade later that the node was moved on.
+fn superseded(
+    survey: &Survey<'_>,
+    stands: &Stands<'_>,
+    order: OrderView<'_>,
+    node: Option<&NodeView>,
+) -> Option<Finding> {
+    let before = find_condition(order.progress.conditions(), &ConditionType::Superseded);
+    if let Some(before) = before.filter(|before| before.status == "True") {
+        let reason = REASONS.into_iter().find(|reason| *reason == before.reason).unwrap_or(LET_GO);
+        return Some((ConditionType::Superseded, Truth::True, reason, before.message.clone()));
+    }
+    let moved_on = || {
+        let target = order.target()?;
+        let (node, campaign) = node.zip(survey.campaign_of(order))?;
+        (node.contradicts(target) && stands.is_governed(node) && !stands.governs(campaign, node))
+            .then_some(())
+    };
+    match order.progress.phase() {
+        _ if order.is_committed() || order.has_grants_in_use() => return None,
+        ProgressPhase::Failed | ProgressPhase::RolledBack => return None,
+        ProgressPhase::Completed => moved_on()?,
+        _ => {}
+    }
+    let governor = survey.campaign_of(order).and_then(|campaign| governor(campaign, stands, node?));
+    let (reason, message) = match governor {
+        Some(name) => (GOVERNED, format!("the upgrade {name} governs the node")),
+        None => (LET_GO, "the upgrade no longer wants this of the node".to_owned()),
+    };
+    Some((ConditionType::Superseded, Truth::True, reason, message))
+}
+
+const GOVERNED: &str = "GovernedByAnother";
+const LET_GO: &str = "LetGo";
+const REASONS: [&str; 2] = [GOVERNED, LET_GO];
+
+fn governor<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, node: &NodeView) -> Option<&'f str> {
+    stands.of(campaign).find(|(other, _)| other.uid == node.uid).and_then(|(_, stand)| match stand {
+        Stand::MovedOn(by) => *by,
+        _ => None,
+    })
+}
+
+fn conditions(order: OrderView<'_>, mut findings: Vec<Finding>, now: Timestamp) -> Vec<Condition> {
+    findings.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
+    let condition = |(kind, truth, reason, message): Finding| {
+        let before = find_condition(order.progress.conditions(), &kind);
+        let since = before.filter(|before| before.status == truth.as_str());
+        Condition {
+            type_: kind.into(),
+            status: truth.as_str().to_owned(),
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: since.map_or(Time(now), |before| before.last_transition_time.clone()),
+            observed_generation: order.progress.metadata.generation,
+        }
+    };
+    findings.into_iter().map(condition).collect()
+}
+
+/// Generations are left out: a grant alone is no reason to write every condition again.
+fn same(order: OrderView<'_>, conditions: &[Condition]) -> bool {
+    let words = |condition: &Condition| {
+        let Condition { type_, status, reason, message, .. } = condition;
+        (type_.clone(), status.clone(), reason.clone(), message.clone())
+    };
+    let ours = order.progress.conditions().iter();
+    let ours = ours.filter(|condition| OURS.iter().any(|kind| kind.as_str() == condition.type_));
+    let mut before: Vec<_> = ours.map(words).collect();
+    before.sort();
+    before == conditions.iter().map(words).collect::<Vec<_>>()
+}

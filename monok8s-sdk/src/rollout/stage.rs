@@ -1,0 +1,159 @@
+//! New orders, and leave to stage.
+
+use super::action::{Action, NewProgress};
+use super::draft::Draft;
+use super::fleet::{NodeReport, NodeView};
+use super::govern::{Stand, Stands};
+use super::halt::{Failures, forbidden};
+use super::line::Place;
+use super::order::{OrderView, State};
+use super::outlook::Wait;
+use super::survey::{Campaign, Survey};
+use crate::api::{
+    ImageRef, Mode, OSUpgradeProgressSpec, OSUpgradeProgressStatus, Order, ProgressPhase, SourceRef,
+    progress_name,
+};
+
+/// Creates the orders that are missing, and grants staging as far as the upgrades allow.
+pub(super) fn stage<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Draft) {
+    for campaign in &survey.campaigns {
+        let Some(run) = campaign.run.filter(|_| campaign.mode() == Mode::Apply) else { continue };
+        if let Some(why) = campaign.pause() {
+            let wait = Wait { reason: "Paused", message: why.to_owned() };
+            wait_all(campaign, stands, &wait, draft);
+            continue;
+        }
+        let halt = Failures::of(campaign, stands).halt();
+        if let Some(halt) = &halt {
+            wait_all(campaign, stands, halt, draft);
+        }
+        if halt.is_none() {
+            create(survey, campaign, run, stands, draft);
+        }
+        grant(survey, campaign, stands, halt.as_ref(), draft);
+    }
+}
+
+fn wait_all(campaign: &Campaign<'_>, stands: &Stands<'_>, wait: &Wait, draft: &mut Draft) {
+    for (node, stand) in stands.of(campaign) {
+        if matches!(stand, Stand::Unordered(_) | Stand::Ordered(_, State::Unstaged(_))) {
+            draft.waits(campaign, node, wait.clone());
+        }
+    }
+}
+
+fn create<'f>(
+    survey: &Survey<'f>,
+    campaign: &Campaign<'f>,
+    run: i64,
+    stands: &Stands<'f>,
+    draft: &mut Draft,
+) {
+    for (node, stand) in stands.of(campaign) {
+        match stand {
+            Stand::Unordered(hops) if survey.orders_of(node).any(OrderView::has_grants_in_use) => {
+                let target = hops.last().map(|hop| hop.version.to_string()).unwrap_or_default();
+                let message =
+                    format!("waits for an earlier order to be taken back before {target} is ordered");
+                draft.waits(campaign, node, Wait { reason: "WaitingForUpgrade", message });
+            }
+            Stand::Unordered(hops) => {
+                draft.push(Action::CreateProgress(Box::new(new_progress(campaign, run, node, hops))));
+            }
+            Stand::Finishing(other) => {
+                let message = format!("{} has the node in a reboot", other.name());
+                draft.waits(campaign, node, Wait { reason: "WaitingForUpgrade", message });
+            }
+            // It was let go, and is governed again: an order that was taken back is made anew.
+            Stand::Ordered(order, State::LetGo) if !order.has_grants() => {
+                draft.push(Action::DeleteProgress { progress: order.object() });
+            }
+            _ => {}
+        }
+    }
+}
+
+fn new_progress(campaign: &Campaign<'_>, run: i64, node: &NodeView, hops: &[ImageRef]) -> NewProgress {
+    let upgrade = campaign.view;
+    let order = Order {
+        node_uid: node.uid.clone(),
+        run,
+        hops: hops.to_vec(),
+        stage: None,
+        boot: None,
+        trial: campaign.rollout.trial.clone(),
+    };
+    let version = |version: Option<&crate::version::OsVersion>| version.map(ToString::to_string);
+    NewProgress {
+        name: progress_name(upgrade.uid(), run, &node.uid),
+        upgrade_name: upgrade.name().to_owned(),
+        upgrade_uid: upgrade.uid().to_owned(),
+        spec: OSUpgradeProgressSpec {
+            source_ref: SourceRef { name: upgrade.name().to_owned() },
+            node_name: node.name.clone(),
+            retry_nonce: answered_failure(campaign, node, hops),
+            rollback_nonce: None,
+            order: Some(order),
+        },
+        status: OSUpgradeProgressStatus {
+            current_version: version(node.version.as_ref()),
+            target_version: version(hops.last().map(|hop| &hop.version)),
+            phase: Some(ProgressPhase::Pending),
+            retry_count: Some(0),
+            failure_reason: Some(String::new()),
+            message: Some(String::new()),
+            ..OSUpgradeProgressStatus::default()
+        },
+    }
+}
+
+/// The upgrade's nonce, where the node needs it to take an artifact that failed there before.
+fn answered_failure(campaign: &Campaign<'_>, node: &NodeView, hops: &[ImageRef]) -> Option<String> {
+    let NodeReport::Present(report) = &node.report else { return None };
+    let failed_here =
+        report.failed_images.iter().any(|failed| hops.iter().any(|hop| hop.checksum == failed.checksum));
+    let nonce = campaign.view.upgrade.spec.retry_nonce();
+    (failed_here && !nonce.is_empty()).then(|| nonce.to_owned())
+}
+
+fn grant<'f>(
+    survey: &Survey<'f>,
+    campaign: &Campaign<'f>,
+    stands: &Stands<'f>,
+    halt: Option<&Wait>,
+    draft: &mut Draft,
+) {
+    let staging =
+        stands.of(campaign).filter(|(_, stand)| matches!(stand, Stand::Ordered(_, State::Staging(_))));
+    let limit = campaign.rollout.max_parallel_staging(campaign.selected().len());
+    let mut free = limit.saturating_sub(staging.count());
+    let mut unstaged: Vec<_> = stands
+        .of(campaign)
+        .filter_map(|(node, stand)| match stand {
+            Stand::Ordered(order, State::Unstaged(image)) => Some((node, *order, *image)),
+            _ => None,
+        })
+        .collect();
+    unstaged.sort_by_key(|(node, ..)| Place::of(node, campaign, survey));
+    for (node, order, image) in unstaged {
+        let retried = order.is_retried();
+        let forbidden = forbidden(survey, campaign, image);
+        let forbidden = forbidden.filter(|wait| !retried || wait.reason != "VersionQuarantined");
+        let wait = halt.filter(|_| !retried).cloned().or(forbidden).or_else(|| {
+            (free == 0).then(|| Wait {
+                reason: "WaitingToStage",
+                message: format!("maxParallelStaging lets {limit} nodes stage at once"),
+            })
+        });
+        match wait {
+            Some(wait) => draft.waits(campaign, node, wait),
+            // What is left of the hop before is taken back first.
+            None if order.boot().is_some() => {}
+            None => {
+                free -= 1;
+                let version = image.version.clone();
+                draft.push(Action::GrantStage { progress: order.object(), version });
+            }
+        }
+    }
+}

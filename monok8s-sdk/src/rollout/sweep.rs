@@ -1,0 +1,100 @@
+//! What has to be taken back or cleaned up: grants, cordons, old objects. And `OSNode`s.
+
+use std::collections::BTreeSet;
+
+use super::action::Action;
+use super::draft::Draft;
+use super::fleet::{Management, NodeReport, NodeView};
+use super::govern::{Stand, Stands};
+use super::order::{OrderView, State};
+use super::run;
+use super::survey::Survey;
+use crate::api::KEPT_RUNS;
+
+/// What an upgrade still wants of the orders of its run under way, by the order's UID.
+pub(super) struct Wanted<'f> {
+    uids: BTreeSet<&'f str>,
+}
+
+impl<'f> Wanted<'f> {
+    pub(super) fn new(survey: &Survey<'f>, stands: &Stands<'f>) -> Self {
+        let mut uids = BTreeSet::new();
+        for campaign in &survey.campaigns {
+            for (node, stand) in stands.of(campaign).filter(|(node, _)| stands.governs(campaign, node)) {
+                let order = match stand {
+                    Stand::Ordered(_, State::LetGo) => None,
+                    Stand::Ordered(order, _) => Some(*order),
+                    Stand::UpToDate => survey.current_order(campaign, node),
+                    _ => None,
+                };
+                uids.extend(order.map(OrderView::uid));
+            }
+        }
+        Self { uids }
+    }
+
+    pub(super) fn contains(&self, order: OrderView<'_>) -> bool {
+        self.uids.contains(order.uid())
+    }
+}
+
+/// Takes back the grants that nobody stands behind any more.
+pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_>, draft: &mut Draft) {
+    for order in
+        survey.orders.iter().copied().filter(|order| order.order().is_some() && !order.is_committed())
+    {
+        let progress = order.object();
+        if !wanted.contains(order) && order.has_grants_in_use() {
+            draft.push(Action::Supersede { progress });
+        } else if order.boot().is_some() && !draft.admitted.contains(order.uid()) {
+            draft.push(Action::WithdrawBoot { progress });
+        }
+    }
+}
+
+/// Takes off the cordons of ours that nothing needs any more, wherever they are.
+pub(super) fn uncordon(survey: &Survey<'_>, draft: &mut Draft) {
+    for node in &survey.fleet.nodes {
+        let Some(uid) = node.cordoned_for.as_deref() else { continue };
+        let needed = survey.orders_of(node).find(|order| order.uid() == uid).is_some_and(|order| {
+            order.boot().is_some()
+                || order.is_committed()
+                || draft.admitted.contains(uid)
+                || is_settling(survey, order, node)
+        });
+        if !needed {
+            draft.push(Action::Uncordon { node: node.object() });
+        }
+    }
+}
+
+/// A node that says it is done keeps its cordon until the cluster sees it back.
+fn is_settling(survey: &Survey<'_>, order: OrderView<'_>, node: &NodeView) -> bool {
+    let rollout = survey.campaign_of(order).map(|campaign| campaign.rollout.clone()).unwrap_or_default();
+    order.state(node, &rollout, survey.now) == State::Settling
+}
+
+/// Deletes what belongs to runs that are no longer remembered.
+pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft) {
+    let kept_runs = i64::try_from(KEPT_RUNS).unwrap_or(i64::MAX);
+    for campaign in &survey.campaigns {
+        let Some(current) = run::current_run(campaign.view) else { continue };
+        let forgotten = survey.orders.iter().filter(|order| {
+            order.upgrade_uid() == Some(campaign.view.uid())
+                && order.order().is_some_and(|ordered| ordered.run <= current - kept_runs)
+                && !order.is_committed()
+                && !order.has_grants_in_use()
+        });
+        for order in forgotten {
+            draft.push(Action::DeleteProgress { progress: order.object() });
+        }
+    }
+}
+
+/// Every managed node has an `OSNode`.
+pub(super) fn create_os_nodes(survey: &Survey<'_>, draft: &mut Draft) {
+    let managed = survey.fleet.nodes.iter().filter(|node| node.management == Management::Managed);
+    for node in managed.filter(|node| node.report == NodeReport::Missing) {
+        draft.push(Action::CreateOsNode { node: node.object() });
+    }
+}

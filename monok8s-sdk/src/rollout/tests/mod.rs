@@ -1,0 +1,4 @@
+//! The planner against a small cluster in memory, and by tables of situations.
+
+mod rollout;
+mod world;

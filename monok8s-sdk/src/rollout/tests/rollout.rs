@@ -1,0 +1,236 @@
+//! Whole rollouts, from the first look to rest.
+
+use super::world::{Mishap, World};
+use crate::rollout::fixtures::upgrade;
+
+fn three_nodes() -> World {
+    World::new(&["v1.34.6", "v1.35.1", "v1.35.4"])
+        .with("cp-1", true, "v1.35.1")
+        .with("w-1", false, "v1.35.1")
+        .with("w-2", false, "v1.35.1")
+}
+
+fn says(phase: &str, reason: &str) -> (String, String) {
+    (phase.to_owned(), reason.to_owned())
+}
+
+fn assert_no_cordon_of_ours(world: &World) {
+    for (name, machine) in &world.machines {
+        assert_eq!(machine.cordoned_for, None, "{name}");
+    }
+}
+
+#[test]
+fn three_nodes_go_to_the_new_version() {
+    let mut world = three_nodes();
+    world.apply(&upgrade("up").object());
+    world.settle(500);
+    assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+    assert_eq!(world.runs(), [("cp-1", "v1.35.4"), ("w-1", "v1.35.4"), ("w-2", "v1.35.4")]);
+    assert_eq!(world.upgrade("up").status.as_ref().unwrap().run, Some(1));
+    assert_eq!(world.progresses.len(), 3);
+    assert_no_cordon_of_ours(&world);
+}
+
+#[test]
+fn a_node_goes_through_each_minor_release() {
+    let mut world = World::new(&["v1.33.2", "v1.34.1", "v1.34.6", "v1.35.4"])
+        .with("cp-1", true, "v1.33.0")
+        .with("cp-2", true, "v1.33.0")
+        .with("cp-3", true, "v1.34.1")
+        .with("w-1", false, "v1.33.0");
+    world.operator_node = Some("cp-1".to_owned());
+    world.apply(&upgrade("up").object());
+    world.settle(900);
+    assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+}
+
+#[test]
+fn a_single_node_that_is_control_plane_and_operator_at_once_is_upgraded() {
+    let mut world = World::new(&["v1.35.4"]).with("only", true, "v1.35.1");
+    world.operator_node = Some("only".to_owned());
+    world.apply(&upgrade("up").object());
+    world.settle(500);
+    assert_eq!(world.runs(), [("only", "v1.35.4")]);
+}
+
+#[test]
+fn a_failed_download_waits_for_a_nonce_and_then_completes() {
+    let mut world = three_nodes();
+    world.touch("w-1", |machine| machine.mishaps.push(Mishap::FailsToStage));
+    world.apply(&upgrade("up").object());
+    world.settle(500);
+    assert_eq!(world.says("up"), says("Accepted", "NodesFailed"));
+    let failed = world.progresses.values().find(|progress| progress.spec.node_name == "w-1").unwrap();
+    let name = failed.metadata.name.clone().unwrap();
+    world.retry(&name, "retry-1");
+    world.settle(500);
+    assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+    assert_no_cordon_of_ours(&world);
+}
+
+#[test]
+fn a_rollback_halts_the_run_until_the_node_is_retried() {
+    let mut world = three_nodes();
+    world.touch("cp-1", |machine| machine.mishaps.push(Mishap::FallsBack));
+    world.apply(&upgrade("up").object());
+    world.settle(500);
+    assert_eq!(world.says("up"), says("Failed", "FailureThresholdReached"));
+    assert_eq!(world.runs(), [("cp-1", "v1.35.1"), ("w-1", "v1.35.1"), ("w-2", "v1.35.1")]);
+    assert_no_cordon_of_ours(&world);
+    let failed = world.progresses.values().find(|progress| progress.spec.node_name == "cp-1").unwrap();
+    let name = failed.metadata.name.clone().unwrap();
+    world.retry(&name, "again");
+    world.settle(500);
+    assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+}
+
+#[test]
+fn a_new_nonce_on_the_upgrade_begins_a_run_with_every_node_that_is_left() {
+    let mut world = three_nodes();
+    world.touch("w-1", |machine| machine.mishaps.push(Mishap::FallsBack));
+    world.apply(&upgrade("up").object());
+    world.settle(500);
+    assert_eq!(world.says("up"), says("Failed", "FailureThresholdReached"));
+    world.apply(&upgrade("up").spec(|spec| spec.retry_nonce = Some("again".to_owned())).object());
+    world.settle(500);
+    assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+    let status = world.upgrade("up").status.clone().unwrap();
+    assert_eq!((status.run, status.observed_retry_nonce.as_deref()), (Some(2), Some("again")));
+    assert_eq!((status.history[0].run, status.history[0].phase.as_str()), (1, "Failed"));
+    assert_eq!((status.history[0].up_to_date, status.history[0].failed), (1, 1));
+    // Removing the nonce is not a new one.
+    world.apply(&upgrade("up").object());
+    world.settle(500);
+    assert_eq!(world.upgrade("up").status.as_ref().unwrap().run, Some(2));
+}
+
+#[test]
+fn there_and_back_and_there_again_is_three_runs() {
+    let mut world = three_nodes();
+    world.apply(&upgrade("up").object());
+    world.settle(500);
+    world.apply(&upgrade("up").to("v1.35.1").allowing_downgrades().object());
+    world.settle(500);
+    assert_eq!(world.runs(), [("cp-1", "v1.35.1"), ("w-1", "v1.35.1"), ("w-2", "v1.35.1")]);
+    world.apply(&upgrade("up").object());
+    world.settle(500);
+    assert_eq!(world.runs(), [("cp-1", "v1.35.4"), ("w-1", "v1.35.4"), ("w-2", "v1.35.4")]);
+    assert_eq!(world.upgrade("up").status.as_ref().unwrap().run, Some(3));
+    assert_no_cordon_of_ours(&world);
+}
+
+#[test]
+fn the_objects_of_the_last_five_runs_are_kept() {
+    let mut world = three_nodes();
+    for run in 0..7 {
+        let to = if run % 2 == 0 { "v1.35.4" } else { "v1.35.1" };
+        world.apply(&upgrade("up").to(to).allowing_downgrades().object());
+        world.settle(500);
+        assert_eq!(world.says("up"), says("Completed", "UpToDate"), "run {run}");
+    }
+    let runs: std::collections::BTreeSet<i64> =
+        world.progresses.values().filter_map(|progress| Some(progress.spec.order.as_ref()?.run)).collect();
+    assert_eq!(runs.into_iter().collect::<Vec<_>>(), [3, 4, 5, 6, 7]);
+    assert_eq!(world.upgrade("up").status.as_ref().unwrap().history.len(), 5);
+}
+
+#[test]
+fn a_node_that_joins_a_completed_upgrade_is_brought_along() {
+    let mut world = three_nodes();
+    world.apply(&upgrade("up").object());
+    world.settle(500);
+    world.add("w-3", false, "v1.35.1");
+    world.operator(usize::MAX);
+    assert_eq!(world.says("up").0, "Completed");
+    world.settle(500);
+    assert!(world.runs().contains(&("w-3", "v1.35.4")));
+    // The same name, another machine.
+    world.add("w-3", false, "v1.34.6");
+    world.settle(500);
+    assert!(world.runs().contains(&("w-3", "v1.35.4")));
+    assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+}
+
+#[test]
+fn an_upgrade_deleted_in_the_middle_leaves_no_cordon() {
+    for steps in 0..40 {
+        let mut world = three_nodes();
+        world.apply(&upgrade("up").object());
+        for _ in 0..steps {
+            world.operator(1);
+            for name in ["cp-1", "w-1", "w-2"] {
+                world.agent(name);
+            }
+        }
+        world.delete("up");
+        world.settle(500);
+        assert_no_cordon_of_ours(&world);
+        assert!(world.machines.values().all(|machine| !machine.cordoned), "after {steps} steps");
+    }
+}
+
+#[test]
+fn a_newer_upgrade_takes_over_in_the_middle_and_a_revert_of_it_changes_nothing() {
+    let mut world = three_nodes();
+    world.apply(&upgrade("old").to("v1.35.1").object());
+    world.settle(500);
+    world.apply(&upgrade("new").object());
+    world.settle(500);
+    assert_eq!(world.says("new"), says("Completed", "UpToDate"));
+    assert_eq!(world.says("old"), says("Completed", "UpToDate"));
+    world.delete("new");
+    world.settle(500);
+    assert_eq!(world.says("old"), says("Completed", "UpToDate"));
+    assert_eq!(world.runs(), [("cp-1", "v1.35.4"), ("w-1", "v1.35.4"), ("w-2", "v1.35.4")]);
+}
+
+#[test]
+fn a_downgrade_that_was_carried_out_is_not_undone_by_the_upgrade_before_it() {
+    let mut world = three_nodes();
+    world.apply(&upgrade("up").object());
+    world.settle(500);
+    world.apply(&upgrade("down").to("v1.35.1").allowing_downgrades().object());
+    world.settle(500);
+    assert_eq!(world.runs(), [("cp-1", "v1.35.1"), ("w-1", "v1.35.1"), ("w-2", "v1.35.1")]);
+    assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+    world.delete("down");
+    world.settle(500);
+    assert_eq!(world.runs(), [("cp-1", "v1.35.1"), ("w-1", "v1.35.1"), ("w-2", "v1.35.1")]);
+    assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+}
+
+#[test]
+fn unfinished_work_of_an_upgrade_that_is_governed_by_another_is_superseded() {
+    let mut world =
+        World::new(&["v1.35.2", "v1.35.4"]).with("w-1", false, "v1.35.1").with("w-2", false, "v1.35.1");
+    world.apply(&upgrade("old").to("v1.35.2").object());
+    for _ in 0..6 {
+        world.operator(usize::MAX);
+    }
+    world.apply(&upgrade("new").object());
+    world.settle(500);
+    assert_eq!(world.says("old"), says("Superseded", "Superseded"));
+    assert_eq!(world.says("new"), says("Completed", "UpToDate"));
+    let old = world.progresses.values().filter(|progress| progress.spec.source_ref.name == "old");
+    let phases: Vec<_> = old.map(|progress| progress.phase().to_string()).collect();
+    assert_eq!(phases, ["Superseded", "Superseded"]);
+    assert_no_cordon_of_ours(&world);
+}
+
+#[test]
+fn an_upgrade_that_governs_again_makes_its_orders_anew() {
+    let mut world =
+        World::new(&["v1.35.2", "v1.35.4"]).with("w-1", false, "v1.35.1").with("w-2", false, "v1.35.1");
+    world.apply(&upgrade("old").to("v1.35.2").object());
+    for _ in 0..3 {
+        world.operator(usize::MAX);
+    }
+    world.apply(&upgrade("new").spec(|spec| spec.paused = Some(true)).object());
+    world.settle(500);
+    assert_eq!(world.says("old"), says("Superseded", "Superseded"));
+    world.delete("new");
+    world.settle(500);
+    assert_eq!(world.says("old"), says("Completed", "UpToDate"));
+    assert_eq!(world.runs(), [("w-1", "v1.35.2"), ("w-2", "v1.35.2")]);
+}

@@ -1,0 +1,511 @@
+//! A cluster in memory: an API server that knows resourceVersions, agents that obey orders as real
+//! ones do, and an operator that carries plans out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::core::ObjectMeta;
+
+use crate::api::{
+    ConditionType, ImageRef, Installed, IntOrPercent, OSUpgrade, OSUpgradeProgress, OSUpgradeProgressStatus,
+    ProgressPhase, Resolved, TimelineEntry, condition_is_true,
+};
+use crate::digest::Sha256Digest;
+use crate::rollout::fixtures::{image, node};
+use crate::rollout::{
+    Action, Evaluation, Fleet, NodeView, ObjectRef, Plan, Target, UpgradeView, frozen_target, plan,
+};
+use crate::slot::Slot;
+
+/// One machine, and the Node object it has.
+#[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(super) struct Machine {
+    pub(super) uid: String,
+    pub(super) control_plane: bool,
+    pub(super) runs: String,
+    /// What the other slot holds, once it is staged.
+    staged: Option<String>,
+    pub(super) alive: bool,
+    pub(super) cordoned: bool,
+    pub(super) cordoned_for: Option<String>,
+    created: Timestamp,
+    resource_version: u64,
+    /// What the next attempts do; none left means that all goes well.
+    pub(super) mishaps: Vec<Mishap>,
+    has_os_node: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mishap {
+    FailsToStage,
+    FallsBack,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub(super) now: Timestamp,
+    pub(super) machines: BTreeMap<String, Machine>,
+    pub(super) upgrades: Vec<OSUpgrade>,
+    pub(super) progresses: BTreeMap<String, OSUpgradeProgress>,
+    pub(super) catalog: Vec<ImageRef>,
+    pub(super) operator_node: Option<String>,
+    pub(super) max_unavailable: Option<IntOrPercent>,
+    clock: u64,
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    Done,
+    Conflict,
+}
+
+impl World {
+    pub(super) fn new(catalog: &[&str]) -> Self {
+        Self {
+            now: "2026-11-24T12:00:00Z".parse().unwrap(),
+            machines: BTreeMap::new(),
+            upgrades: Vec::new(),
+            progresses: BTreeMap::new(),
+            catalog: catalog.iter().map(|version| image(version)).collect(),
+            operator_node: None,
+            max_unavailable: None,
+            clock: 1,
+        }
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    pub(super) fn add(&mut self, name: &str, control_plane: bool, runs: &str) {
+        let stamp = self.tick();
+        let machine = Machine {
+            uid: format!("{name}-{stamp}"),
+            control_plane,
+            runs: runs.to_owned(),
+            staged: None,
+            alive: true,
+            cordoned: false,
+            cordoned_for: None,
+            created: self.now,
+            resource_version: stamp,
+            mishaps: Vec::new(),
+            has_os_node: false,
+        };
+        self.machines.insert(name.to_owned(), machine);
+    }
+
+    pub(super) fn with(mut self, name: &str, control_plane: bool, runs: &str) -> Self {
+        self.add(name, control_plane, runs);
+        self
+    }
+
+    /// Creates an upgrade, or changes its spec.
+    pub(super) fn apply(&mut self, wanted: &OSUpgrade) {
+        let stamp = self.tick();
+        let name = wanted.metadata.name.clone();
+        if let Some(known) = self.upgrades.iter_mut().find(|known| known.metadata.name == name) {
+            known.spec = wanted.spec.clone();
+            known.metadata.annotations.clone_from(&wanted.metadata.annotations);
+            known.metadata.generation = known.metadata.generation.map(|generation| generation + 1);
+            return;
+        }
+        let mut new = wanted.clone();
+        new.metadata.uid = Some(format!("{}-{stamp}", name.unwrap_or_default()));
+        new.metadata.creation_timestamp = Some(Time(self.now));
+        new.status = None;
+        self.upgrades.push(new);
+    }
+
+    /// Deletes an upgrade, and what it owns.
+    pub(super) fn delete(&mut self, name: &str) {
+        let Some(at) = self.upgrades.iter().position(|known| known.metadata.name.as_deref() == Some(name))
+        else {
+            return;
+        };
+        let gone = self.upgrades.remove(at).metadata.uid;
+        self.progresses.retain(|_, progress| {
+            progress.metadata.owner_references.iter().flatten().all(|owner| Some(&owner.uid) != gone.as_ref())
+        });
+    }
+
+    pub(super) fn observe(&self) -> Fleet {
+        Fleet {
+            nodes: self.machines.iter().map(|(name, machine)| self.view(name, machine)).collect(),
+            upgrades: self.upgrades.iter().map(|upgrade| self.evaluate(upgrade)).collect(),
+            progresses: self.progresses.values().cloned().collect(),
+            api_server: None,
+            operator_node: self.operator_node.clone(),
+            max_unavailable: self.max_unavailable.clone(),
+        }
+    }
+
+    fn view(&self, name: &str, machine: &Machine) -> NodeView {
+        let mut fixture = node(name).running(&machine.runs).made_again(&machine.uid, machine.created);
+        fixture = fixture.version(machine.resource_version);
+        if machine.control_plane {
+            fixture = fixture.control_plane();
+        }
+        let trial = self
+            .progresses
+            .values()
+            .any(|progress| progress.spec.node_name == name && progress.phase() == ProgressPhase::Rebooting);
+        if !machine.alive || trial {
+            fixture = fixture.not_ready();
+        }
+        if machine.cordoned {
+            fixture = fixture.cordoned();
+        }
+        let mut view = fixture.view();
+        view.cordoned_for.clone_from(&machine.cordoned_for);
+        if !machine.has_os_node {
+            view.report = crate::rollout::NodeReport::Missing;
+        }
+        view
+    }
+
+    fn evaluate(&self, upgrade: &OSUpgrade) -> UpgradeView {
+        let resolved = frozen_target(upgrade).cloned().or_else(|| {
+            let version = upgrade.spec.version.parse().unwrap();
+            self.catalog.iter().any(|image| image.version == version).then(|| Resolved {
+                version,
+                catalog_digest: Sha256Digest::of(b"catalog"),
+                images: self.catalog.clone(),
+            })
+        });
+        let evaluation = match resolved {
+            Some(resolved) => Evaluation::Accepted(Target { resolved, blocked: BTreeSet::new() }),
+            None => Evaluation::Rejected {
+                reason: "VersionNotInCatalog".to_owned(),
+                message: "not there".to_owned(),
+                resolved: None,
+            },
+        };
+        UpgradeView { upgrade: upgrade.clone(), evaluation, catalog_error: None }
+    }
+
+    /// The operator observes, plans, and writes the first `writes` of its plan, then the statuses
+    /// if it got that far. Returns what it planned, and whether it wrote anything.
+    pub(super) fn operator(&mut self, writes: usize) -> (Plan, bool) {
+        let plan = plan(&self.observe(), self.now);
+        let wrote = self.execute(&plan, writes);
+        (plan, wrote)
+    }
+
+    pub(super) fn execute(&mut self, plan: &Plan, writes: usize) -> bool {
+        for action in plan.actions.iter().take(writes) {
+            self.write(action);
+        }
+        let mut wrote = !plan.actions.is_empty();
+        if writes >= plan.actions.len() {
+            for upgrade in &mut self.upgrades {
+                let uid = upgrade.metadata.uid.clone().unwrap_or_default();
+                let Some(outlook) = plan.outlooks.get(&uid) else { continue };
+                let status = Some(outlook.status(upgrade, self.now));
+                wrote |= upgrade.status != status;
+                upgrade.status = status;
+            }
+        }
+        wrote
+    }
+
+    fn write(&mut self, action: &Action) -> Written {
+        let now = self.now;
+        match action {
+            Action::CreateOsNode { node } => self.machine(node).map_or(Written::Conflict, |machine| {
+                machine.has_os_node = true;
+                Written::Done
+            }),
+            Action::CreateProgress(new) => {
+                if self.progresses.contains_key(&new.name) {
+                    return Written::Conflict;
+                }
+                let stamp = self.tick();
+                let owner = OwnerReference {
+                    kind: "OSUpgrade".to_owned(),
+                    name: new.upgrade_name.clone(),
+                    uid: new.upgrade_uid.clone(),
+                    ..OwnerReference::default()
+                };
+                let metadata = ObjectMeta {
+                    name: Some(new.name.clone()),
+                    uid: Some(format!("progress-{stamp}")),
+                    resource_version: Some(stamp.to_string()),
+                    generation: Some(1),
+                    creation_timestamp: Some(Time(now)),
+                    owner_references: Some(vec![owner]),
+                    ..ObjectMeta::default()
+                };
+                let progress =
+                    OSUpgradeProgress { metadata, spec: new.spec.clone(), status: Some(new.status.clone()) };
+                self.progresses.insert(new.name.clone(), progress);
+                Written::Done
+            }
+            Action::DeleteProgress { progress } => match self.order(progress, true) {
+                Some(_) => {
+                    self.progresses.remove(&progress.name);
+                    Written::Done
+                }
+                None => Written::Conflict,
+            },
+            Action::Report { progress, conditions } => self.change(progress, false, |object| {
+                let ours = ["BootGranted", "Degraded", "Drained", "Superseded", "TimedOut"];
+                let list = &mut object.status.get_or_insert_default().conditions;
+                list.retain(|condition| !ours.contains(&condition.type_.as_str()));
+                list.extend(conditions.iter().cloned());
+            }),
+            Action::GrantStage { progress, version } => self.change(progress, true, |object| {
+                let order = object.spec.order.as_mut().unwrap();
+                order.stage = Some(version.clone());
+                order.boot = None;
+            }),
+            Action::GrantBoot { progress, grant } => self.change(progress, true, |object| {
+                object.spec.order.as_mut().unwrap().boot = Some(grant.clone());
+            }),
+            Action::WithdrawBoot { progress } => self.change(progress, true, |object| {
+                object.spec.order.as_mut().unwrap().boot = None;
+            }),
+            Action::Supersede { progress } => self.change(progress, true, |object| {
+                let order = object.spec.order.as_mut().unwrap();
+                order.stage = None;
+                order.boot = None;
+            }),
+            Action::Cordon { node, progress_uid } => self.schedule(node, Some(progress_uid)),
+            Action::Uncordon { node } => {
+                self.assert_uncordon_is_safe(node);
+                self.schedule(node, None)
+            }
+        }
+    }
+
+    /// No node of ours may be on its way into a reboot when its cordon is taken off.
+    fn assert_uncordon_is_safe(&self, node: &ObjectRef) {
+        for progress in self.progresses.values().filter(|progress| progress.spec.node_name == node.name) {
+            let Some(order) = progress.spec.order.as_ref().filter(|order| order.node_uid == node.uid) else {
+                continue;
+            };
+            assert!(order.boot.is_none(), "uncordon before the withdrawal: {progress:?}");
+            assert!(!progress.phase().is_committed(), "uncordon in a reboot: {progress:?}");
+        }
+    }
+
+    fn machine(&mut self, node: &ObjectRef) -> Option<&mut Machine> {
+        self.machines.get_mut(&node.name).filter(|machine| machine.uid == node.uid)
+    }
+
+    fn schedule(&mut self, node: &ObjectRef, cordon_for: Option<&String>) -> Written {
+        let stamp = self.tick();
+        let Some(machine) = self.machine(node) else { return Written::Conflict };
+        if machine.resource_version.to_string() != node.resource_version {
+            return Written::Conflict;
+        }
+        machine.resource_version = stamp;
+        machine.cordoned = cordon_for.is_some();
+        machine.cordoned_for = cordon_for.cloned();
+        Written::Done
+    }
+
+    fn order(&mut self, object: &ObjectRef, bound: bool) -> Option<&mut OSUpgradeProgress> {
+        self.progresses.get_mut(&object.name).filter(|progress| {
+            progress.metadata.uid.as_ref() == Some(&object.uid)
+                && (!bound || progress.metadata.resource_version.as_ref() == Some(&object.resource_version))
+        })
+    }
+
+    fn change(
+        &mut self,
+        object: &ObjectRef,
+        bound: bool,
+        change: impl FnOnce(&mut OSUpgradeProgress),
+    ) -> Written {
+        let stamp = self.tick();
+        let Some(progress) = self.order(object, bound) else { return Written::Conflict };
+        progress.metadata.resource_version = Some(stamp.to_string());
+        if bound {
+            progress.metadata.generation = progress.metadata.generation.map(|generation| generation + 1);
+        }
+        change(progress);
+        Written::Done
+    }
+
+    /// A change to a machine's Node object.
+    pub(super) fn touch(&mut self, name: &str, change: impl FnOnce(&mut Machine)) {
+        let stamp = self.tick();
+        if let Some(machine) = self.machines.get_mut(name) {
+            machine.resource_version = stamp;
+            change(machine);
+        }
+    }
+
+    /// Sets a retryNonce on a progress object, as a person does.
+    pub(super) fn retry(&mut self, name: &str, nonce: &str) {
+        let stamp = self.tick();
+        if let Some(progress) = self.progresses.get_mut(name) {
+            progress.spec.retry_nonce = Some(nonce.to_owned());
+            progress.metadata.resource_version = Some(stamp.to_string());
+        }
+    }
+
+    /// One step of the agent on a machine. Returns whether it did anything.
+    pub(super) fn agent(&mut self, name: &str) -> bool {
+        let Some(machine) = self.machines.get(name).filter(|machine| machine.alive).cloned() else {
+            return false;
+        };
+        let mine = self.progresses.values().filter(|progress| {
+            progress.spec.node_name == name
+                && progress.spec.order.as_ref().is_some_and(|order| order.node_uid == machine.uid)
+        });
+        // What is committed goes first; then the oldest that wants something.
+        let mut names: Vec<_> = mine
+            .map(|progress| {
+                let created = progress.metadata.creation_timestamp.as_ref().map(|time| time.0);
+                (!progress.phase().is_committed(), created, progress.metadata.name.clone().unwrap())
+            })
+            .collect();
+        names.sort();
+        names.into_iter().any(|(_, _, progress)| self.agent_on(name, &machine, &progress))
+    }
+
+    fn agent_on(&mut self, node: &str, machine: &Machine, name: &str) -> bool {
+        let now = self.now;
+        let stamp = self.tick();
+        let Some(progress) = self.progresses.get_mut(name) else { return false };
+        let before = progress.clone();
+        let step = agent_step(progress, machine, now);
+        let changed = *progress != before;
+        if changed {
+            progress.metadata.resource_version = Some(stamp.to_string());
+            let phase = progress.phase();
+            let timeline = &mut progress.status.get_or_insert_default().timeline;
+            timeline.push(TimelineEntry { phase, since: Time(now), hop: None });
+        }
+        let commits = progress.phase() == ProgressPhase::Rebooting && before.phase() == ProgressPhase::Staged;
+        if commits {
+            assert!(machine.cordoned, "{node} commits to a reboot without a cordon");
+        }
+        if let Some(step) = step {
+            self.touch(node, step);
+        }
+        changed
+    }
+}
+
+type Touch = Box<dyn FnOnce(&mut Machine)>;
+
+/// What an agent does with one object; returns what happens to the machine.
+fn agent_step(progress: &mut OSUpgradeProgress, machine: &Machine, now: Timestamp) -> Option<Touch> {
+    let phase = progress.phase();
+    let superseded = condition_is_true(progress.conditions(), &ConditionType::Superseded);
+    let order = progress.spec.order.clone()?;
+    let target = order.hops.last()?.version.clone();
+    let running = machine.runs.parse().unwrap();
+    let nonce = progress.spec.retry_nonce.clone().filter(|nonce| !nonce.is_empty());
+    let status = progress.status.get_or_insert_default();
+    let rising = target > running;
+    let next = order.hops.iter().map(|hop| &hop.version);
+    let next = next.clone().find(|hop| if rising { **hop > running } else { **hop < running }).cloned();
+    match phase {
+        ProgressPhase::Rebooting => return Some(reboot(status, machine, &order.boot?.version.to_string())),
+        ProgressPhase::Confirming => {
+            confirm(status, &target, &running, now);
+            return None;
+        }
+        ProgressPhase::Completed | ProgressPhase::Superseded => return None,
+        _ if superseded => status.phase = Some(ProgressPhase::Superseded),
+        _ if running == target => confirm(status, &target, &running, now),
+        ProgressPhase::Failed | ProgressPhase::RolledBack
+            if nonce.is_some() && nonce != status.observed_retry_nonce =>
+        {
+            status.observed_retry_nonce = nonce;
+            status.phase = Some(ProgressPhase::Pending);
+        }
+        ProgressPhase::Pending if order.stage.is_some() && order.stage == next => {
+            status.hop = order.stage.map(|stage| stage.to_string());
+            status.phase = Some(ProgressPhase::Downloading);
+        }
+        ProgressPhase::Downloading if machine.mishaps.last() == Some(&Mishap::FailsToStage) => {
+            status.phase = Some(ProgressPhase::Failed);
+            return Some(Box::new(|machine| machine.mishaps.truncate(machine.mishaps.len() - 1)));
+        }
+        ProgressPhase::Downloading => {
+            status.phase = Some(ProgressPhase::Staged);
+            let staged = status.hop.clone();
+            return Some(Box::new(|machine| machine.staged = staged));
+        }
+        ProgressPhase::Staged => {
+            let granted = order.boot.filter(|grant| grant.not_after.0 > now);
+            if granted.is_some_and(|grant| Some(grant.version.to_string()) == machine.staged) {
+                status.phase = Some(ProgressPhase::Rebooting);
+            }
+        }
+        _ => {}
+    }
+    None
+}
+
+fn reboot(status: &mut OSUpgradeProgressStatus, machine: &Machine, into: &str) -> Touch {
+    if machine.mishaps.last() == Some(&Mishap::FallsBack) {
+        status.phase = Some(ProgressPhase::RolledBack);
+        return Box::new(|machine| machine.mishaps.truncate(machine.mishaps.len() - 1));
+    }
+    status.phase = Some(ProgressPhase::Confirming);
+    let into = into.to_owned();
+    Box::new(|machine| machine.runs = into)
+}
+
+fn confirm(
+    status: &mut OSUpgradeProgressStatus,
+    target: &crate::version::OsVersion,
+    running: &crate::version::OsVersion,
+    now: Timestamp,
+) {
+    if running != target {
+        status.phase = Some(ProgressPhase::Pending);
+        return;
+    }
+    status.phase = Some(ProgressPhase::Completed);
+    status.completed_at = Some(Time(now));
+    status.installed = Some(Installed { slot: Slot::B, version: running.clone(), image_digest: None });
+}
+
+impl World {
+    /// Lets everyone work until nothing changes any more, at most `rounds` times. Panics if it
+    /// never ends, or if the operator still writes when all is quiet.
+    pub(super) fn settle(&mut self, rounds: usize) {
+        let mut quiet = 0;
+        for _ in 0..rounds {
+            let (_, wrote) = self.operator(usize::MAX);
+            let names: Vec<_> = self.machines.keys().cloned().collect();
+            let worked = names.iter().map(|name| self.agent(name)).fold(false, |any, one| any | one);
+            self.now += SignedDuration::from_secs(60);
+            quiet = if wrote || worked { 0 } else { quiet + 1 };
+            if quiet > 70 {
+                return;
+            }
+        }
+        let (plan, _) = self.operator(0);
+        panic!("still busy after {rounds} rounds: {:#?}\n{:#?}", plan.actions, plan.outlooks);
+    }
+
+    pub(super) fn upgrade(&self, name: &str) -> &OSUpgrade {
+        self.upgrades.iter().find(|upgrade| upgrade.metadata.name.as_deref() == Some(name)).unwrap()
+    }
+
+    /// Phase of an upgrade, and the reason of its Ready condition.
+    pub(super) fn says(&self, name: &str) -> (String, String) {
+        let status = self.upgrade(name).status.clone().unwrap_or_default();
+        let ready = crate::api::find_condition(&status.conditions, &ConditionType::Ready);
+        (
+            status.phase.map(|phase| phase.to_string()).unwrap_or_default(),
+            ready.map(|ready| ready.reason.clone()).unwrap_or_default(),
+        )
+    }
+
+    pub(super) fn runs(&self) -> Vec<(&str, &str)> {
+        self.machines.iter().map(|(name, machine)| (name.as_str(), machine.runs.as_str())).collect()
+    }
+}
