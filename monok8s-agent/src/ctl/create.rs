@@ -1,0 +1,103 @@
+//! `ctl create`: manifests on stdout.
+
+// Doc comments here are the help text, where backticks would be shown.
+#![allow(clippy::doc_markdown)]
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use monok8s_sdk::manifests::{
+    Agent, ConfigMapCatalogs, Controller, DEFAULT_NAMESPACE, ImageSource, Namespace, to_yaml,
+};
+
+use super::{Outcome, output};
+
+/// What to print the manifests of.
+#[derive(Debug, Subcommand)]
+pub(super) enum Create {
+    /// The controller: Namespace, CRDs, ServiceAccount, RBAC and Deployment.
+    Controller(ControllerArgs),
+    /// The node agents: Namespace, CRDs, ServiceAccount, RBAC, admission policies and DaemonSet.
+    Agent(AgentArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ControllerArgs {
+    #[command(flatten)]
+    common: Common,
+
+    /// Let catalogs be read from ConfigMaps of the namespace.
+    #[arg(long)]
+    allow_configmaps: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AgentArgs {
+    #[command(flatten)]
+    common: Common,
+
+    /// Disk that holds both slots [default: the disk that the booted root is on].
+    #[arg(long, value_name = "PATH")]
+    disk: Option<String>,
+
+    /// Directory on the host for the record that outlives reboots, on a partition that both slots share.
+    #[arg(long, value_name = "DIRECTORY", value_parser = absolute)]
+    data_dir: Option<String>,
+
+    /// Boot loader, as monok8s-agent run takes it.
+    #[arg(long, value_name = "BACKEND")]
+    boot_backend: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Image to run [default: the one that managed nodes ship; the pods then run on managed nodes only].
+    #[arg(long, value_name = "REFERENCE", value_parser = image)]
+    image: Option<String>,
+
+    /// Namespace to install into.
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NAMESPACE)]
+    namespace: Namespace,
+}
+
+impl Common {
+    fn image(&self) -> ImageSource {
+        self.image.clone().map_or(ImageSource::Local, ImageSource::Registry)
+    }
+}
+
+impl Create {
+    pub(super) fn run(self) -> Result<Outcome> {
+        let objects = match self {
+            Self::Controller(ControllerArgs { common, allow_configmaps }) => {
+                let image = common.image();
+                let config_maps =
+                    if allow_configmaps { ConfigMapCatalogs::Allowed } else { ConfigMapCatalogs::Denied };
+                Controller { namespace: common.namespace, image, config_maps }.objects()
+            }
+            Self::Agent(AgentArgs { common, disk, data_dir, boot_backend }) => {
+                let settings = [
+                    ("MONOK8S_DISK", disk),
+                    ("MONOK8S_DATA_DIR", data_dir),
+                    ("MONOK8S_BOOT_BACKEND", boot_backend),
+                ];
+                let settings = settings
+                    .into_iter()
+                    .filter_map(|(name, value)| value.map(|value| (name.to_owned(), value)))
+                    .collect();
+                let image = common.image();
+                Agent { namespace: common.namespace, image, settings }.objects()
+            }
+        };
+        output::print(&to_yaml(&objects))?;
+        Ok(Outcome::Good)
+    }
+}
+
+fn image(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if fits { Ok(text.to_owned()) } else { Err("write it like registry.example.com/image:tag".to_owned()) }
+}
+
+fn absolute(text: &str) -> Result<String, String> {
+    if text.starts_with('/') { Ok(text.to_owned()) } else { Err("write an absolute path".to_owned()) }
+}

@@ -1,0 +1,263 @@
+//! `ctl flash`: an image into a slot, by hand, with the guards of an upgrade.
+
+// Doc comments here are the help text, where backticks would be shown.
+#![allow(clippy::doc_markdown)]
+
+use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use indicatif::{HumanBytes, ProgressBar, ProgressFinish, ProgressStyle};
+use monok8s_sdk::digest::Sha256Digest;
+use monok8s_sdk::disk::{InactiveSlot, SlotMap, VerifiedSlot};
+use monok8s_sdk::http::{HttpOptions, http_client};
+use monok8s_sdk::image::{
+    Cancel, DEFAULT_GUARD_PATHS, Download, Expected, Progress, ProgressSnapshot, Source, flash, inspect,
+};
+use monok8s_sdk::slot::Slot;
+use monok8s_sdk::version::OsVersion;
+use reqwest::Url;
+use serde::Serialize;
+
+use super::Outcome;
+use super::machine::Machine;
+use super::output::Format;
+
+const REDRAW: Duration = Duration::from_millis(100);
+
+/// Writes a zstd-compressed image into the slot that is not booted, and reads it back. The slot's first
+/// 64 KiB are written last, so an image that broke off cannot boot. What boots next is not changed.
+#[derive(Debug, Args)]
+pub(super) struct Flash {
+    /// Slot to write, A or B; never the booted one.
+    #[arg(long)]
+    slot: Slot,
+
+    /// Artifact: a file, an http or https URL, or - for standard input.
+    #[arg(default_value = "-")]
+    source: Origin,
+
+    /// What sha256sum prints for the artifact, after sha256:
+    #[arg(long, value_name = "sha256:HEX")]
+    checksum: Option<Sha256Digest>,
+
+    /// Size of the expanded image in bytes.
+    #[arg(long, value_name = "BYTES")]
+    size: Option<u64>,
+
+    /// The same as --checksum, of the expanded image.
+    #[arg(long, value_name = "sha256:HEX")]
+    image_checksum: Option<Sha256Digest>,
+
+    /// The form of the output.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+
+    #[command(flatten)]
+    machine: Machine,
+}
+
+/// Where the artifact comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Origin {
+    Stdin,
+    Url(Url),
+    File(PathBuf),
+}
+
+/// What was done.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Flashed {
+    slot: Slot,
+    device: String,
+    bytes: u64,
+    image_digest: Sha256Digest,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<OsVersion>,
+}
+
+impl FromStr for Origin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "-" {
+            return Ok(Self::Stdin);
+        }
+        if text.starts_with("http://") || text.starts_with("https://") {
+            return text.parse().map(Self::Url).map_err(|error| format!("{error}"));
+        }
+        Ok(Self::File(text.into()))
+    }
+}
+
+impl Flash {
+    pub(super) fn run(self) -> Result<Outcome> {
+        // Before anything is touched: a source that cannot be had costs nothing.
+        let source = self.source()?;
+        let slots = self.machine.slots()?;
+        let slot = self.take(&slots)?;
+        let expected =
+            Expected { checksum: self.checksum, size: self.size, image_checksum: self.image_checksum };
+        let verified = self.write(slot, source, expected)?;
+        let flashed = Flashed {
+            slot: verified.slot(),
+            device: verified.description().to_owned(),
+            bytes: verified.length(),
+            image_digest: verified.image(),
+            version: version_inside(&verified),
+        };
+        self.output.print(&flashed, || flashed.text())?;
+        Ok(Outcome::Good)
+    }
+
+    fn source(&self) -> Result<Source> {
+        Ok(match &self.source {
+            Origin::Stdin => {
+                ensure!(
+                    !io::stdin().is_terminal(),
+                    "standard input is a terminal: pipe the artifact into it, or name a file or URL"
+                );
+                Source::Reader(Box::new(io::stdin()))
+            }
+            Origin::File(path) => {
+                ensure!(path.is_file(), "{} is not a file", path.display());
+                Source::File(path.clone())
+            }
+            Origin::Url(url) => {
+                // An error means that a provider is installed already.
+                let _ = rustls::crypto::ring::default_provider().install_default();
+                Source::Http(Download::new(http_client(&HttpOptions::default())?, [url.clone()]))
+            }
+        })
+    }
+
+    /// Makes sure that nothing needs the slot, and that nothing will boot it or trust it from now on.
+    fn take(&self, slots: &SlotMap) -> Result<InactiveSlot> {
+        let slot = slots.open_for_writing(&self.machine.host(), self.slot)?;
+        let loader = self.machine.loader();
+        if let Some(loader) = &loader {
+            let status = loader.status()?;
+            let booted = slots.booted().slot;
+            if status.trial.is_some() || !status.is_confirmed(booted) {
+                bail!(
+                    "slot {booted} is not confirmed, or a trial is armed: slot {} is what the node goes back to, \
+                     or goes to; wait until the upgrade has ended",
+                    self.slot
+                );
+            }
+        }
+        // The record first: it must never claim more than the slot holds.
+        if let Some(store) = self.machine.record() {
+            let mut record = store.load()?;
+            if let Some(attempt) = record.attempt.as_ref().filter(|attempt| !attempt.has_ended()) {
+                bail!(
+                    "an upgrade to {} is going on in slot {}: wait until it has ended, or delete its \
+                     OSUpgradeProgress {}",
+                    attempt.version,
+                    attempt.slot,
+                    attempt.object.name
+                );
+            }
+            let content = match self.slot {
+                Slot::A => &mut record.slots.a,
+                Slot::B => &mut record.slots.b,
+            };
+            if content.take().is_some() {
+                store.save(&record)?;
+            }
+        }
+        if let Some(loader) = &loader {
+            loader.invalidate(self.slot)?;
+        }
+        Ok(slot)
+    }
+
+    fn write(&self, slot: InactiveSlot, source: Source, expected: Expected) -> Result<VerifiedSlot> {
+        // An interrupt ends the process, which the slot survives as it survives a power cut.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        let (progress, cancel) = (Progress::default(), Cancel::default());
+        let device = slot.description().to_owned();
+        let done = runtime.block_on(async {
+            tokio::select! {
+                biased;
+                done = flash(slot, source, expected, &progress, &cancel) => done,
+                never = draw(&progress) => match never {},
+            }
+        });
+        done.with_context(|| format!("cannot flash slot {} ({device})", self.slot))
+    }
+}
+
+impl Flashed {
+    fn text(&self) -> String {
+        let Self { slot, device, bytes, image_digest, version } = self;
+        let version =
+            version.as_ref().map_or("an image that states no version".to_owned(), ToString::to_string);
+        format!(
+            "slot {slot} ({device}) holds {version}: {}, {image_digest}, read back from the medium\n",
+            HumanBytes(*bytes)
+        )
+    }
+}
+
+/// The version in the image. What is odd about it is said, and does not undo the write.
+fn version_inside(slot: &VerifiedSlot) -> Option<OsVersion> {
+    match inspect(slot, &DEFAULT_GUARD_PATHS) {
+        Ok(inspection) => {
+            if inspection.guard.is_none() {
+                eprintln!(
+                    "warning: the image has no guard: a trial boot of it could not fall back by itself"
+                );
+            }
+            inspection.version
+        }
+        Err(error) => {
+            eprintln!("warning: {:#}", anyhow::Error::new(error));
+            None
+        }
+    }
+}
+
+/// Shows the progress on a terminal, for ever.
+async fn draw(progress: &Progress) -> std::convert::Infallible {
+    if !io::stderr().is_terminal() {
+        return std::future::pending().await;
+    }
+    let bar = ProgressBar::no_length().with_finish(ProgressFinish::AndClear);
+    loop {
+        let now = progress.snapshot();
+        let (verb, position, length) = stage(&now);
+        if let Some(length) = length {
+            bar.set_length(length);
+        }
+        bar.set_position(position);
+        bar.set_message(verb);
+        bar.set_style(style(length.is_some()));
+        tokio::time::sleep(REDRAW).await;
+    }
+}
+
+/// What is being done, how far it is, and where it ends, if that is known.
+fn stage(now: &ProgressSnapshot) -> (&'static str, u64, Option<u64>) {
+    if now.bytes_verified > 0 {
+        ("reading back", now.bytes_verified, Some(now.bytes_written + now.bytes_reused))
+    } else {
+        ("writing", now.bytes_done, now.bytes_total)
+    }
+}
+
+fn style(with_end: bool) -> ProgressStyle {
+    let template = if with_end {
+        "{msg:12} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}"
+    } else {
+        "{msg:12} {bytes} {binary_bytes_per_sec} {elapsed}"
+    };
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

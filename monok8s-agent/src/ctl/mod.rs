@@ -1,0 +1,70 @@
+//! The program `ctl`. What was asked for goes to stdout and nothing else does; errors are printed once,
+//! here. It exits with 0 when it did what was asked, 1 when it did not, and 2 when it was asked wrongly.
+
+mod catalog;
+mod create;
+mod flash;
+mod machine;
+mod output;
+mod slots;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Install and operate MonoK8s OS upgrades.
+#[derive(Debug, Parser)]
+#[command(name = "ctl", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the manifests of a program, ready for `kubectl apply -f -`.
+    #[command(subcommand)]
+    Create(create::Create),
+    /// Check catalogs, and ask what they would do.
+    #[command(subcommand)]
+    Catalog(catalog::Command),
+    /// Write an image into the slot that is not booted, and read it back.
+    Flash(flash::Flash),
+    /// Show both slots of this machine.
+    Slots(slots::Slots),
+}
+
+/// How a command ended that did what it was asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// And there is nothing to complain about.
+    Good,
+    /// What was examined has errors; they were printed.
+    Bad,
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(Outcome::Good) => ExitCode::SUCCESS,
+        Ok(Outcome::Bad) => ExitCode::FAILURE,
+        // Whoever reads our output has seen enough.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<Outcome> {
+    match command {
+        Command::Create(create) => create.run(),
+        Command::Catalog(command) => command.run(),
+        Command::Flash(flash) => flash.run(),
+        Command::Slots(slots) => slots.run(),
+    }
+}

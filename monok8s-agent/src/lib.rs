@@ -1,0 +1,3 @@
+//! The programs that run on a node.
+
+pub mod ctl;

@@ -1,0 +1,62 @@
+use std::fs;
+use std::path::Path;
+
+use monok8s_sdk::manifests::{Agent, Controller, to_yaml};
+
+use super::program::ctl;
+
+#[test]
+fn the_shipped_manifests_are_what_it_prints() {
+    let controller = ctl(&["create", "controller"]).good();
+    assert_eq!(controller, to_yaml(&Controller::default().objects()));
+    let agent = ctl(&["create", "agent"]).good();
+    assert_eq!(agent, to_yaml(&Agent::default().objects()));
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("deploy");
+    for (printed, file) in [(controller, "controller.yaml"), (agent, "agent.yaml")] {
+        let shipped = fs::read_to_string(deploy.join(file)).unwrap();
+        let (_, without_header) = shipped.split_once('\n').unwrap();
+        assert!(printed.ends_with(without_header), "{file}");
+    }
+}
+
+#[test]
+fn an_image_a_namespace_and_the_configmaps_are_a_matter_of_flags() {
+    let args = ["create", "controller", "--image", "REPO/IMAGE:TAG", "--namespace=ota", "--allow-configmaps"];
+    let yaml = ctl(&args).good();
+    for expected in
+        ["image: REPO/IMAGE:TAG", "imagePullPolicy: IfNotPresent", "namespace: ota", "- configmaps"]
+    {
+        assert!(yaml.contains(expected), "{expected}");
+    }
+    for unexpected in ["imagePullPolicy: Never", "mono-system"] {
+        assert!(!yaml.contains(unexpected), "{unexpected}");
+    }
+}
+
+#[test]
+fn settings_of_the_agent_are_passed_on() {
+    let args =
+        ["create", "agent", "--disk=/dev/vda", "--data-dir=/data", "--boot-backend=simulated:/data/loader"];
+    let yaml = ctl(&args).good();
+    for (name, value) in [
+        ("MONOK8S_DISK", "/dev/vda"),
+        ("MONOK8S_DATA_DIR", "/data"),
+        ("MONOK8S_BOOT_BACKEND", "simulated:/data/loader"),
+    ] {
+        assert!(yaml.contains(&format!("- name: {name}\n          value: {value}\n")), "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_a_manifest_is_a_usage_error() {
+    for wrong in [
+        &["create", "controller", "--namespace=Mono System"][..],
+        &["create", "controller", "--image="],
+        &["create", "controller", "--image=a b"],
+        &["create", "agent", "--data-dir=relative"],
+        &["create", "everything"],
+        &["create"],
+    ] {
+        ctl(wrong).bad(2);
+    }
+}

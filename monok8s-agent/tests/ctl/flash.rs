@@ -1,0 +1,245 @@
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use monok8s_sdk::boot::record_store::RecordStore;
+use monok8s_sdk::boot::simulated::SimulatedLoader;
+use monok8s_sdk::boot::{AttemptId, BootBackend as _, Tries};
+use monok8s_sdk::digest::Sha256Digest;
+use monok8s_sdk::disk::KnownGoodSlot;
+use monok8s_sdk::node_upgrade::Record;
+use monok8s_sdk::slot::Slot;
+use serde_json::{Value, json};
+
+use super::program::{Machine, Run, ctl, ctl_with_input};
+
+/// Three MiB that do not compress to nothing, and the artifact they come in.
+fn image() -> (Vec<u8>, Vec<u8>) {
+    let image: Vec<u8> = (0..3_u32 << 20)
+        .map(|index| u8::try_from((index.wrapping_mul(2_654_435_761)) >> 24).unwrap())
+        .collect();
+    let artifact = zstd::encode_all(&image[..], 1).unwrap();
+    (image, artifact)
+}
+
+/// The image is no file system, which is said and does no harm.
+#[track_caller]
+fn written(run: Run) -> String {
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stderr.starts_with("warning: the image in slot B"), "{}", run.stderr);
+    assert_eq!(run.stderr.lines().count(), 1, "a progress bar is for terminals: {:?}", run.stderr);
+    run.stdout
+}
+
+#[test]
+fn from_standard_input_into_the_slot_that_is_not_booted() {
+    let machine = Machine::new();
+    machine.files.write(Slot::A, b"what runs").unwrap();
+    let before = machine.files.read_all(Slot::A).unwrap();
+    let (image, artifact) = image();
+    let checksum = format!("--checksum={}", Sha256Digest::of(&artifact));
+    let args = machine.args("flash", &["--slot=B", "-", &checksum, "-o", "json"]);
+
+    let output: Value = serde_json::from_str(&written(ctl_with_input(&args, &artifact))).unwrap();
+
+    assert_eq!((&output["slot"], &output["bytes"]), (&json!("B"), &json!(image.len())));
+    assert_eq!(output["imageDigest"], Sha256Digest::of(&image).to_string());
+    assert!(machine.files.read(Slot::B, image.len()).unwrap() == image);
+    assert!(machine.files.read_all(Slot::A).unwrap() == before);
+}
+
+#[test]
+fn from_a_file_and_from_a_server() {
+    let (image, artifact) = image();
+    let machine = Machine::new();
+    let file = machine.path("rootfs.ext4.zst");
+    fs::write(&file, &artifact).unwrap();
+    let text = written(ctl(&machine.args("flash", &["--slot", "b", file.to_str().unwrap()])));
+    assert!(text.starts_with("slot B (") && text.contains("3.00 MiB"), "{text}");
+    assert!(machine.files.read(Slot::B, image.len()).unwrap() == image);
+
+    let machine = Machine::new();
+    let url = serve_once(artifact);
+    written(ctl(&machine.args("flash", &["--slot=B", &url])));
+    assert!(machine.files.read(Slot::B, image.len()).unwrap() == image);
+}
+
+/// Answers one GET with `body`.
+fn serve_once(body: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            request.extend(byte);
+        }
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())
+            .unwrap();
+        stream.write_all(&body).unwrap();
+    });
+    format!("http://{address}/rootfs.ext4.zst")
+}
+
+#[test]
+fn the_version_in_a_real_file_system_is_shown() {
+    let machine = Machine::new();
+    let tree = machine.path("tree");
+    fs::create_dir_all(tree.join("etc")).unwrap();
+    fs::write(tree.join("etc/os-release"), "NAME=MonoK8s\nMONOK8S_VERSION=v1.35.4+r2\n").unwrap();
+    let image = machine.path("rootfs.ext4");
+    make_ext4(&tree, &image);
+    let artifact = zstd::encode_all(&fs::read(&image).unwrap()[..], 1).unwrap();
+    let run = ctl_with_input(&machine.args("flash", &["--slot=B"]), &artifact);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stdout.contains("holds v1.35.4+r2"), "{}", run.stdout);
+    assert!(run.stderr.starts_with("warning: the image has no guard"), "{}", run.stderr);
+}
+
+fn make_ext4(tree: &Path, image: &Path) {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let status = Command::new("mke2fs")
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+        .args(["-q", "-t", "ext4", "-d"])
+        .args([tree, image])
+        .arg("3M")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .expect("mke2fs is missing: run `apt-get install e2fsprogs` as root");
+    assert!(status.success());
+}
+
+#[test]
+fn the_booted_slot_is_refused_and_untouched() {
+    let machine = Machine::new();
+    machine.files.write(Slot::A, b"what runs").unwrap();
+    let before = machine.files.read_all(Slot::A).unwrap();
+    let (_, artifact) = image();
+    let error = ctl_with_input(&machine.args("flash", &["--slot=A"]), &artifact).bad(1);
+    assert!(error.contains("slot A") && error.contains("booted"), "{error}");
+    assert!(machine.files.read_all(Slot::A).unwrap() == before);
+
+    machine.files.boot(Slot::B).unwrap();
+    let error = ctl_with_input(&machine.args("flash", &["--slot=B"]), &artifact).bad(1);
+    assert!(error.contains("slot B") && error.contains("booted"), "{error}");
+}
+
+#[test]
+fn what_is_not_as_promised_fails_and_cannot_boot() {
+    let (image, artifact) = image();
+    let wrong = Sha256Digest::of(b"something else");
+    let cases: [(&[&str], &[u8], &str); 6] = [
+        (&[&format!("--checksum={wrong}")], &artifact, "sha256"),
+        (&[&format!("--image-checksum={wrong}")], &artifact, "sha256"),
+        (&["--size=1000000"], &artifact, "1000000"),
+        (&["--size=4000000"], &artifact, "4000000"),
+        (&[], &artifact[..artifact.len() - 1000], "ends"),
+        (&[], &image, "zstd"),
+    ];
+    for (flags, input, said) in cases {
+        let machine = Machine::new();
+        machine.files.write(Slot::B, &vec![0xEE; 128 * 1024]).unwrap();
+        let args = machine.args("flash", &[&["--slot=B"], flags].concat());
+        let error = ctl_with_input(&args, input).bad(1);
+        assert!(error.starts_with("error: cannot flash slot B ("), "{error}");
+        assert!(error.contains(said), "{flags:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+        // What was refused before its first byte left the slot as it was; everything else is without its head.
+        let head = machine.files.read(Slot::B, 64 * 1024).unwrap();
+        let untouched = head.iter().all(|byte| *byte == 0xEE);
+        assert!(untouched || head.iter().all(|byte| *byte == 0), "{flags:?}");
+    }
+}
+
+#[test]
+fn an_image_larger_than_the_slot_is_refused() {
+    let machine = Machine::new();
+    let artifact = zstd::encode_all(&vec![7; 5 << 20][..], 1).unwrap();
+    let error = ctl_with_input(&machine.args("flash", &["--slot=B"]), &artifact).bad(1);
+    assert!(error.contains("more than slot B holds (4194304 bytes)"), "{error}");
+}
+
+#[test]
+fn neither_loader_nor_record_trusts_the_slot_any_more() {
+    let machine = Machine::new();
+    let path = machine.path("loader");
+    let loader = SimulatedLoader::install(&path, Slot::A, Tries(3)).unwrap();
+    let store = RecordStore::in_dir(machine.path("data"));
+    let record: Record = serde_json::from_value(json!({
+        "format": 1,
+        "nextAttempt": 7,
+        "slots": { "B": { "version": "v1.34.1", "state": "KnownGood" } },
+    }))
+    .unwrap();
+    store.save(&record).unwrap();
+    loader.arm_trial(known_good("v1.34.1").into(), AttemptId(3), Tries(2)).unwrap();
+    loader.boot(|_| true).unwrap();
+    loader.confirm().unwrap();
+    loader.mark_good(Slot::B).unwrap();
+    machine.files.boot(Slot::B).unwrap();
+    assert!(loader.status().unwrap().may_boot(Slot::A));
+
+    // B runs and is confirmed; A is what is flashed.
+    let backend = format!("--boot-backend=simulated:{}", path.display());
+    let (_, artifact) = image();
+    let run = ctl_with_input(&machine.args("flash", &["--slot=A", &backend]), &artifact);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let status = loader.status().unwrap();
+    assert!(!status.may_boot(Slot::A) && status.is_confirmed(Slot::B), "{status:?}");
+    assert_eq!(store.load().unwrap(), record, "the record of B stays");
+
+    machine.files.boot(Slot::A).unwrap();
+    written(ctl_with_input(&machine.args("flash", &["--slot=B"]), &artifact));
+    assert_eq!(store.load().unwrap().slots.get(Slot::B), None);
+    assert_eq!(store.load().unwrap().next_attempt, AttemptId(7), "the rest of the record stays");
+}
+
+fn known_good(version: &str) -> KnownGoodSlot {
+    KnownGoodSlot::from_confirm_record(Slot::B, version.parse().unwrap(), None)
+}
+
+#[test]
+fn a_slot_that_an_upgrade_needs_is_left_alone() {
+    let machine = Machine::new();
+    let before = machine.files.read_all(Slot::B).unwrap();
+    let (_, artifact) = image();
+    let path = machine.path("loader");
+    let loader = SimulatedLoader::install(&path, Slot::A, Tries(3)).unwrap();
+    loader.arm_trial(known_good("v1.34.1").into(), AttemptId(3), Tries(2)).unwrap();
+    let backend = format!("--boot-backend=simulated:{}", path.display());
+    let error = ctl_with_input(&machine.args("flash", &["--slot=B", &backend]), &artifact).bad(1);
+    assert!(error.contains("a trial is armed"), "{error}");
+
+    let store = RecordStore::in_dir(machine.path("data"));
+    let record = json!({
+        "format": 1,
+        "nextAttempt": 5,
+        "attempt": {
+            "id": 4, "number": 1, "kind": "Upgrade", "version": "v1.35.4", "slot": "B", "state": "Staging",
+            "object": { "name": "osupgrade-abc123f", "uid": "u-1" },
+        },
+    });
+    store.save(&serde_json::from_value(record).unwrap()).unwrap();
+    let error = ctl_with_input(&machine.args("flash", &["--slot=B"]), &artifact).bad(1);
+    assert!(
+        error.contains("an upgrade to v1.35.4 is going on") && error.contains("osupgrade-abc123f"),
+        "{error}"
+    );
+    assert!(machine.files.read_all(Slot::B).unwrap() == before);
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_touches_nothing() {
+    let machine = Machine::new();
+    ctl(&machine.args("flash", &[])).bad(2);
+    ctl(&machine.args("flash", &["--slot=C"])).bad(2);
+    ctl(&machine.args("flash", &["--slot=B", "--checksum=sha256:abc"])).bad(2);
+    ctl(&machine.args("flash", &["--slot=B", "--boot-backend=lilo"])).bad(2);
+    let error = ctl(&machine.args("flash", &["--slot=B", "/no/such/image"])).bad(1);
+    assert!(error.contains("/no/such/image is not a file"), "{error}");
+}
