@@ -1,3 +1,4 @@
 //! The programs that run on a node.
 
+pub mod agent;
 pub mod ctl;

@@ -162,6 +162,8 @@ open_enum! {
         VerifyFailed,
         /// The image holds another version than the ordered one.
         WrongVersion,
+        /// The expanded image is no root file system that can be read.
+        ImageUnreadable,
         /// The image holds no guard that could bring a bad trial back.
         GuardMissing,
         /// The target slot may not be written: it is booted, mounted, in use, or on the wrong disk.

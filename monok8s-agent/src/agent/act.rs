@@ -1,0 +1,231 @@
+//! Carrying out the one action that was decided.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use monok8s_sdk::api::OSUpgradeProgress;
+use monok8s_sdk::boot::{ArmableSlot, AttemptId, Tries};
+use monok8s_sdk::disk::KnownGoodSlot;
+use monok8s_sdk::node_upgrade::{Action, ArmedBy, NodeFacts, Order, Step};
+use monok8s_sdk::slot::Slot;
+use monok8s_sdk::version::OsVersion;
+use tokio::task::{block_in_place, spawn_blocking};
+
+use super::cluster::{ClusterError, Precondition};
+use super::error::NodeError;
+use super::failure::{Failure, chain};
+use super::node::{IDLE, Node};
+use super::present::{self, Scene};
+use super::reboot::reboot;
+use super::report::BYTES_INTERVAL;
+use super::status::status;
+use super::work::{Job, Outcome, Standing};
+
+/// How often the health of a trial is looked at.
+const TRIAL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the API server is left alone after it did not answer.
+const AWAY: Duration = Duration::from_secs(2);
+/// How long a host that was asked to reboot may take before it is asked again.
+const GOING_DOWN: Duration = Duration::from_secs(120);
+
+/// What follows an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Observe again at once.
+    Again,
+    /// Observe again when something happens, at the latest after this time.
+    Rest(Duration),
+}
+
+/// What an action is about.
+#[derive(Clone, Copy)]
+pub(super) struct Deed<'a> {
+    pub(super) facts: &'a NodeFacts,
+    pub(super) order: Option<&'a Order>,
+    /// The object that the order was read from.
+    pub(super) object: Option<&'a OSUpgradeProgress>,
+}
+
+impl Node {
+    /// Carries out `action`. Physical actions may be done twice; what they came to is recorded
+    /// before anything else begins.
+    pub(super) async fn act(&mut self, deed: Deed<'_>, action: &Action) -> Result<Turn, NodeError> {
+        if let Some(job) = Job::of(action) {
+            return self.work_on(deed, action, &job).await;
+        }
+        if interrupts_work(action) {
+            self.effort.stop().await;
+        }
+        match action {
+            Action::Wait(_) | Action::Report(_) => return Ok(Turn::Rest(self.report(deed, action).await)),
+            Action::AwaitHealth { remaining, .. } => {
+                let wait = self.report(deed, action).await.min(TRIAL_INTERVAL).min(*remaining);
+                return Ok(Turn::Rest(wait));
+            }
+            Action::Reboot { into } => {
+                tracing::warn!(%into, "rebooting");
+                reboot(self.reboot_command.as_ref()).await?;
+                return Ok(Turn::Rest(GOING_DOWN));
+            }
+            Action::Reread => return Ok(self.reread(deed).await),
+            Action::Commit { version, slot, resource_version } => {
+                return self.commit(deed, version, *slot, resource_version).await;
+            }
+            Action::Record(step) => self.record(step)?,
+            Action::Arm { slot, attempt, tries, by } => self.arm(*slot, *attempt, *tries, *by)?,
+            Action::MarkGood { slot } => block_in_place(|| self.backend.mark_good(*slot))?,
+            Action::Invalidate { slot } => {
+                self.token = None;
+                if let Err(error) = block_in_place(|| self.backend.invalidate(*slot)) {
+                    self.fail(&Failure::lasting(error.reason(), chain(&error)))?;
+                }
+            }
+            Action::Disarm => block_in_place(|| self.backend.disarm())?,
+            Action::Confirm { slot } => {
+                tracing::info!(%slot, "the trial holds: confirming");
+                block_in_place(|| self.backend.confirm())?;
+            }
+            Action::RevertTrial { reason } => {
+                tracing::warn!(%reason, "the trial does not hold: going back");
+                block_in_place(|| self.backend.revert())?;
+            }
+            Action::Write { .. } | Action::Verify { .. } => {}
+        }
+        Ok(Turn::Again)
+    }
+
+    /// Long work goes on beside the loop; here it is started, looked at, and taken in.
+    async fn work_on(&mut self, deed: Deed<'_>, action: &Action, job: &Job) -> Result<Turn, NodeError> {
+        // The slot is opened anew, and a token holds it.
+        self.token = None;
+        match self.effort.drive(&self.workshop, job).await {
+            Standing::Ended(outcome) => self.take_in(outcome).await.map(|()| Turn::Again),
+            Standing::UnderWay => Ok(Turn::Rest(self.report(deed, action).await.min(BYTES_INTERVAL))),
+            Standing::Paused(wait) => Ok(Turn::Rest(self.report(deed, action).await.min(wait))),
+        }
+    }
+
+    async fn take_in(&mut self, outcome: Outcome) -> Result<(), NodeError> {
+        match outcome {
+            Outcome::Written(body) => {
+                let (image_digest, image_len) = (body.image(), body.length());
+                // First what the slot must read back as, then the bytes that make it bootable: a
+                // cut in between is judged by reading back.
+                self.record(&Step::Written { image_digest, image_len })?;
+                match spawn_blocking(move || body.finish()).await {
+                    Ok(Err(error)) => self.fail(&Failure::of(&error.into())),
+                    Ok(Ok(_)) | Err(_) => Ok(()),
+                }
+            }
+            Outcome::Verified(token) => {
+                self.token = Some(token);
+                self.record(&Step::Verified)
+            }
+            Outcome::ReadBackDiffers(message) => {
+                tracing::error!(message, "the slot does not read back as it was written");
+                self.record(&Step::ReadBackDiffers)
+            }
+            Outcome::Failed(failure) => self.fail(&failure),
+            Outcome::Cancelled => Ok(()),
+        }
+    }
+
+    fn fail(&mut self, failure: &Failure) -> Result<(), NodeError> {
+        let (reason, message) = (failure.reason.clone(), failure.message.clone());
+        tracing::error!(%reason, message, "the attempt failed");
+        self.record(&Step::Failed { reason, message })
+    }
+
+    fn arm(&mut self, slot: Slot, attempt: AttemptId, tries: Tries, by: ArmedBy) -> Result<(), NodeError> {
+        let token: ArmableSlot = match by {
+            // Decided because the token is held; without it the next turn verifies again.
+            ArmedBy::Verified => match self.token.take_if(|token| token.slot() == slot) {
+                Some(token) => token.into(),
+                None => return Ok(()),
+            },
+            ArmedBy::KnownGood => match self.record.slots.get(slot) {
+                Some(content) => {
+                    let version = content.version.clone();
+                    KnownGoodSlot::from_confirm_record(slot, version, content.image_digest).into()
+                }
+                None => return Ok(()),
+            },
+        };
+        if let Err(error) = block_in_place(|| self.backend.arm_trial(token, attempt, tries)) {
+            return self.fail(&Failure::lasting(error.reason(), chain(&error)));
+        }
+        tracing::info!(%slot, %attempt, "armed");
+        Ok(())
+    }
+
+    /// The point of no return: a write that fails if anything in the object changed since the grant
+    /// was read.
+    async fn commit(
+        &mut self,
+        deed: Deed<'_>,
+        version: &OsVersion,
+        slot: Slot,
+        resource_version: &str,
+    ) -> Result<Turn, NodeError> {
+        let (Some(object), Some(scene)) = (deed.object, self.scene(deed)) else { return Ok(Turn::Again) };
+        if object.metadata.resource_version.as_deref() != Some(resource_version) {
+            return Ok(Turn::Again);
+        }
+        let report = present::commitment(&scene, version, slot);
+        let previous = object.status.clone().unwrap_or_default();
+        let said = status(&report, &previous, scene.now);
+        match self.cluster.write_progress(object, &said, Precondition::Unchanged).await {
+            Ok(written) => {
+                self.known.learn(written);
+                self.record(&Step::Committed { boot_id: deed.facts.booted.boot_id.clone() })?;
+                Ok(Turn::Again)
+            }
+            // Also when no answer came: the write may have been taken, and the object tells.
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the commit was not taken");
+                Ok(self.reread(deed).await)
+            }
+        }
+    }
+
+    async fn reread(&mut self, deed: Deed<'_>) -> Turn {
+        let Some(object) = deed.object else { return Turn::Again };
+        match self.cluster.progress(object.metadata.name.as_deref().unwrap_or_default()).await {
+            Ok(read) => {
+                if read.metadata.uid != object.metadata.uid {
+                    self.known.miss(object);
+                }
+                self.known.learn(read);
+                Turn::Again
+            }
+            Err(ClusterError::Absent { .. }) => {
+                self.known.miss(object);
+                Turn::Again
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "cannot read the order again");
+                Turn::Rest(AWAY)
+            }
+        }
+    }
+
+    /// Makes the object say what `action` means for it.
+    async fn report(&mut self, deed: Deed<'_>, action: &Action) -> Duration {
+        let report = self.scene(deed).and_then(|scene| present::report(&scene, action));
+        match (report, deed.object) {
+            (Some(report), Some(object)) => self.say(object, &report).await,
+            _ => IDLE,
+        }
+    }
+
+    fn scene<'a>(&self, deed: Deed<'a>) -> Option<Scene<'a>> {
+        let Deed { facts, order, object } = deed;
+        Some(Scene { object: object?, order: order?, facts, work: self.effort.view(), now: Timestamp::now() })
+    }
+}
+
+/// Whether long work must not go on beside this action. Taking note of an object does not change
+/// what is wanted; if it does, the next decision says so.
+fn interrupts_work(action: &Action) -> bool {
+    !matches!(action, Action::Record(Step::Accepted { .. }) | Action::Reread)
+}

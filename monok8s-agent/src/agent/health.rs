@@ -1,0 +1,115 @@
+//! How well the booted slot is. Looked at during a trial only.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use monok8s_sdk::api::LABEL_CONTROL_PLANE;
+use monok8s_sdk::disk::HostView;
+use monok8s_sdk::node_upgrade::{BootId, Check, NodeView, TrialHealth};
+
+use super::cluster::{Cluster, ClusterError};
+use super::config::Endpoint;
+use super::host;
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Where static pods of a control plane are defined on its nodes.
+const API_SERVER_MANIFEST: &str = "etc/kubernetes/manifests/kube-apiserver.yaml";
+
+/// Asks the node's own endpoints and the API server.
+pub(super) struct HealthProbe {
+    http: reqwest::Client,
+    kubelet: Endpoint,
+    api_server: Endpoint,
+}
+
+impl HealthProbe {
+    pub(super) fn new(kubelet: Endpoint, api_server: Endpoint) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .timeout(ANSWER_TIMEOUT)
+            .no_proxy()
+            // Both answer on loopback, with certificates for other names; the status is all that counts.
+            .tls_danger_accept_invalid_certs(true)
+            .build()?;
+        Ok(Self { http, kubelet, api_server })
+    }
+
+    /// What holds right now.
+    pub(super) async fn observe(&self, host: &HostView, cluster: &Cluster, boot_id: &BootId) -> TrialHealth {
+        let node = cluster.node().await;
+        let controls = node.as_ref().is_ok_and(is_control_plane)
+            || host::holds_any(host, &[API_SERVER_MANIFEST.to_owned()]);
+        let control_plane = async {
+            if controls { self.ask("the local API server", &self.api_server).await } else { Check::NotNeeded }
+        };
+        let (kubelet, control_plane) = futures::join!(self.ask("the kubelet", &self.kubelet), control_plane);
+        TrialHealth { kubelet, control_plane, configured: Check::NotNeeded, node: view(node, boot_id) }
+    }
+
+    async fn ask(&self, who: &str, endpoint: &Endpoint) -> Check {
+        let Endpoint::Url(url) = endpoint else { return Check::NotNeeded };
+        match self.http.get(url).send().await {
+            Ok(answer) if answer.status().is_success() => Check::Holds,
+            Ok(answer) => Check::Fails(format!("{who} answers {} at {url}", answer.status())),
+            Err(_) => Check::Fails(format!("{who} does not answer at {url}")),
+        }
+    }
+}
+
+fn is_control_plane(node: &Node) -> bool {
+    node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_CONTROL_PLANE))
+}
+
+fn view(node: Result<Node, ClusterError>, boot_id: &BootId) -> NodeView {
+    let node = match node {
+        Ok(node) => node,
+        Err(ClusterError::Absent { what }) => return NodeView::NotReady(format!("{what} does not exist")),
+        Err(_) => return NodeView::ApiUnreachable,
+    };
+    let status = node.status.unwrap_or_default();
+    let seen = status.node_info.map(|info| info.boot_id).unwrap_or_default();
+    let ready = status.conditions.unwrap_or_default().into_iter().find(|found| found.type_ == "Ready");
+    match ready {
+        _ if seen != boot_id.0 => {
+            NodeView::NotReady("the Node object is still that of an earlier boot".to_owned())
+        }
+        Some(ready) if ready.status == "True" => NodeView::ReadyInThisBoot,
+        Some(ready) => {
+            let reason = ready.reason.unwrap_or_default();
+            NodeView::NotReady(format!("the Node is not Ready: {reason}"))
+        }
+        None => NodeView::NotReady("the Node says nothing about being Ready".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(boot_id: &str, ready: &str) -> Node {
+        let status = json!({
+            "conditions": [{"type": "Ready", "status": ready, "reason": "KubeletNotReady"}],
+            "nodeInfo": {"bootID": boot_id, "architecture": "", "containerRuntimeVersion": "",
+                "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "",
+                "operatingSystem": "", "osImage": "", "systemUUID": ""},
+        });
+        serde_json::from_value(json!({"metadata": {"name": "n"}, "status": status})).unwrap()
+    }
+
+    #[test]
+    fn only_a_node_that_is_ready_in_this_boot_counts() {
+        let boot = BootId("b-2".to_owned());
+        assert_eq!(view(Ok(node("b-2", "True")), &boot), NodeView::ReadyInThisBoot);
+        assert!(
+            matches!(view(Ok(node("b-1", "True")), &boot), NodeView::NotReady(seen) if seen.contains("earlier boot"))
+        );
+        assert!(
+            matches!(view(Ok(node("b-2", "False")), &boot), NodeView::NotReady(seen) if seen.contains("KubeletNotReady"))
+        );
+        let absent = ClusterError::Absent { what: "Node n".to_owned() };
+        assert!(matches!(view(Err(absent), &boot), NodeView::NotReady(_)));
+        let away = ClusterError::Unreachable { what: "Node n".to_owned(), source: None };
+        assert_eq!(view(Err(away), &boot), NodeView::ApiUnreachable);
+    }
+}

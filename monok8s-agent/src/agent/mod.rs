@@ -1,0 +1,129 @@
+//! The node agent: observe, decide, act, report.
+//!
+//! One loop drives everything ([`node`]): it looks at the kernel, the disk, the loader, the record
+//! and the API objects, asks `monok8s_sdk::node_upgrade::decide` for the one next step, and carries
+//! it out. It makes no choice of its own about what a node does next. Downloads and read-backs run
+//! beside it and end when the decision asks for something else.
+
+mod act;
+mod cluster;
+mod config;
+mod error;
+mod failure;
+mod health;
+mod host;
+mod known;
+mod node;
+mod ordering;
+mod orders;
+mod osnode;
+mod present;
+mod reboot;
+mod report;
+mod resolve;
+mod select;
+mod status;
+mod work;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kube::Client;
+use monok8s_sdk::boot::BootBackend;
+use monok8s_sdk::boot::record_store::RecordStore;
+use monok8s_sdk::boot::simulated::SimulatedLoader;
+use monok8s_sdk::catalog::source::{CatalogFetcher, ConfigMaps, FetchLimits};
+use monok8s_sdk::disk::{DiskSource, HostView, PartitionId, SlotLayout};
+use monok8s_sdk::http::{HttpOptions, http_client};
+use monok8s_sdk::image::DownloadLimits;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+pub use config::{ArgumentError, BootBackendChoice, Endpoint, RebootCommand, RunArgs};
+
+use cluster::Cluster;
+use health::HealthProbe;
+use known::Known;
+use node::{Node, Parts};
+use orders::{Orders, watch_orders};
+use resolve::Resolver;
+use work::{Effort, Workshop};
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What cannot get better by itself: no configuration that leads to an API server.
+pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let work = async {
+        let (node, watching) = start(args).await?;
+        tokio::select! {
+            () = node.run() => {}
+            () = watching => {}
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        ended = work => ended,
+        // Nothing to tidy up: whatever was under way goes on after the next start.
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)> {
+    let RunArgs {
+        node_name,
+        host_root,
+        disk,
+        slot_a_label,
+        slot_b_label,
+        data_dir,
+        boot_backend,
+        reboot_command,
+        kubelet_healthz,
+        apiserver_readyz,
+        guard_paths,
+        namespace,
+        patience_seconds,
+    } = args;
+    let store = RecordStore::in_dir(data_dir);
+    let backend: Box<dyn BootBackend> = match boot_backend {
+        BootBackendChoice::Simulated(path) => Box::new(SimulatedLoader::open(&path)),
+    };
+    let client = Client::try_default().await.context("cannot configure access to an API server")?;
+    let http = http_client(&HttpOptions::default())?;
+    let (sender, orders) = watch::channel(Orders::default());
+    let watching = watch_orders(client.clone(), node_name.clone(), sender);
+    let label = PartitionId::Label;
+    let workshop = Workshop {
+        host: HostView::new(host_root),
+        layout: SlotLayout {
+            disk: disk.map_or(DiskSource::BootedRoot, DiskSource::Path),
+            a: label(slot_a_label),
+            b: label(slot_b_label),
+        },
+        http: http.clone(),
+        // One round; the effort around it is as patient as it was told to be.
+        limits: DownloadLimits { attempts: 3, ..DownloadLimits::default() },
+        guard_paths: Arc::from(guard_paths),
+    };
+    let config_maps = Some(ConfigMaps { client: client.clone(), namespace });
+    let node = Node::new(Parts {
+        cluster: Cluster::new(client, node_name),
+        known: Known::new(orders),
+        workshop,
+        store,
+        backend,
+        probe: HealthProbe::new(kubelet_healthz, apiserver_readyz)?,
+        reboot_command,
+        resolver: Resolver {
+            fetcher: CatalogFetcher { http, config_maps, limits: FetchLimits::default() },
+            arch: osnode::architecture(),
+        },
+        effort: Effort::new(Duration::from_secs(patience_seconds.into())),
+    });
+    Ok((node, watching))
+}

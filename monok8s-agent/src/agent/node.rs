@@ -1,0 +1,322 @@
+//! The agent of one node: what it has in hands, and one turn of its loop.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use monok8s_sdk::api::{GuardState, OSUpgradeProgress, TrialSpec};
+use monok8s_sdk::boot::BootBackend;
+use monok8s_sdk::boot::record_store::RecordStore;
+use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
+use monok8s_sdk::node_upgrade::{
+    ApiView, BootId, Booted, HeldToken, NodeFacts, Record, Step, TrialHealth, decide,
+};
+use monok8s_sdk::slot::Slot;
+use monok8s_sdk::version::OsVersion;
+use tokio::task::block_in_place;
+use tokio::time::Instant;
+
+use super::act::{Deed, Turn};
+use super::cluster::{Cluster, ClusterError, Precondition};
+use super::config::RebootCommand;
+use super::error::NodeError;
+use super::health::HealthProbe;
+use super::host;
+use super::known::{Known, Snapshot};
+use super::ordering::Ordered;
+use super::osnode::{self, Inventory, OsNodeWriter};
+use super::present;
+use super::report::{Reporter, Said};
+use super::resolve::Resolver;
+use super::select::{Selection, select};
+use super::status::{Report, acknowledged, troubled};
+use super::work::{Effort, Workshop};
+
+/// How long to rest when nothing is expected. Facts of the host that nobody announces are looked
+/// at again after this.
+pub(super) const IDLE: Duration = Duration::from_secs(30);
+/// How long to rest before trying again what failed on this node.
+const AFTER_TROUBLE: Duration = Duration::from_secs(5);
+/// How old the Node's UID may be before it is asked for again.
+const UID_LIFETIME: Duration = Duration::from_secs(300);
+/// How soon it may be asked for again when an order names another one.
+const UID_DOUBT: Duration = Duration::from_secs(10);
+
+/// Everything that one agent holds.
+pub(super) struct Node {
+    pub(super) cluster: Cluster,
+    pub(super) known: Known,
+    pub(super) workshop: Workshop,
+    pub(super) store: RecordStore,
+    /// As it is on the data partition: this process is its only writer.
+    pub(super) record: Record,
+    is_record_read: bool,
+    /// Where the slots are, and which is booted: neither changes within a boot.
+    slots: Option<SlotMap>,
+    pub(super) backend: Box<dyn BootBackend>,
+    pub(super) probe: HealthProbe,
+    pub(super) reboot_command: Option<RebootCommand>,
+    pub(super) resolver: Resolver,
+    /// A slot that this process read back, held until it is armed or written again.
+    pub(super) token: Option<VerifiedSlot>,
+    pub(super) effort: Effort,
+    pub(super) reporter: Reporter,
+    inventory: OsNodeWriter,
+    /// The trial settings of the hand-made object with this UID.
+    pub(super) trial: Option<(String, TrialSpec)>,
+    uid: Option<KnownUid>,
+    /// The kubelet's version in this boot, where the image states none.
+    kubelet_version: Option<OsVersion>,
+}
+
+/// The parts that an agent is made of.
+pub(super) struct Parts {
+    pub(super) cluster: Cluster,
+    pub(super) known: Known,
+    pub(super) workshop: Workshop,
+    pub(super) store: RecordStore,
+    pub(super) backend: Box<dyn BootBackend>,
+    pub(super) probe: HealthProbe,
+    pub(super) reboot_command: Option<RebootCommand>,
+    pub(super) resolver: Resolver,
+    pub(super) effort: Effort,
+}
+
+struct KnownUid {
+    uid: String,
+    read_at: Instant,
+}
+
+/// What is looked at on the host itself.
+struct Sight {
+    facts: NodeFacts,
+    slots: SlotMap,
+}
+
+impl Node {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { cluster, known, workshop, store, backend, probe, reboot_command, resolver, effort } =
+            parts;
+        Self {
+            cluster,
+            known,
+            workshop,
+            store,
+            record: Record::default(),
+            is_record_read: false,
+            slots: None,
+            backend,
+            probe,
+            reboot_command,
+            resolver,
+            token: None,
+            effort,
+            reporter: Reporter::new(),
+            inventory: OsNodeWriter::default(),
+            trial: None,
+            uid: None,
+            kubelet_version: None,
+        }
+    }
+
+    /// Runs for ever: observes, decides, acts and reports.
+    pub(super) async fn run(mut self) {
+        loop {
+            let rest = match self.turn().await {
+                Ok(Turn::Again) => {
+                    // A turn may never have waited for anything; others must get theirs.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Ok(Turn::Rest(rest)) => rest,
+                Err(error) => {
+                    let problem = super::failure::chain(&error);
+                    tracing::error!(problem, "cannot go on, trying again");
+                    self.tell_of(&problem).await;
+                    AFTER_TROUBLE
+                }
+            };
+            tokio::select! {
+                () = self.known.changed() => {}
+                () = self.effort.ended() => {}
+                () = tokio::time::sleep(rest) => {}
+            }
+        }
+    }
+
+    async fn turn(&mut self) -> Result<Turn, NodeError> {
+        let Sight { mut facts, slots } = self.look().await?;
+        let snapshot = self.known.snapshot();
+        let uid = self.node_uid(&snapshot).await;
+        let selection = match &uid {
+            Some(uid) => select(&snapshot.objects, &self.record, uid),
+            None => Selection::default(),
+        };
+        let ordered = match (&selection.current, &uid) {
+            (Some(object), Some(uid)) => self.order(object, uid, &facts).await?,
+            _ => Ordered::Nothing,
+        };
+        let is_complete = snapshot.objects.is_empty() || uid.is_some();
+        let is_read = snapshot.listed && is_complete && !matches!(ordered, Ordered::Held { .. });
+        facts.api = if is_read { ApiView::Read } else { ApiView::NotRead };
+        facts.record = self.record.clone();
+
+        let action = decide(&facts, ordered.order(), Timestamp::now());
+        tracing::debug!(?action, "decided");
+        let deed = Deed { facts: &facts, order: ordered.order(), object: selection.current.as_deref() };
+        let turn = self.act(deed, &action).await?;
+        let Turn::Rest(mut rest) = turn else { return Ok(turn) };
+        if let (Ordered::Held { report, again }, Some(object)) = (&ordered, &selection.current) {
+            rest = rest.min(*again).min(self.say(object, report).await);
+        }
+        rest = rest.min(self.tell_the_others(&selection, &facts).await);
+        self.keep_os_node(&facts, &slots).await;
+        Ok(Turn::Rest(rest))
+    }
+
+    /// What the kernel, the disk, the loader and the record say.
+    async fn look(&mut self) -> Result<Sight, NodeError> {
+        let host = self.workshop.host.clone();
+        let host = &host;
+        let boot_id = BootId(host::boot_id(host)?);
+        let uptime = host::uptime(host)?;
+        if !self.is_record_read {
+            self.record = block_in_place(|| self.store.load())?;
+            self.is_record_read = true;
+        }
+        let slots = if let Some(slots) = &self.slots {
+            slots.clone()
+        } else {
+            let found = block_in_place(|| SlotMap::discover(host, &self.workshop.layout))?;
+            self.slots.insert(found).clone()
+        };
+        let loader = block_in_place(|| self.backend.status())?;
+        let slot = slots.booted().slot;
+        let version = self.booted_version(slot, &boot_id).await.ok_or(NodeError::NoVersion)?;
+        let on_trial = loader.trial.is_some_and(|trial| trial.slot == slot);
+        let health = if on_trial {
+            self.probe.observe(host, &self.cluster, &boot_id).await
+        } else {
+            TrialHealth::unknown()
+        };
+        let token = self.token.as_ref().map(|token| HeldToken { slot: token.slot(), digest: token.image() });
+        let facts = NodeFacts {
+            booted: Booted { slot, version, boot_id },
+            loader,
+            record: self.record.clone(),
+            token,
+            health,
+            time_in_trial: uptime,
+            api: ApiView::NotRead,
+        };
+        Ok(Sight { facts, slots })
+    }
+
+    /// The version that runs: the host's os-release has the first word. An image that states none
+    /// is what its kubelet is, and while nobody can say that, what was written to the slot.
+    async fn booted_version(&mut self, slot: Slot, boot_id: &BootId) -> Option<OsVersion> {
+        if let Some(stated) = host::booted_version(&self.workshop.host) {
+            return Some(stated);
+        }
+        if self.kubelet_version.is_none() {
+            let info = self.cluster.node().await.ok().and_then(|node| node.status?.node_info);
+            let info = info.filter(|info| info.boot_id == boot_id.0);
+            self.kubelet_version = info.and_then(|info| info.kubelet_version.parse().ok());
+        }
+        let written = || self.record.slots.get(slot).map(|content| content.version.clone());
+        self.kubelet_version.clone().or_else(written)
+    }
+
+    /// The UID of this node's Node. An order carries the one it was made for.
+    async fn node_uid(&mut self, snapshot: &Snapshot) -> Option<String> {
+        let doubted = self.uid.as_ref().is_some_and(|known| {
+            let ordered = snapshot.objects.values().filter_map(|object| object.spec.order.as_ref());
+            ordered.into_iter().any(|order| order.node_uid != known.uid)
+        });
+        let lifetime = if doubted { UID_DOUBT } else { UID_LIFETIME };
+        let is_fresh = self.uid.as_ref().is_some_and(|known| known.read_at.elapsed() < lifetime);
+        // Nothing is asked for that nobody needs: without objects there is nothing to compare.
+        if !is_fresh && !snapshot.objects.is_empty() {
+            match self.cluster.node().await {
+                Ok(node) => {
+                    let uid = node.metadata.uid.unwrap_or_default();
+                    self.uid = Some(KnownUid { uid, read_at: Instant::now() });
+                }
+                // A known one stays good while the API server is away; its orders are as old.
+                Err(error) => {
+                    tracing::warn!(error = %super::failure::chain(&error), "cannot read this node's Node");
+                }
+            }
+        }
+        self.uid.as_ref().map(|known| known.uid.clone())
+    }
+
+    /// Makes an object say `report`; how long it may take until it does.
+    pub(super) async fn say(&mut self, object: &OSUpgradeProgress, report: &Report) -> Duration {
+        match self.reporter.say(&self.cluster, &mut self.known, object, report).await {
+            Said::Yes => IDLE,
+            Said::Later(wait) => wait,
+        }
+    }
+
+    /// Tells the objects that wait what they wait for, and those that ended that their spec was seen.
+    async fn tell_the_others(&mut self, selection: &Selection, facts: &NodeFacts) -> Duration {
+        let mut wait = IDLE;
+        let busy_with = match &selection.current {
+            Some(object) => object.metadata.name.clone().unwrap_or_default(),
+            None => "what the node has committed to".to_owned(),
+        };
+        for object in &selection.waiting {
+            let message = format!("waits for {busy_with}: a node works on one object at a time");
+            let report = present::holding(object, facts, "WaitingForTurn", message);
+            wait = wait.min(self.say(object, &report).await);
+        }
+        for object in &selection.ended {
+            let Some(status) = acknowledged(object) else { continue };
+            match self.cluster.write_progress(object, &status, Precondition::SameObject).await {
+                Ok(written) => self.known.learn(written),
+                Err(ClusterError::Absent { .. }) => self.known.miss(object),
+                Err(_) => wait = wait.min(AFTER_TROUBLE),
+            }
+        }
+        wait
+    }
+
+    /// Says what is in the way on this node, where anyone would look for it. There is nothing to
+    /// decide on, so everything else that was said still holds.
+    async fn tell_of(&mut self, problem: &str) {
+        self.inventory.tell_of(&self.cluster, problem).await;
+        let snapshot = self.known.snapshot();
+        let uid = self.uid.as_ref().map(|known| known.uid.as_str());
+        let is_ours = |object: &OSUpgradeProgress| {
+            object.spec.order.as_ref().is_none_or(|order| Some(order.node_uid.as_str()) == uid)
+        };
+        for object in snapshot.objects.values().filter(|object| !object.phase().is_final()) {
+            if !is_ours(object) {
+                continue;
+            }
+            let Some(status) = troubled(object, problem, Timestamp::now()) else { continue };
+            match self.cluster.write_progress(object, &status, Precondition::SameObject).await {
+                Ok(written) => self.known.learn(written),
+                Err(error) => tracing::warn!(error = %super::failure::chain(&error), "cannot report"),
+            }
+        }
+    }
+
+    async fn keep_os_node(&mut self, facts: &NodeFacts, slots: &SlotMap) {
+        let is_guarded = host::holds_any(&self.workshop.host, &self.workshop.guard_paths);
+        let guard = if is_guarded { GuardState::Installed } else { GuardState::Missing };
+        let inventory = Inventory { facts, slots, backend: self.backend.name(), guard };
+        self.inventory.keep(&self.cluster, &osnode::status(&inventory)).await;
+    }
+
+    /// Saves the record as it is after `step`. What it leads to must not begin before this returns.
+    pub(super) fn record(&mut self, step: &Step) -> Result<(), NodeError> {
+        let next = self.record.after(step);
+        if next != self.record {
+            block_in_place(|| self.store.save(&next))?;
+            self.record = next;
+        }
+        tracing::info!(?step, "recorded");
+        Ok(())
+    }
+}

@@ -1,0 +1,330 @@
+//! The long work: writing a slot and reading it back, beside the loop and cancellable.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use monok8s_sdk::api::{ByteProgress, FailureReason, ImageRef};
+use monok8s_sdk::digest::Sha256Digest;
+use monok8s_sdk::disk::{GuardError, HostView, SlotLayout, SlotMap, VerifiedSlot, VerifyError};
+use monok8s_sdk::image::{
+    self, BodyWritten, Cancel, Download, DownloadLimits, Expected, ImageError, Inspection, Progress, Retry,
+    Source,
+};
+use monok8s_sdk::node_upgrade::Action;
+use monok8s_sdk::slot::Slot;
+use monok8s_sdk::version::OsVersion;
+use reqwest::Url;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::Instant;
+
+use super::failure::Failure;
+use super::present::WorkView;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// A piece of long work, by what it is to bring about. Two equal jobs are the same work.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Job {
+    /// Stream an artifact into a slot, all but its first 64 KiB.
+    Write { hop: ImageRef, slot: Slot, attempt: u32 },
+    /// Read a slot back, and look into it.
+    Verify { slot: Slot, digest: Sha256Digest, len: u64, version: OsVersion },
+}
+
+impl Job {
+    /// The long work that an action asks for, if it does.
+    pub(super) fn of(action: &Action) -> Option<Self> {
+        match action {
+            Action::Write { hop, slot, attempt } => {
+                Some(Self::Write { hop: hop.clone(), slot: *slot, attempt: *attempt })
+            }
+            Action::Verify { slot, digest, len, version, phase: _ } => {
+                Some(Self::Verify { slot: *slot, digest: *digest, len: *len, version: version.clone() })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a job came to.
+pub(super) enum Outcome {
+    Written(BodyWritten),
+    Verified(VerifiedSlot),
+    /// The medium gave back other bytes than were written.
+    ReadBackDiffers(String),
+    Failed(Failure),
+    /// It was told to stop.
+    Cancelled,
+}
+
+/// What every job needs.
+#[derive(Clone)]
+pub(super) struct Workshop {
+    pub(super) host: HostView,
+    pub(super) layout: SlotLayout,
+    pub(super) http: reqwest::Client,
+    pub(super) limits: DownloadLimits,
+    pub(super) guard_paths: Arc<[String]>,
+}
+
+/// A job under way.
+struct Work {
+    job: Job,
+    progress: Progress,
+    cancel: Cancel,
+    task: JoinHandle<Outcome>,
+    /// What the task came to, once somebody has waited for it.
+    outcome: Option<Outcome>,
+}
+
+impl Work {
+    fn start(workshop: &Workshop, job: Job) -> Self {
+        let (progress, cancel) = (Progress::default(), Cancel::default());
+        let workshop = workshop.clone();
+        let task = {
+            let (job, progress, cancel) = (job.clone(), progress.clone(), cancel.clone());
+            tokio::spawn(async move { workshop.carry_out(job, progress, cancel).await })
+        };
+        Self { job, progress, cancel, task, outcome: None }
+    }
+
+    /// Bytes of the transfer so far.
+    fn bytes(&self) -> ByteProgress {
+        let now = self.progress.snapshot();
+        let count = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        ByteProgress {
+            bytes_total: count(now.bytes_total.unwrap_or(0)),
+            bytes_done: count(now.bytes_done),
+            bytes_written: count(now.bytes_written),
+            bytes_reused: count(now.bytes_reused),
+        }
+    }
+
+    /// Waits for its end, without giving it up when the wait is.
+    async fn finished(&mut self) -> Outcome {
+        if let Some(outcome) = self.outcome.take() {
+            return outcome;
+        }
+        match (&mut self.task).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let message = format!("the work on the slot ended without a result: {error}");
+                Outcome::Failed(Failure::lasting(FailureReason::DiskError, message))
+            }
+        }
+    }
+
+    /// Tells it to stop, and waits until nothing of it holds the slot any more.
+    async fn stop(mut self) {
+        self.cancel.cancel();
+        self.finished().await;
+    }
+}
+
+/// The long work of a node, its pauses and how long it is tried.
+pub(super) struct Effort {
+    work: Option<Work>,
+    pause: Option<Pause>,
+    /// For how long networks and disk reads are tried again after the first failure.
+    patience: Duration,
+    bytes: Option<ByteProgress>,
+}
+
+/// A job that failed and is tried again.
+struct Pause {
+    job: Job,
+    first_failure: Instant,
+    rounds: u32,
+    until: Instant,
+    why: String,
+}
+
+/// How a job stands.
+pub(super) enum Standing {
+    /// It goes on by itself; look again when it ends.
+    UnderWay,
+    /// It is tried again after this time.
+    Paused(Duration),
+    /// It ended.
+    Ended(Outcome),
+}
+
+impl Effort {
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { work: None, pause: None, patience, bytes: None }
+    }
+
+    /// Gets `job` done: starts it, or lets it go on, and stops any other.
+    pub(super) async fn drive(&mut self, workshop: &Workshop, job: &Job) -> Standing {
+        match self.work.take() {
+            Some(work) if work.job != *job => work.stop().await,
+            Some(mut work) => {
+                if matches!(job, Job::Write { .. }) {
+                    self.bytes = Some(work.bytes());
+                }
+                if work.outcome.is_none() && !work.task.is_finished() {
+                    self.work = Some(work);
+                    return Standing::UnderWay;
+                }
+                return self.judge(job, work.finished().await);
+            }
+            None => {}
+        }
+        let pause = self.pause.take_if(|pause| pause.job == *job);
+        if let Some(wait) =
+            pause.as_ref().and_then(|pause| pause.until.checked_duration_since(Instant::now()))
+        {
+            self.pause = pause;
+            return Standing::Paused(wait);
+        }
+        self.pause = pause;
+        self.bytes = matches!(job, Job::Verify { .. }).then_some(self.bytes).flatten();
+        self.work = Some(Work::start(workshop, job.clone()));
+        Standing::UnderWay
+    }
+
+    /// What passes is tried again for as long as the patience lasts.
+    fn judge(&mut self, job: &Job, outcome: Outcome) -> Standing {
+        let Outcome::Failed(failure) = &outcome else {
+            self.pause = None;
+            return Standing::Ended(outcome);
+        };
+        let before = self.pause.take().filter(|pause| pause.job == *job);
+        let now = Instant::now();
+        let first_failure = before.as_ref().map_or(now, |pause| pause.first_failure);
+        if failure.retry == Retry::Never || now.duration_since(first_failure) >= self.patience {
+            return Standing::Ended(outcome);
+        }
+        let rounds = before.map_or(1, |pause| pause.rounds.saturating_add(1));
+        let wait = FIRST_PAUSE.saturating_mul(1 << rounds.min(6)).min(LONGEST_PAUSE).min(self.patience);
+        tracing::warn!(failure = failure.message, ?wait, "tried again");
+        let why = failure.message.clone();
+        self.pause = Some(Pause { job: job.clone(), first_failure, rounds, until: now + wait, why });
+        Standing::Paused(wait)
+    }
+
+    /// Stops whatever is under way.
+    pub(super) async fn stop(&mut self) {
+        self.pause = None;
+        if let Some(work) = self.work.take() {
+            work.stop().await;
+        }
+    }
+
+    /// How far it is.
+    pub(super) fn view(&self) -> WorkView {
+        let bytes = self.work.as_ref().filter(|work| matches!(work.job, Job::Write { .. })).map(Work::bytes);
+        WorkView {
+            progress: bytes.or(self.bytes),
+            interrupted_by: self.pause.as_ref().map(|pause| pause.why.clone()),
+        }
+    }
+
+    /// Returns when the work under way ends; never if there is none.
+    pub(super) async fn ended(&mut self) {
+        match &mut self.work {
+            Some(work) => {
+                let outcome = work.finished().await;
+                work.outcome = Some(outcome);
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+impl Workshop {
+    async fn carry_out(self, job: Job, progress: Progress, cancel: Cancel) -> Outcome {
+        let done = match job {
+            Job::Write { hop, slot, .. } => self.write(hop, slot, progress, cancel).await,
+            Job::Verify { slot, digest, len, version } => {
+                self.verify(slot, digest, len, version, cancel).await
+            }
+        };
+        done.unwrap_or_else(|error| error)
+    }
+
+    async fn write(
+        self,
+        hop: ImageRef,
+        slot: Slot,
+        progress: Progress,
+        cancel: Cancel,
+    ) -> Result<Outcome, Outcome> {
+        let urls: Result<Vec<Url>, Outcome> = hop.urls.iter().map(|url| parse(url)).collect();
+        let download = Download::new(self.http.clone(), urls?).with_limits(self.limits);
+        let inactive = blocking(move || self.open(slot)).await?;
+        let expected = Expected {
+            checksum: Some(hop.checksum),
+            size: hop.size.and_then(|size| u64::try_from(size).ok()),
+            image_checksum: hop.image_checksum,
+        };
+        image::write(inactive, Source::Http(download), expected, &progress, &cancel)
+            .await
+            .map(Outcome::Written)
+            .map_err(ended)
+    }
+
+    async fn verify(
+        self,
+        slot: Slot,
+        digest: Sha256Digest,
+        len: u64,
+        version: OsVersion,
+        cancel: Cancel,
+    ) -> Result<Outcome, Outcome> {
+        blocking(move || {
+            let observe =
+                |_| if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            let verified = self
+                .open(slot)?
+                .verify_observed(digest, len, observe)
+                .map_err(|error| ended(ImageError::Verify(error)))?;
+            let found: Inspection =
+                image::inspect(&verified, &self.guard_paths).map_err(|error| ended(error.into()))?;
+            found.require(slot, &version, &self.guard_paths).map_err(|error| ended(error.into()))?;
+            Ok(Outcome::Verified(verified))
+        })
+        .await
+    }
+
+    fn open(&self, slot: Slot) -> Result<monok8s_sdk::disk::InactiveSlot, Outcome> {
+        let map = SlotMap::discover(&self.host, &self.layout).map_err(|error| {
+            Outcome::Failed(Failure::lasting(FailureReason::SlotRefused, super::failure::chain(&error)))
+        })?;
+        map.open_for_writing(&self.host, slot).map_err(|error: GuardError| ended(ImageError::Guard(error)))
+    }
+}
+
+fn parse(url: &str) -> Result<Url, Outcome> {
+    url.parse().map_err(|error| {
+        let message = format!("{url:?} is not a URL that an artifact can be downloaded from: {error}");
+        Outcome::Failed(Failure::lasting(FailureReason::DownloadFailed, message))
+    })
+}
+
+fn ended(error: ImageError) -> Outcome {
+    if error.is_cancelled() {
+        return Outcome::Cancelled;
+    }
+    match error {
+        ImageError::Verify(VerifyError::Mismatch { .. }) => {
+            Outcome::ReadBackDiffers(super::failure::chain(&error))
+        }
+        error => Outcome::Failed(Failure::of(&error)),
+    }
+}
+
+/// Runs `work` on a thread that may block. It is cut short only by the end of the runtime.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Outcome> + Send + 'static,
+) -> Result<T, Outcome> {
+    spawn_blocking(work).await.unwrap_or(Err(Outcome::Cancelled))
+}
