@@ -131,15 +131,20 @@ impl Kubelet {
     /// the boot ID.
     pub async fn booted(&self, kubelet_version: &str) -> Result<String> {
         let boot_id = new_boot_id()?;
+        self.booted_as(kubelet_version, &boot_id).await?;
+        Ok(boot_id)
+    }
+
+    /// [`Kubelet::booted`] with a boot ID that the machine has already.
+    pub async fn booted_as(&self, kubelet_version: &str, boot_id: &str) -> Result<()> {
         self.change(|condition| {
             *condition = Condition {
                 health: Health::Ready,
-                boot_id: boot_id.clone(),
+                boot_id: boot_id.to_owned(),
                 version: kubelet_version.to_owned(),
             };
         })
-        .await?;
-        Ok(boot_id)
+        .await
     }
 
     /// Falls silent and deletes the Node and its Lease.

@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::disk::{Disk, DiskSpec, LoopDisk, SectorSize, loop_obstacle};
-use crate::kubelet::{Health, Kubelet, NodeSpec};
+use crate::kubelet::{Health, Kubelet, NodeSpec, new_boot_id};
 use crate::process::Child;
 use crate::programs::Program;
 use crate::rootfs::Image;
@@ -67,6 +67,8 @@ pub struct MachineSpec {
     pub guard: Duration,
     /// How long a boot takes.
     pub boot_time: Duration,
+    /// Further arguments of the agent.
+    pub agent_arguments: Vec<String>,
 }
 
 impl MachineSpec {
@@ -81,6 +83,7 @@ impl MachineSpec {
             medium: Medium::best(),
             guard: Duration::from_secs(120),
             boot_time: Duration::from_millis(200),
+            agent_arguments: Vec::new(),
         }
     }
 }
@@ -186,6 +189,7 @@ impl Machine {
             agent: None,
             agent_held: false,
             up_since: Instant::now(),
+            unreported: None,
         };
         power.boot().await?;
         let running = tokio::spawn(async move {
@@ -310,6 +314,8 @@ struct Power {
     agent: Option<Child>,
     agent_held: bool,
     up_since: Instant,
+    /// Version and boot ID that the Node object does not have yet.
+    unreported: Option<(String, String)>,
 }
 
 impl Power {
@@ -323,6 +329,7 @@ impl Power {
             if self.paths.reboot.exists() || self.guard_resets()? {
                 self.boot().await?;
             }
+            self.report_boot().await;
             self.keep_agent_running()?;
         }
     }
@@ -354,11 +361,22 @@ impl Power {
         let (slot, os_release) = firmware::boot(&self.paths.loader, &self.disk)?;
         tokio::time::sleep(self.spec.boot_time).await;
         let version = os_release.version.clone();
-        let boot_id = self.kubelet.booted(&version).await?;
+        let boot_id = new_boot_id()?;
+        self.unreported = Some((version.clone(), boot_id.clone()));
+        self.report_boot().await;
         firmware::write_host(&self.paths.host, &self.disk, slot, &os_release, &boot_id)?;
         self.up_since = Instant::now();
         self.boots.lock().unwrap_or_else(PoisonError::into_inner).push(Boot { slot, version, boot_id });
         self.keep_agent_running()
+    }
+
+    /// Has the kubelet tell the API server of this boot, now or, while that is away, later.
+    async fn report_boot(&mut self) {
+        if let Some((version, boot_id)) = &self.unreported
+            && self.kubelet.booted_as(version, boot_id).await.is_ok()
+        {
+            self.unreported = None;
+        }
     }
 
     /// Stands in for the host's guard: resets a trial that was not confirmed in time.
@@ -404,6 +422,7 @@ impl Power {
             .arg(format!("simulated:{}", self.paths.loader.display()))
             .arg("--reboot-command")
             .arg(format!("touch {}", self.paths.reboot.display()))
+            .args(&self.spec.agent_arguments)
             .env("KUBECONFIG", &self.kubeconfig)
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()));
         Child::spawn(&format!("the agent of {}", self.spec.node.name), command, &self.paths.log)

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -146,12 +147,16 @@ impl RootfsSpec {
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
         };
         write("etc/os-release", &self.os_release())?;
-        write("usr/bin/kubelet", &format!("kubelet {}\n", self.version))?;
+        let program = |name: &str, text: &str| -> Result<()> {
+            write(name, text)?;
+            Ok(fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755))?)
+        };
+        program("usr/bin/kubelet", &format!("kubelet {}\n", self.version))?;
         if self.kernel == Kernel::Panics {
             write(PANIC_MARKER, "")?;
         }
         if self.guard == Guard::Installed {
-            write("usr/bin/monok8s-agent", &format!("monok8s-agent {}\n", self.version))?;
+            program("usr/bin/monok8s-agent", &format!("monok8s-agent {}\n", self.version))?;
             let unit = "usr/lib/systemd/system/monok8s-guard.service";
             write(unit, "[Service]\nExecStart=/usr/bin/monok8s-agent guard\n")?;
             let wants = root.join("etc/systemd/system/multi-user.target.wants");
