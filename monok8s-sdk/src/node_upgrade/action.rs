@@ -192,7 +192,7 @@ impl Action {
             Self::Wait(WaitReason::StageGrant { .. }) => Some(ProgressPhase::Pending),
             Self::Write { .. } => Some(ProgressPhase::Downloading),
             Self::Verify { phase, .. } => Some(phase.clone()),
-            Self::Commit { .. } | Self::Arm { .. } | Self::Reboot { .. } => Some(ProgressPhase::Rebooting),
+            Self::Arm { .. } | Self::Reboot { .. } => Some(ProgressPhase::Rebooting),
             Self::AwaitHealth { .. } | Self::Confirm { .. } => Some(ProgressPhase::Confirming),
             Self::Report(report) => Some(report.phase()),
             Self::Wait(_)
@@ -201,6 +201,8 @@ impl Action {
             | Self::MarkGood { .. }
             | Self::Invalidate { .. }
             | Self::Disarm
+            // The commit is a write of its own: reported without its precondition, it would commit.
+            | Self::Commit { .. }
             | Self::RevertTrial { .. } => None,
         }
     }

@@ -35,3 +35,6 @@ pub use record::{
 };
 pub use step::Step;
 pub use trial::{Verdict, judge};
+
+#[cfg(test)]
+mod simulation_tests;

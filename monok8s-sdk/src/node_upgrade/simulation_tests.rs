@@ -1,0 +1,539 @@
+//! A node, its loader, its disk and its API object as plain values, driven by `decide` through
+//! random orders, crashes and power cuts. What must never happen is asserted where it would.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::fixture::{NEW, OLD, THEN, boot, expanded, image, now, order, version};
+use super::*;
+use crate::api::{BootGrant, FailureReason, ProgressPhase};
+use crate::boot::{AttemptId, LoaderStatus, Tries};
+use crate::slot::Slot;
+use crate::version::OsVersion;
+
+/// How an image behaves once it is booted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Character {
+    Good,
+    NeverComesUp,
+    NeverHealthy,
+    OtherVersion,
+}
+
+/// What the medium of a slot really holds.
+#[derive(Clone, Debug, PartialEq)]
+enum Medium {
+    Torn,
+    Whole(OsVersion),
+}
+
+/// Where the power fails in a turn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cut {
+    BeforeEffect,
+    AfterEffect,
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Turns(u8),
+    PowerCut,
+    CutInTurn(Cut),
+    AgentRestart { cache: u8 },
+    Guard,
+    Time,
+    Api(bool),
+    Grant,
+    Withdraw,
+    Supersede(bool),
+    Delete,
+    Replace { hops: bool },
+    Retry(u8),
+    Rollback(u8),
+    Rot,
+}
+
+struct Node {
+    // Outlives power cuts.
+    loader: LoaderStatus,
+    record: Record,
+    medium: BTreeMap<Slot, Medium>,
+    // The machine and the process.
+    booted: Booted,
+    boots: u32,
+    uptime: Duration,
+    token: Option<HeldToken>,
+    cache: Option<Order>,
+    api: ApiView,
+    // The world.
+    api_up: bool,
+    object: Option<Order>,
+    history: Vec<Order>,
+    objects: u32,
+    character: Character,
+    // What really happened.
+    trial_boots: BTreeMap<AttemptId, u32>,
+    committed: BTreeSet<AttemptId>,
+}
+
+impl Node {
+    fn new(character: Character) -> Self {
+        let loader = LoaderStatus::installed(Slot::A, Tries::DEFAULT_FULL);
+        let medium = [(Slot::A, Medium::Whole(version(OLD))), (Slot::B, Medium::Torn)].into();
+        let booted = Booted { slot: Slot::A, version: version(OLD), boot_id: boot("none") };
+        let mut node = Self {
+            loader,
+            record: Record::default(),
+            medium,
+            booted,
+            boots: 0,
+            uptime: Duration::ZERO,
+            token: None,
+            cache: None,
+            api: ApiView::NotRead,
+            api_up: true,
+            object: None,
+            history: Vec::new(),
+            objects: 0,
+            character,
+            trial_boots: BTreeMap::new(),
+            committed: BTreeSet::new(),
+        };
+        node.replace(true);
+        node.power_on();
+        node
+    }
+
+    fn character(&self, image: &OsVersion) -> Character {
+        if *image == version(OLD) { Character::Good } else { self.character }
+    }
+
+    /// The loader's part, then the guard's: it keeps evidence and refills before anything else.
+    fn power_on(&mut self) {
+        loop {
+            let slot = self.loader.boot_once().expect("a slot that may boot is always left");
+            if let Some(trial) = self.loader.trial.filter(|trial| trial.slot == slot) {
+                let boots = self.trial_boots.entry(trial.attempt).or_default();
+                *boots += 1;
+                assert_eq!(*boots, 1, "attempt {} was booted twice", trial.attempt);
+            }
+            let Medium::Whole(inside) = self.medium[&slot].clone() else { continue };
+            if self.character(&inside) == Character::NeverComesUp {
+                continue;
+            }
+            let says =
+                if self.character(&inside) == Character::OtherVersion { version("v1.30.0") } else { inside };
+            self.boots += 1;
+            self.booted = Booted { slot, version: says, boot_id: boot(&format!("boot-{}", self.boots)) };
+            self.uptime = Duration::from_secs(20);
+            self.loader = self.loader.marked_good(slot);
+            self.restart_agent(None);
+            return;
+        }
+    }
+
+    fn restart_agent(&mut self, cache: Option<Order>) {
+        self.token = None;
+        self.api = if cache.is_some() { ApiView::Read } else { ApiView::NotRead };
+        self.cache = cache;
+    }
+
+    fn facts(&self) -> NodeFacts {
+        let well = self.character(&self.booted.version) != Character::NeverHealthy;
+        NodeFacts {
+            booted: self.booted.clone(),
+            loader: self.loader.clone(),
+            record: self.record.clone(),
+            token: self.token,
+            health: TrialHealth {
+                kubelet: if well { Check::Holds } else { Check::Fails("not well".to_owned()) },
+                control_plane: Check::NotNeeded,
+                configured: Check::NotNeeded,
+                node: if self.api_up { NodeView::ReadyInThisBoot } else { NodeView::ApiUnreachable },
+            },
+            time_in_trial: self.uptime,
+            api: self.api,
+        }
+    }
+
+    fn read_objects(&mut self, freshness: Freshness) {
+        if self.api_up {
+            self.cache = self.object.clone().map(|order| Order { freshness, ..order });
+            self.api = ApiView::Read;
+        }
+    }
+
+    /// The agent's watch: brings what changed.
+    fn watch(&mut self) {
+        let version = |order: &Option<Order>| {
+            order.as_ref().map(|order| (order.object.uid.clone(), order.resource_version.clone()))
+        };
+        if version(&self.cache) != version(&self.object) {
+            self.read_objects(Freshness::Cached);
+        }
+    }
+
+    /// One turn of the agent. Whether it came to rest.
+    fn turn(&mut self, cut: Option<Cut>) -> bool {
+        if self.api == ApiView::NotRead {
+            self.read_objects(Freshness::Cached);
+        }
+        let action = decide(&self.facts(), self.cache.as_ref(), now());
+        self.assert_allowed(&action);
+        if cut == Some(Cut::BeforeEffect) {
+            if let Action::Write { slot, .. } = action {
+                self.medium.insert(slot, Medium::Torn);
+            }
+            self.power_on();
+            return false;
+        }
+        let outcome = self.carry_out(&action);
+        if cut == Some(Cut::AfterEffect) {
+            self.power_on();
+            return false;
+        }
+        if let Some(step) = outcome {
+            self.record = self.record.after(&step);
+        }
+        self.report(&action);
+        action.is_rest() || matches!(action, Action::Reread | Action::Commit { .. }) && !self.api_up
+    }
+
+    /// The physical effect, and the step that records what it came to.
+    fn carry_out(&mut self, action: &Action) -> Option<Step> {
+        match action {
+            Action::Record(step) => self.record = self.record.after(step),
+            Action::Reread => self.read_objects(Freshness::Quorum),
+            Action::Wait(WaitReason::OrderReplayed { .. }) => self.read_objects(Freshness::Cached),
+            Action::MarkGood { slot } => self.loader = self.loader.marked_good(*slot),
+            Action::Invalidate { slot } => self.loader = self.loader.invalidated(*slot),
+            Action::Write { hop, slot, .. } => {
+                self.token = None;
+                self.medium.insert(*slot, Medium::Whole(hop.version.clone()));
+                let image_digest = expanded(&hop.version.to_string());
+                return Some(Step::Written { image_digest, image_len: 4096 });
+            }
+            Action::Verify { slot, digest, version, .. } => {
+                if self.medium[slot] != Medium::Whole(version.clone()) {
+                    return Some(Step::ReadBackDiffers);
+                }
+                self.token = Some(HeldToken { slot: *slot, digest: *digest });
+                return Some(Step::Verified);
+            }
+            Action::Commit { resource_version, .. } => return self.commit(resource_version),
+            Action::Arm { slot, attempt, tries, .. } => {
+                self.token = None;
+                self.loader = self.loader.armed(*slot, *attempt, *tries);
+            }
+            Action::Disarm => self.loader = self.loader.disarmed(),
+            Action::Confirm { .. } => self.loader = self.loader.confirmed(),
+            Action::RevertTrial { .. } => self.loader = self.loader.reverted(),
+            Action::Reboot { into } => {
+                assert_eq!(self.loader.next_boot(), Some(*into));
+                self.power_on();
+            }
+            Action::Wait(_) | Action::AwaitHealth { .. } | Action::Report(_) => {}
+        }
+        None
+    }
+
+    /// The API server's part of the commit.
+    fn commit(&mut self, resource_version: &str) -> Option<Step> {
+        let taken = self.api_up
+            && self.object.as_ref().is_some_and(|object| object.resource_version == *resource_version);
+        if !taken {
+            self.read_objects(Freshness::Cached);
+            return None;
+        }
+        let boot_id = self.booted.boot_id.clone();
+        let attempt = self.record.attempt.as_ref().unwrap();
+        let object = self.object.as_ref().unwrap();
+        assert_eq!(object.standing, Standing::Current, "committed to what is not wanted");
+        let granted = matches!(&object.pace, Pace::Granted { boot: Some(grant), .. } if grant.version == attempt.version);
+        assert!(granted, "committed without leave");
+        self.committed.insert(attempt.id);
+        self.write(|object| {
+            object.reported.phase = ProgressPhase::Rebooting;
+            object.reported.boot_id = Some(boot_id.clone());
+        });
+        Some(Step::Committed { boot_id })
+    }
+
+    fn report(&mut self, action: &Action) {
+        let Some(phase) = action.phase().filter(|_| self.api_up) else { return };
+        let uid = self.cache.as_ref().map(|order| order.object.uid.clone());
+        if uid.is_none() || self.object.as_ref().map(|object| &object.object.uid) != uid.as_ref() {
+            return;
+        }
+        let seen = uid.and_then(|uid| self.record.seen(&uid)).cloned();
+        let boot_id = Some(self.booted.boot_id.clone());
+        let before = self.object.as_ref().map(|object| object.reported.clone());
+        let said = Reported {
+            phase,
+            boot_id,
+            retry_nonce: seen.as_ref().and_then(|seen| seen.retry_nonce.clone()),
+            rollback_nonce: seen.and_then(|seen| seen.rollback_nonce),
+        };
+        if before.as_ref() != Some(&said) {
+            self.write(|object| object.reported = said);
+        }
+        self.watch();
+    }
+
+    fn write(&mut self, change: impl FnOnce(&mut Order)) {
+        if let Some(object) = &mut self.object {
+            change(object);
+            let version: u64 = object.resource_version.parse().unwrap();
+            object.resource_version = (version + 1).to_string();
+            self.history.push(object.clone());
+        }
+    }
+
+    fn write_spec(&mut self, change: impl FnOnce(&mut Order)) {
+        self.write(|object| {
+            change(object);
+            object.generation += 1;
+        });
+    }
+
+    fn replace(&mut self, two_hops: bool) {
+        self.objects += 1;
+        let mut next = order();
+        next.object = ObjectIdentity::new("osupgrade", &format!("uid-{}", self.objects));
+        next.generation = 1;
+        next.hops = if two_hops { vec![image(NEW), image(THEN)] } else { vec![image(NEW)] };
+        self.object = Some(next);
+    }
+
+    /// The operator: leave for whatever comes next. Whether there was anything to do.
+    fn grant(&mut self) -> bool {
+        let Some(object) = self.object.clone().filter(|object| object.standing == Standing::Current) else {
+            return false;
+        };
+        let rolling_back = self
+            .record
+            .attempt
+            .as_ref()
+            .filter(|attempt| attempt.kind == AttemptKind::Rollback)
+            .map(|attempt| attempt.version.clone());
+        let hop = object.next_hop(&self.booted.version).map(|hop| hop.version.clone());
+        let Some(version) = rolling_back.or(hop) else { return false };
+        let not_after = fixture::grant(OLD, "2026-03-01T12:10:00Z").not_after;
+        let boot = Some(BootGrant { version: version.clone(), not_after });
+        let pace = Pace::Granted { stage: Some(version), boot };
+        let is_new = pace != object.pace && !object.reported.phase.is_committed();
+        if is_new {
+            self.write_spec(|object| object.pace = pace);
+        }
+        is_new
+    }
+
+    fn assert_allowed(&self, action: &Action) {
+        let (booted, attempt) = (&self.booted, self.record.attempt.as_ref());
+        match action {
+            Action::Write { slot, .. } => {
+                assert_ne!(*slot, booted.slot, "wrote the booted slot");
+                assert!(self.loader.is_confirmed(booted.slot), "wrote the only way back");
+                assert_eq!(self.loader.trial, None, "wrote while a trial was armed");
+                assert!(!self.loader.may_boot(*slot), "wrote a slot that may boot");
+                assert_eq!(self.record.slots.get(*slot), None, "the record still claims to know the slot");
+            }
+            Action::Arm { slot, attempt: id, by, .. } => {
+                assert_ne!(*slot, booted.slot, "armed the booted slot");
+                assert!(self.committed.contains(id), "armed without a commit");
+                assert!(!self.trial_boots.contains_key(id), "armed what was booted already");
+                if *by == ArmedBy::Verified {
+                    assert_eq!(self.token.map(|token| token.slot), Some(*slot), "armed unverified");
+                    let inside = Medium::Whole(attempt.unwrap().version.clone());
+                    assert_eq!(self.medium[slot], inside, "armed other bytes");
+                }
+            }
+            Action::Record(Step::RolledBack { .. }) => {
+                assert!(self.trial_boots.contains_key(&attempt.unwrap().id), "rolled back without a boot");
+                assert_ne!(booted.slot, attempt.unwrap().slot);
+            }
+            Action::Confirm { slot } => {
+                assert_eq!((*slot, &booted.version), (booted.slot, &attempt.unwrap().version));
+                assert_eq!(self.character(&booted.version), Character::Good, "confirmed a bad slot");
+            }
+            Action::Record(Step::Confirmed)
+            | Action::Report(Report::Completed { .. } | Report::Held { .. }) => {
+                assert!(self.loader.is_confirmed(booted.slot), "done before the confirm");
+            }
+            _ => {}
+        }
+    }
+
+    fn happen(&mut self, event: &Event) {
+        match event {
+            Event::Turns(turns) => {
+                for _ in 0..*turns {
+                    self.turn(None);
+                }
+            }
+            Event::PowerCut => self.power_on(),
+            Event::CutInTurn(cut) => {
+                self.turn(Some(*cut));
+            }
+            Event::AgentRestart { cache } => {
+                let stale = self.history.get(usize::from(*cache)).cloned();
+                self.restart_agent(stale.filter(|_| self.api_up));
+            }
+            Event::Guard
+                if self.uptime >= Duration::from_secs(600) && !self.loader.is_confirmed(self.booted.slot) =>
+            {
+                self.loader = self.loader.reverted();
+                self.power_on();
+            }
+            Event::Guard => {}
+            Event::Time => self.uptime += Duration::from_secs(400),
+            Event::Api(up) => self.api_up = *up,
+            Event::Grant => {
+                self.grant();
+            }
+            Event::Withdraw
+                if self.object.as_ref().is_some_and(|object| !object.reported.phase.is_committed()) =>
+            {
+                self.write_spec(|object| object.pace = Pace::Granted { stage: None, boot: None });
+            }
+            Event::Withdraw => {}
+            Event::Supersede(yes) => {
+                let standing = if *yes { Standing::Superseded } else { Standing::Current };
+                self.write(|object| object.standing = standing);
+            }
+            Event::Delete => self.object = None,
+            Event::Replace { hops } => self.replace(*hops),
+            Event::Retry(nonce) => self.write_spec(|object| object.retry_nonce = Some(nonce.to_string())),
+            Event::Rollback(nonce) => {
+                self.write_spec(|object| object.rollback_nonce = Some(nonce.to_string()))
+            }
+            Event::Rot if self.token.is_none() && self.loader.trial.is_none() => {
+                self.medium.insert(self.booted.slot.other(), Medium::Torn);
+            }
+            Event::Rot => {}
+        }
+    }
+
+    /// The world is kind from now on; the node must come to an end.
+    fn settle(&mut self) -> Action {
+        self.api_up = true;
+        self.restart_agent(None);
+        for _ in 0..300 {
+            let rests = self.turn(None);
+            self.watch();
+            if !rests {
+                continue;
+            }
+            let action = decide(&self.facts(), self.cache.as_ref(), now());
+            if matches!(action, Action::AwaitHealth { .. }) {
+                self.uptime += Duration::from_secs(200);
+            } else if action.is_rest() && !self.grant() {
+                return action;
+            }
+            self.watch();
+        }
+        panic!("goes on for ever: {:?}", decide(&self.facts(), self.cache.as_ref(), now()));
+    }
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => (1_u8..12).prop_map(Event::Turns),
+        6 => Just(Event::Grant),
+        2 => Just(Event::PowerCut),
+        3 => prop_oneof![Just(Cut::BeforeEffect), Just(Cut::AfterEffect)].prop_map(Event::CutInTurn),
+        2 => any::<u8>().prop_map(|cache| Event::AgentRestart { cache: cache % 16 }),
+        1 => Just(Event::Guard),
+        1 => Just(Event::Time),
+        1 => any::<bool>().prop_map(Event::Api),
+        1 => Just(Event::Withdraw),
+        1 => any::<bool>().prop_map(Event::Supersede),
+        1 => Just(Event::Delete),
+        1 => any::<bool>().prop_map(|hops| Event::Replace { hops }),
+        1 => (0_u8..3).prop_map(Event::Retry),
+        1 => (0_u8..3).prop_map(Event::Rollback),
+        1 => Just(Event::Rot),
+    ]
+}
+
+fn character() -> impl Strategy<Value = Character> {
+    prop_oneof![
+        2 => Just(Character::Good),
+        1 => Just(Character::NeverComesUp),
+        1 => Just(Character::NeverHealthy),
+        1 => Just(Character::OtherVersion),
+    ]
+}
+
+fn is_an_end(node: &Node, action: &Action) -> bool {
+    match action {
+        Action::Report(Report::Completed { version }) => {
+            node.object.as_ref().and_then(Order::target) == Some(version)
+        }
+        Action::Report(Report::Staged { .. }) => false,
+        Action::Report(_) => true,
+        Action::Wait(reason) => matches!(reason, WaitReason::NothingOrdered | WaitReason::EndedBefore { .. }),
+        _ => false,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn whatever_happens_a_node_keeps_its_rules_and_comes_to_an_end(
+        character in character(),
+        events in proptest::collection::vec(event(), 0..40),
+    ) {
+        let mut node = Node::new(character);
+        for event in &events {
+            node.happen(event);
+        }
+        let end = node.settle();
+        prop_assert!(is_an_end(&node, &end), "stuck in {end:?}");
+    }
+
+    /// A cut at every single step of an undisturbed upgrade: a good image gets there in the end,
+    /// with no retry asked for unless its trial was cut, and a bad one always leaves the old version.
+    #[test]
+    fn one_cut_anywhere_is_survived(character in character(), at in 0_u8..40, after: bool) {
+        let mut node = Node::new(character);
+        for _ in 0..at {
+            node.turn(None);
+            node.grant();
+            node.watch();
+        }
+        node.turn(Some(if after { Cut::AfterEffect } else { Cut::BeforeEffect }));
+        let end = node.settle();
+        let gone_back = matches!(end, Action::Report(Report::RolledBack { .. }));
+        if character == Character::Good && !gone_back {
+            prop_assert_eq!(&end, &Action::Report(Report::Completed { version: version(THEN) }));
+        } else {
+            prop_assert!(gone_back, "ended in {:?}", end);
+            prop_assert!(node.loader.is_confirmed(node.booted.slot));
+        }
+    }
+}
+
+#[test]
+fn an_undisturbed_upgrade_ends_and_a_bad_image_ends_where_it_began() {
+    for (character, expected) in [
+        (Character::Good, None),
+        (Character::NeverComesUp, Some(FailureReason::FellBack)),
+        (Character::NeverHealthy, Some(FailureReason::TrialTimedOut)),
+        (Character::OtherVersion, Some(FailureReason::WrongVersionBooted)),
+    ] {
+        let mut node = Node::new(character);
+        match (node.settle(), expected) {
+            (Action::Report(Report::Completed { version: ended_on }), None) => {
+                assert_eq!((ended_on, node.booted.slot), (version(THEN), Slot::A));
+            }
+            (Action::Report(Report::RolledBack { reason, .. }), Some(expected)) => {
+                assert_eq!((reason, &node.booted.version), (expected, &version(OLD)));
+            }
+            (end, _) => panic!("{character:?} ended in {end:?}"),
+        }
+    }
+}
