@@ -201,3 +201,80 @@ fn reported(progress: &OSUpgradeProgress) -> Reported {
 fn nonce(text: Option<&String>) -> Option<String> {
     text.filter(|text| !text.is_empty()).cloned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{NEW, OLD, THEN, image, order, version};
+    use super::*;
+
+    fn progress(spec: &str) -> OSUpgradeProgress {
+        serde_json::from_str(&format!(
+            r#"{{
+                "apiVersion": "monok8s.io/v1alpha1", "kind": "OSUpgradeProgress",
+                "metadata": {{ "name": "osupgrade-1", "uid": "uid-1", "generation": 5, "resourceVersion": "77" }},
+                "spec": {{ "sourceRef": {{ "name": "up" }}, "nodeName": "node-1", {spec} }},
+                "status": {{ "phase": "Staged", "bootID": "boot-1", "observedRetryNonce": "a" }}
+            }}"#
+        ))
+        .unwrap()
+    }
+
+    fn read(progress: &OSUpgradeProgress, resolved: &[ImageRef]) -> Result<Order, OrderError> {
+        Order::read(progress, "node-uid", Freshness::Quorum, resolved, &TrialSpec::default())
+    }
+
+    #[test]
+    fn an_order_of_the_operator_carries_everything() {
+        let hop = serde_json::to_string(&image(NEW)).unwrap();
+        let made_for = |uid: &str| {
+            progress(&format!(
+                r#""retryNonce": "", "order": {{ "nodeUID": "{uid}", "run": 1, "hops": [{hop}], "stage": "{NEW}",
+                   "trial": {{ "timeoutSeconds": 90 }} }}"#
+            ))
+        };
+        let order = read(&made_for("node-uid"), &[image(OLD)]).unwrap();
+        assert_eq!((order.generation, order.resource_version.as_str()), (5, "77"));
+        assert_eq!(order.target(), Some(&version(NEW)));
+        assert_eq!(order.pace, Pace::Granted { stage: Some(version(NEW)), boot: None });
+        assert_eq!((order.retry_nonce, order.trial.timeout_seconds()), (None, 90));
+        assert_eq!(order.reported.phase, ProgressPhase::Staged);
+        assert_eq!(order.reported.retry_nonce.as_deref(), Some("a"));
+        assert!(matches!(read(&made_for("reinstalled"), &[]), Err(OrderError::OtherNode { .. })));
+    }
+
+    #[test]
+    fn a_hand_made_object_goes_where_its_upgrade_was_resolved_to() {
+        let by_hand = progress(r#""retryNonce": "b", "rollbackNonce": """#);
+        let order = read(&by_hand, &[image(NEW)]).unwrap();
+        assert_eq!((order.pace.clone(), order.target()), (Pace::Own, Some(&version(NEW))));
+        assert_eq!((order.retry_nonce.as_deref(), order.rollback_nonce), (Some("b"), None));
+        assert!(matches!(read(&by_hand, &[]), Err(OrderError::NoHops { .. })));
+    }
+
+    #[test]
+    fn deletion_comes_before_supersession() {
+        let mut object = progress(r#""retryNonce": """#);
+        let standing = |object: &OSUpgradeProgress| read(object, &[image(NEW)]).unwrap().standing;
+        assert_eq!(standing(&object), Standing::Current);
+        object.status.as_mut().unwrap().conditions = serde_json::from_str(
+            r#"[{ "type": "Superseded", "status": "True", "reason": "Governed", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" }]"#,
+        )
+        .unwrap();
+        assert_eq!(standing(&object), Standing::Superseded);
+        object.metadata.deletion_timestamp = serde_json::from_str(r#""2026-01-01T00:00:00Z""#).unwrap();
+        assert_eq!(standing(&object), Standing::Deleted);
+    }
+
+    #[test]
+    fn the_next_hop_never_leads_away_from_the_target() {
+        let next = |hops: &[&str], booted: &str| {
+            order().hops(hops).next_hop(&version(booted)).map(|hop| hop.version.to_string())
+        };
+        assert_eq!(next(&[NEW, THEN], OLD).as_deref(), Some(NEW));
+        assert_eq!(next(&[NEW, THEN], NEW).as_deref(), Some(THEN));
+        assert_eq!(next(&[NEW, THEN], THEN), None);
+        assert_eq!(next(&[NEW, THEN], "v1.35.9").as_deref(), Some(THEN), "moved by hand past a hop");
+        assert_eq!(next(&[NEW, OLD], THEN).as_deref(), Some(NEW), "downwards");
+        assert_eq!(next(&[NEW, OLD], "v1.35.1").as_deref(), Some(OLD));
+    }
+}
