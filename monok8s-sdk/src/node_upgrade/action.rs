@@ -29,7 +29,7 @@ pub enum Action {
         /// The booted slot.
         slot: Slot,
     },
-    /// Take a slot out of the loader's order.
+    /// Take a slot out of the loader's order: before it is written, and before a commit to it.
     Invalidate {
         /// The slot.
         slot: Slot,

@@ -71,6 +71,14 @@ fn rolled_back(attempt: &Attempt, evidence: TrialEvidence, at: Timestamp) -> Act
 fn unarmed(facts: &NodeFacts, attempt: &Attempt, wanted: &Wanted<'_>, now: Timestamp) -> Action {
     match attempt.state {
         AttemptState::Intended => intended(facts, attempt, wanted, now),
+        // Nothing commits to a slot in the loader's order, so this one was confirmed meanwhile.
+        AttemptState::Committed if facts.loader.may_boot(attempt.slot) => fail(
+            FailureReason::Interrupted,
+            format!(
+                "slot {} was confirmed, and the node came back to slot {} since",
+                attempt.slot, facts.booted.slot
+            ),
+        ),
         // Past the commit the node goes on whatever the API says, until power fails before arming.
         AttemptState::Committed if is_this_boot(facts, attempt) => arm(facts, attempt),
         AttemptState::Committed => after_power_cut(facts, attempt, wanted),

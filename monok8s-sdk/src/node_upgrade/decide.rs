@@ -28,8 +28,17 @@ pub fn decide(facts: &NodeFacts, order: Option<&Order>, now: Timestamp) -> Actio
     let wanted = Wanted::of(facts, order);
     match &facts.record.attempt {
         Some(attempt) if attempt.may_be_committed() => commit::next(facts, attempt, &wanted, now),
+        Some(attempt) if failed_and_arrived(facts, attempt) => Action::Record(Step::Confirmed),
         attempt => uncommitted(facts, attempt.as_ref(), &wanted, now),
     }
+}
+
+/// An attempt that had failed, but whose trial ran after all, and was confirmed.
+fn failed_and_arrived(facts: &NodeFacts, attempt: &Attempt) -> bool {
+    let booted = &facts.booted;
+    attempt.state == AttemptState::Failed
+        && (booted.slot, &booted.version) == (attempt.slot, &attempt.version)
+        && facts.loader.is_confirmed(booted.slot)
 }
 
 /// What is known of what is wanted.

@@ -143,6 +143,9 @@ fn a_power_cut_at_any_point_leaves_a_way_on() {
         "armed, no reboot asked yet, and the loader booted it": node().in_trial().healthy(), None => "confirm B";
         "armed, but the loader booted the old slot without trying": node().armed().power_cut(), Some(order()) => "record: Failed Interrupted";
         "and what is left armed after that": node().armed().power_cut().after(&failed(FailureReason::Interrupted)), Some(order()) => "disarm";
+        "and the power failed before that was disarmed, and the loader tried it after all": node().armed_and_failed().tried_late().healthy(), Some(order()) => "confirm B";
+        "and that was confirmed": node().armed_and_failed().tried_late().confirmed(), Some(order()) => "record: Confirmed";
+        "confirmed in the loader, not recorded, and the old slot came back": node().in_trial().confirmed().back_in_a(), Some(order().says(Rebooting, BOOT)) => "record: Failed Interrupted";
         "tried, and the loader fell back": node().in_trial().fell_back(), Some(order()) => "mark A good";
         "tried, fell back, evidence kept": node().in_trial().fell_back().marked(), Some(order()) => "record: RolledBack FellBack";
         "tried, fell back, API away": node().in_trial().fell_back().marked().unread(), None => "record: RolledBack FellBack";
@@ -235,8 +238,9 @@ fn nonces_retry_and_roll_back() {
         "completed, new nonce: only noted": node().completed(), Some(order().retry("1")) => "record: Accepted";
         "completed, rollback asked": node().completed(), Some(order().rollback("back")) => "record: RollbackBegun v1.34.6 in A";
         "rollback begun, no leave": node().rolling_back(), Some(order().rollback("back")) => "Staged v1.34.6 in A";
-        "rollback begun, made by hand": node().rolling_back(), Some(order().rollback("back").by_hand()) => "record: Intended";
-        "rollback committed": node().rolling_back().commit_here(), Some(order().rollback("back")) => "arm A for attempt 2, known good";
+        "rollback begun, made by hand": node().rolling_back(), Some(order().rollback("back").by_hand()) => "invalidate A";
+        "rollback begun, the slot is out of the order": node().rolling_back().out_of_order(), Some(order().rollback("back").by_hand()) => "record: Intended";
+        "rollback committed": node().rolling_back().out_of_order().commit_here(), Some(order().rollback("back")) => "arm A for attempt 2, known good";
         "rollback confirmed: the node is held": node().rolling_back().arrived_in_a(), Some(order().rollback("back").by_hand()) => "held on v1.34.6";
         "held, and a retry is asked": node().rolling_back().arrived_in_a(), Some(order().rollback("back").retry("1").by_hand()) => "record: RetryBegun";
         "rollback asked, nothing to go back to": node(), Some(order().rollback("back")) => "record: RollbackBegun v1.34.6 in B";

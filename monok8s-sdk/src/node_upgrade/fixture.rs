@@ -442,4 +442,24 @@ impl NodeFacts {
         self.booted.version = version(OLD);
         self
     }
+
+    pub(super) fn armed_and_failed(self) -> Self {
+        self.armed().power_cut().after(&failed(FailureReason::Interrupted))
+    }
+
+    pub(super) fn tried_late(mut self) -> Self {
+        assert_eq!(self.loader.boot_once(), Some(Slot::B));
+        self.booted = Booted { slot: Slot::B, version: version(NEW), boot_id: boot("boot-9") };
+        self
+    }
+
+    pub(super) fn back_in_a(mut self) -> Self {
+        self.booted = Booted { slot: Slot::A, version: version(OLD), boot_id: boot("boot-9") };
+        self
+    }
+
+    pub(super) fn out_of_order(mut self) -> Self {
+        self.loader = self.loader.invalidated(self.booted.slot.other());
+        self
+    }
 }

@@ -130,8 +130,9 @@ impl Node {
 
     /// A loader that does not look at its own state: the good slot, and no try is burnt.
     fn power_on_ignoring_the_trial(&mut self) {
-        let good = Slot::BOTH.into_iter().find(|slot| self.loader.is_confirmed(*slot));
-        assert!(self.comes_up(good.unwrap()));
+        let good = self.loader.order.iter().copied().filter(|slot| self.loader.is_confirmed(*slot));
+        let came_up = good.collect::<Vec<_>>().into_iter().any(|slot| self.comes_up(slot));
+        assert!(came_up, "no good slot is left");
     }
 
     fn comes_up(&mut self, slot: Slot) -> bool {
@@ -405,7 +406,6 @@ impl Node {
                 self.loader = self.loader.reverted();
                 self.power_on();
             }
-            Event::Guard => {}
             Event::Time => self.uptime += Duration::from_secs(400),
             Event::Api(up) => self.api_up = *up,
             Event::Grant => {
@@ -416,7 +416,6 @@ impl Node {
             {
                 self.write_spec(|object| object.pace = Pace::Granted { stage: None, boot: None });
             }
-            Event::Withdraw => {}
             Event::Supersede(yes) => {
                 let standing = if *yes { Standing::Superseded } else { Standing::Current };
                 self.write(|object| object.standing = standing);
@@ -425,12 +424,12 @@ impl Node {
             Event::Replace { hops } => self.replace(*hops),
             Event::Retry(nonce) => self.write_spec(|object| object.retry_nonce = Some(nonce.to_string())),
             Event::Rollback(nonce) => {
-                self.write_spec(|object| object.rollback_nonce = Some(nonce.to_string()))
+                self.write_spec(|object| object.rollback_nonce = Some(nonce.to_string()));
             }
             Event::Rot if self.token.is_none() && self.loader.trial.is_none() => {
                 self.medium.insert(self.booted.slot.other(), Medium::Torn);
             }
-            Event::Rot => {}
+            Event::Guard | Event::Withdraw | Event::Rot => {}
         }
     }
 
@@ -499,7 +498,7 @@ fn is_an_end(node: &Node, action: &Action) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn whatever_happens_a_node_keeps_its_rules_and_comes_to_an_end(

@@ -133,7 +133,7 @@ fn rollback(facts: &NodeFacts, attempt: &Attempt, order: &Order, now: Timestamp)
             format!("slot {} holds nothing that ran here before and was confirmed", attempt.slot),
         );
     }
-    if may_boot(order, &attempt.version, now) { intend(facts) } else { staged(attempt) }
+    if may_boot(order, &attempt.version, now) { intend(facts, attempt) } else { staged(attempt) }
 }
 
 fn upgrade(facts: &NodeFacts, attempt: &Attempt, order: &Order, now: Timestamp) -> Action {
@@ -155,7 +155,7 @@ fn upgrade(facts: &NodeFacts, attempt: &Attempt, order: &Order, now: Timestamp) 
         Content::Verified(image) if !holds_token(facts, attempt) => {
             verify(attempt, &image, ProgressPhase::Staged)
         }
-        Content::Verified(_) => intend(facts),
+        Content::Verified(_) => intend(facts, attempt),
         Content::Unread(image) => verify(attempt, &image, ProgressPhase::Verifying),
         Content::Unknown => write(facts, attempt, order, hop),
     }
@@ -190,6 +190,11 @@ fn staged(attempt: &Attempt) -> Action {
     Action::Report(Report::Staged { version: attempt.version.clone(), slot: attempt.slot })
 }
 
-fn intend(facts: &NodeFacts) -> Action {
+/// The slot leaves the loader's order first, so that finding it there after the commit tells that
+/// its trial was confirmed. Arming puts it back.
+fn intend(facts: &NodeFacts, attempt: &Attempt) -> Action {
+    if facts.loader.order.contains(&attempt.slot) {
+        return Action::Invalidate { slot: attempt.slot };
+    }
     Action::Record(Step::Intended { booted: facts.booted.clone() })
 }

@@ -61,21 +61,25 @@ pub fn judge(spec: &TrialSpec, health: &TrialHealth, elapsed: Duration) -> Verdi
 /// The action of a trial that runs now, or `None` when the booted slot is not on trial.
 pub(super) fn running(facts: &NodeFacts) -> Option<Action> {
     let trial = facts.loader.trial.filter(|trial| trial.slot == facts.booted.slot)?;
-    let attempt =
-        facts.record.attempt.as_ref().filter(|attempt| attempt.id == trial.attempt && !attempt.has_ended());
+    let attempt = facts.record.attempt.as_ref().filter(|attempt| attempt.id == trial.attempt);
     let Some(attempt) = attempt else {
         // Nobody knows what this trial is for. The guard sends it back at its deadline.
-        return match facts.record.attempt {
-            Some(ref attempt) if attempt.has_ended() => None,
-            _ => Some(Action::Wait(WaitReason::BootedSlotUnconfirmed { slot: trial.slot })),
-        };
+        return Some(Action::Wait(WaitReason::BootedSlotUnconfirmed { slot: trial.slot }));
     };
+    if attempt.state == AttemptState::RolledBack {
+        // Its end is recorded; somebody chose the slot by hand.
+        return None;
+    }
     Some(match (trial.evidence, &attempt.state) {
         (_, AttemptState::Reverting) => revert(facts, attempt, trial.evidence),
+        // It came up although the loader was told otherwise, and that is recorded.
+        (TrialEvidence::Reverted, AttemptState::Failed) => return None,
         // The guard was faster; it reboots too.
         (TrialEvidence::Reverted, _) => {
             reverting(facts, FailureReason::TrialTimedOut, "not confirmed in time".to_owned())
         }
+        // Also of an attempt that failed and was not disarmed before the power did: what runs is
+        // what was verified and committed to, so it is judged like any other.
         (TrialEvidence::None | TrialEvidence::FellBack, _) => on_trial(facts, attempt),
     })
 }
