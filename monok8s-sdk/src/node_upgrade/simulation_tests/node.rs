@@ -1,21 +1,18 @@
-//! A node, its loader, its disk and its API object as plain values, driven by `decide` through
-//! random orders, crashes and power cuts. What must never happen is asserted where it would.
+//! The node of the simulation, and what may happen to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use proptest::prelude::*;
-
-use super::fixture::{NEW, OLD, THEN, boot, expanded, image, now, order, version};
-use super::*;
-use crate::api::{BootGrant, FailureReason, ProgressPhase};
+use super::super::fixture::{NEW, OLD, THEN, boot, expanded, image, now, order, version};
+use super::super::*;
+use crate::api::{BootGrant, ProgressPhase};
 use crate::boot::{AttemptId, LoaderStatus, Tries};
 use crate::slot::Slot;
 use crate::version::OsVersion;
 
 /// How an image behaves once it is booted.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Character {
+pub(super) enum Character {
     Good,
     NeverComesUp,
     NeverHealthy,
@@ -24,20 +21,20 @@ enum Character {
 
 /// What the medium of a slot really holds.
 #[derive(Clone, Debug, PartialEq)]
-enum Medium {
+pub(super) enum Medium {
     Torn,
     Whole(OsVersion),
 }
 
 /// Where the power fails in a turn.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Cut {
+pub(super) enum Cut {
     BeforeEffect,
     AfterEffect,
 }
 
 #[derive(Clone, Debug)]
-enum Event {
+pub(super) enum Event {
     Turns(u8),
     PowerCut,
     LoaderIgnoresTrial,
@@ -56,13 +53,13 @@ enum Event {
     Rot,
 }
 
-struct Node {
+pub(super) struct Node {
     // Outlives power cuts.
-    loader: LoaderStatus,
+    pub(super) loader: LoaderStatus,
     record: Record,
     medium: BTreeMap<Slot, Medium>,
     // The machine and the process.
-    booted: Booted,
+    pub(super) booted: Booted,
     boots: u32,
     uptime: Duration,
     token: Option<HeldToken>,
@@ -70,7 +67,7 @@ struct Node {
     api: ApiView,
     // The world.
     api_up: bool,
-    object: Option<Order>,
+    pub(super) object: Option<Order>,
     history: Vec<Order>,
     objects: u32,
     writes: u64,
@@ -81,7 +78,7 @@ struct Node {
 }
 
 impl Node {
-    fn new(character: Character) -> Self {
+    pub(super) fn new(character: Character) -> Self {
         let loader = LoaderStatus::installed(Slot::A, Tries::DEFAULT_FULL);
         let medium = [(Slot::A, Medium::Whole(version(OLD))), (Slot::B, Medium::Torn)].into();
         let booted = Booted { slot: Slot::A, version: version(OLD), boot_id: boot("none") };
@@ -182,7 +179,7 @@ impl Node {
     }
 
     /// The agent's watch: brings what changed.
-    fn watch(&mut self) {
+    pub(super) fn watch(&mut self) {
         let version = |order: &Option<Order>| {
             order.as_ref().map(|order| (order.object.uid.clone(), order.resource_version.clone()))
         };
@@ -192,7 +189,7 @@ impl Node {
     }
 
     /// One turn of the agent. Whether it came to rest.
-    fn turn(&mut self, cut: Option<Cut>) -> bool {
+    pub(super) fn turn(&mut self, cut: Option<Cut>) -> bool {
         if self.api == ApiView::NotRead {
             self.read_objects(Freshness::Cached);
         }
@@ -326,7 +323,7 @@ impl Node {
     }
 
     /// The operator: leave for whatever comes next. Whether there was anything to do.
-    fn grant(&mut self) -> bool {
+    pub(super) fn grant(&mut self) -> bool {
         let Some(object) = self.object.clone().filter(|object| object.standing == Standing::Current) else {
             return false;
         };
@@ -338,7 +335,7 @@ impl Node {
             .map(|attempt| attempt.version.clone());
         let hop = object.next_hop(&self.booted.version).map(|hop| hop.version.clone());
         let Some(version) = rolling_back.or(hop) else { return false };
-        let not_after = fixture::grant(OLD, "2026-03-01T12:10:00Z").not_after;
+        let not_after = super::super::fixture::grant(OLD, "2026-03-01T12:10:00Z").not_after;
         let boot = Some(BootGrant { version: version.clone(), not_after });
         let pace = Pace::Granted { stage: Some(version), boot };
         let is_new = pace != object.pace && !object.reported.phase.is_committed();
@@ -384,7 +381,7 @@ impl Node {
         }
     }
 
-    fn happen(&mut self, event: &Event) {
+    pub(super) fn happen(&mut self, event: &Event) {
         match event {
             Event::Turns(turns) => {
                 for _ in 0..*turns {
@@ -434,7 +431,7 @@ impl Node {
     }
 
     /// The world is kind from now on; the node must come to an end.
-    fn settle(&mut self) -> Action {
+    pub(super) fn settle(&mut self) -> Action {
         self.api_up = true;
         self.restart_agent(None);
         for _ in 0..300 {
@@ -452,106 +449,5 @@ impl Node {
             self.watch();
         }
         panic!("goes on for ever: {:?}", decide(&self.facts(), self.cache.as_ref(), now()));
-    }
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        6 => (1_u8..12).prop_map(Event::Turns),
-        6 => Just(Event::Grant),
-        2 => Just(Event::PowerCut),
-        1 => Just(Event::LoaderIgnoresTrial),
-        3 => prop_oneof![Just(Cut::BeforeEffect), Just(Cut::AfterEffect)].prop_map(Event::CutInTurn),
-        2 => any::<u8>().prop_map(|cache| Event::AgentRestart { cache: cache % 16 }),
-        1 => Just(Event::Guard),
-        1 => Just(Event::Time),
-        1 => any::<bool>().prop_map(Event::Api),
-        1 => Just(Event::Withdraw),
-        1 => any::<bool>().prop_map(Event::Supersede),
-        1 => Just(Event::Delete),
-        1 => any::<bool>().prop_map(|hops| Event::Replace { hops }),
-        1 => (0_u8..3).prop_map(Event::Retry),
-        1 => (0_u8..3).prop_map(Event::Rollback),
-        1 => Just(Event::Rot),
-    ]
-}
-
-fn character() -> impl Strategy<Value = Character> {
-    prop_oneof![
-        2 => Just(Character::Good),
-        1 => Just(Character::NeverComesUp),
-        1 => Just(Character::NeverHealthy),
-        1 => Just(Character::OtherVersion),
-    ]
-}
-
-fn is_an_end(node: &Node, action: &Action) -> bool {
-    match action {
-        Action::Report(Report::Completed { version }) => {
-            node.object.as_ref().and_then(Order::target) == Some(version)
-        }
-        Action::Report(Report::Staged { .. }) => false,
-        Action::Report(_) => true,
-        Action::Wait(reason) => matches!(reason, WaitReason::NothingOrdered | WaitReason::EndedBefore { .. }),
-        _ => false,
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
-
-    #[test]
-    fn whatever_happens_a_node_keeps_its_rules_and_comes_to_an_end(
-        character in character(),
-        events in proptest::collection::vec(event(), 0..40),
-    ) {
-        let mut node = Node::new(character);
-        for event in &events {
-            node.happen(event);
-        }
-        let end = node.settle();
-        prop_assert!(is_an_end(&node, &end), "stuck in {end:?}");
-    }
-
-    /// A cut at every single step of an undisturbed upgrade: a good image gets there in the end,
-    /// with no retry asked for unless its trial was cut, and a bad one always leaves the old version.
-    #[test]
-    fn one_cut_anywhere_is_survived(character in character(), at in 0_u8..40, after: bool) {
-        let mut node = Node::new(character);
-        for _ in 0..at {
-            node.turn(None);
-            node.grant();
-            node.watch();
-        }
-        node.turn(Some(if after { Cut::AfterEffect } else { Cut::BeforeEffect }));
-        let end = node.settle();
-        let gone_back = matches!(end, Action::Report(Report::RolledBack { .. }));
-        if character == Character::Good && !gone_back {
-            prop_assert_eq!(&end, &Action::Report(Report::Completed { version: version(THEN) }));
-        } else {
-            prop_assert!(gone_back, "ended in {:?}", end);
-            prop_assert!(node.loader.is_confirmed(node.booted.slot));
-        }
-    }
-}
-
-#[test]
-fn an_undisturbed_upgrade_ends_and_a_bad_image_ends_where_it_began() {
-    for (character, expected) in [
-        (Character::Good, None),
-        (Character::NeverComesUp, Some(FailureReason::FellBack)),
-        (Character::NeverHealthy, Some(FailureReason::TrialTimedOut)),
-        (Character::OtherVersion, Some(FailureReason::WrongVersionBooted)),
-    ] {
-        let mut node = Node::new(character);
-        match (node.settle(), expected) {
-            (Action::Report(Report::Completed { version: ended_on }), None) => {
-                assert_eq!((ended_on, node.booted.slot), (version(THEN), Slot::A));
-            }
-            (Action::Report(Report::RolledBack { reason, .. }), Some(expected)) => {
-                assert_eq!((reason, &node.booted.version), (expected, &version(OLD)));
-            }
-            (end, _) => panic!("{character:?} ended in {end:?}"),
-        }
     }
 }
