@@ -114,6 +114,14 @@ impl Disk {
         self.slots.iter().chain([&self.data])
     }
 
+    /// Zeroes the first MiB of a slot and flushes it.
+    pub fn erase(&self, slot: Slot) -> Result<()> {
+        let mut disk = OpenOptions::new().write(true).open(&self.path)?;
+        disk.seek(SeekFrom::Start(self.slot(slot).offset))?;
+        disk.write_all(&vec![0; usize::try_from(MIB)?])?;
+        Ok(disk.sync_all()?)
+    }
+
     /// Writes the file `image` to the start of a slot and flushes it.
     pub fn install(&self, slot: Slot, image: &Path) -> Result<()> {
         let partition = self.slot(slot);

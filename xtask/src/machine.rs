@@ -232,6 +232,11 @@ impl Machine {
         self.slot_digest(slot, self.disk.slot(slot).bytes)
     }
 
+    /// Zeroes the start of a slot, as a failing medium might.
+    pub fn destroy_slot(&self, slot: Slot) -> Result<()> {
+        self.disk.erase(slot)
+    }
+
     /// The device or file that the agent takes for the disk.
     #[must_use]
     pub fn disk_path(&self) -> &Path {

@@ -183,6 +183,11 @@ impl Testbed {
         self.machines.retain(|machine| machine.name() != name);
     }
 
+    /// Throws the disk of a removed machine away, so that another one can take its name.
+    pub fn forget_disk(&self, name: &str) -> Result<()> {
+        Ok(std::fs::remove_dir_all(self.scratch.path().join(name))?)
+    }
+
     /// Starts the operator with its own rights.
     pub async fn start_operator(&mut self) -> Result<()> {
         self.start_operator_with(&[]).await
