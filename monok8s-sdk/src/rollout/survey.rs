@@ -117,7 +117,7 @@ impl<'f> Campaign<'f> {
             (Some(_), None) => run::current_run(view),
             _ => None,
         };
-        let selected = view.upgrade.spec.node_selector.parse().map(|selector| select(fleet, &selector));
+        let selected = view.upgrade.selector().map(|selector| select(fleet, &selector));
         Self { view, rollout: view.upgrade.spec.rollout(), run, next_run, selected }
     }
 
