@@ -1,0 +1,420 @@
+//! Stage four: carries a plan out. It decides nothing; it only refuses to write on old facts.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Client, Resource, ResourceExt as _};
+use monok8s_sdk::api::{
+    ANNOTATION_CORDON, GROUP, OPERATOR_FIELD_MANAGER, OSNode, OSNodeSpec, OSUpgradeProgress, VERSION,
+    upgrade_name_of,
+};
+use monok8s_sdk::rollout::{Action, NewProgress, ObjectRef};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::access::ApiError;
+use crate::cache::Cache;
+use crate::leader::Leadership;
+use crate::metrics::Metrics;
+use crate::observe::Caches;
+
+/// The field manager that fills a new progress object's status once. One of its own, so that the
+/// agent's first write takes every field over and leaves none behind.
+const INIT_FIELD_MANAGER: &str = "monok8s-operator-init";
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why a plan was not carried out to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// An object had changed since the plan was made. Observe and plan again.
+    #[error("{what} had changed since it was looked at")]
+    Stale {
+        /// The object, as kind and name.
+        what: String,
+    },
+    /// The Lease is not held any more.
+    #[error("the Lease is not held any more")]
+    NotLeading,
+    /// A request failed; the actions after it were tried nevertheless.
+    #[error("{action} {name}")]
+    Failed {
+        /// The kind of action.
+        action: &'static str,
+        /// The object.
+        name: String,
+        /// What happened.
+        #[source]
+        source: ApiError,
+    },
+}
+
+/// Whether the catalog of an upgrade was read a moment ago, so that a grant cannot be for a
+/// version that was blocked meanwhile.
+pub trait GrantGate {
+    /// Whether a grant for an object of this upgrade may be given now. If not, the catalog is read
+    /// again, and the planner woken when that is done.
+    fn may_grant(&self, upgrade: &str) -> bool;
+}
+
+/// Carries plans out.
+pub struct Executor<'a> {
+    /// The API server.
+    pub client: &'a Client,
+    /// Where the answers go.
+    pub caches: &'a Caches,
+    /// Whether writing is allowed.
+    pub leadership: &'a Leadership,
+    /// Counts what is done.
+    pub metrics: &'a Metrics,
+    /// Asked before every grant.
+    pub gate: &'a dyn GrantGate,
+}
+
+/// How many actions were carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Writes made.
+    pub writes: usize,
+    /// Grants that wait for their catalog to be read.
+    pub held_back: usize,
+}
+
+enum Done {
+    Written,
+    HeldBack,
+}
+
+impl Executor<'_> {
+    /// Does the actions in their order. A lost race ends it, since the rest of the plan was made on
+    /// the same facts; another failure does not, since no action needs another one of its plan.
+    pub async fn execute(&self, actions: &[Action]) -> (Applied, Result<(), ApplyError>) {
+        let mut applied = Applied::default();
+        let mut first_failure = Ok(());
+        for action in actions {
+            if !self.leadership.may_act() {
+                return (applied, Err(ApplyError::NotLeading));
+            }
+            match self.act(action).await {
+                Ok(Done::Written) => {
+                    applied.writes += 1;
+                    self.metrics.acted(kind_of(action));
+                    tracing::info!(action = kind_of(action), object = name_of(action), "done");
+                }
+                Ok(Done::HeldBack) => applied.held_back += 1,
+                Err(stale @ ApplyError::Stale { .. }) => return (applied, Err(stale)),
+                Err(error) => {
+                    tracing::warn!(error = crate::access::chain(&error), "an action failed");
+                    first_failure = first_failure.and(Err(error));
+                }
+            }
+        }
+        (applied, first_failure)
+    }
+
+    async fn act(&self, action: &Action) -> Result<Done, ApplyError> {
+        match action {
+            Action::WithdrawBoot { progress } => {
+                self.patch_progress(action, progress, json!({ "order": { "boot": null } })).await
+            }
+            Action::Supersede { progress } => {
+                self.patch_progress(action, progress, json!({ "order": { "stage": null, "boot": null } }))
+                    .await
+            }
+            Action::GrantStage { progress, version } => {
+                if !self.gate_opens(progress) {
+                    return Ok(Done::HeldBack);
+                }
+                let order = json!({ "order": { "stage": version, "boot": null } });
+                self.patch_progress(action, progress, order).await
+            }
+            Action::GrantBoot { progress, grant } => {
+                if !self.gate_opens(progress) {
+                    return Ok(Done::HeldBack);
+                }
+                self.check_cordon(action, progress).await?;
+                self.patch_progress(action, progress, json!({ "order": { "boot": grant } })).await
+            }
+            Action::Cordon { node, progress_uid } => {
+                self.patch_node(action, node, json!(true), json!(progress_uid)).await
+            }
+            Action::Uncordon { node } => self.patch_node(action, node, Value::Null, Value::Null).await,
+            Action::Report { progress, conditions } => {
+                let conditions = json!({ "conditions": conditions });
+                self.apply_status(action, progress, conditions).await
+            }
+            Action::DeleteProgress { progress } => self.delete(action, progress).await,
+            Action::CreateOsNode { node } => self.create_os_node(action, node).await,
+            Action::CreateProgress(new) => self.create_progress(action, new).await,
+        }
+    }
+
+    fn gate_opens(&self, progress: &ObjectRef) -> bool {
+        let object = self.caches.progresses.get(&progress.name);
+        object.is_some_and(|object| self.gate.may_grant(upgrade_name_of(&object)))
+    }
+
+    /// The last look before the point of no return: the cordon is read from the API server itself,
+    /// since somebody may have lifted it a moment ago.
+    async fn check_cordon(&self, action: &Action, progress: &ObjectRef) -> Result<(), ApplyError> {
+        let stale = || ApplyError::Stale { what: format!("the cordon for {}", progress.name) };
+        let object = self.caches.progresses.get(&progress.name).ok_or_else(stale)?;
+        let api: Api<Node> = Api::all(self.client.clone());
+        let read =
+            request(action, &object.spec.node_name, "get", "nodes", api.get_opt(&object.spec.node_name));
+        let node = read.await?.ok_or_else(stale)?;
+        let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
+        let ours = node.annotations().get(ANNOTATION_CORDON) == Some(&progress.uid);
+        let meant =
+            object.spec.order.as_ref().is_some_and(|order| Some(&order.node_uid) == node.uid().as_ref());
+        self.caches.nodes.wrote(node);
+        if cordoned && ours && meant { Ok(()) } else { Err(stale()) }
+    }
+
+    async fn patch_progress(&self, action: &Action, of: &ObjectRef, spec: Value) -> Result<Done, ApplyError> {
+        let patch = json!({ "metadata": { "resourceVersion": of.resource_version }, "spec": spec });
+        let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
+        let written = request(action, &of.name, "patch", PROGRESSES, merge(&api, &of.name, &patch)).await;
+        self.keep(&api, &self.caches.progresses, of, written).await
+    }
+
+    async fn patch_node(
+        &self,
+        action: &Action,
+        of: &ObjectRef,
+        unschedulable: Value,
+        cordoned_for: Value,
+    ) -> Result<Done, ApplyError> {
+        let patch = json!({
+            "metadata": {
+                "resourceVersion": of.resource_version,
+                "annotations": { ANNOTATION_CORDON: cordoned_for },
+            },
+            "spec": { "unschedulable": unschedulable },
+        });
+        let api: Api<Node> = Api::all(self.client.clone());
+        let written = request(action, &of.name, "patch", "nodes", merge(&api, &of.name, &patch)).await;
+        self.keep(&api, &self.caches.nodes, of, written).await
+    }
+
+    async fn apply_status(&self, action: &Action, of: &ObjectRef, status: Value) -> Result<Done, ApplyError> {
+        let object = json!({
+            "apiVersion": format!("{GROUP}/{VERSION}"),
+            "kind": "OSUpgradeProgress",
+            "metadata": { "name": of.name, "uid": of.uid },
+            "status": status,
+        });
+        let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
+        let patch = Patch::Apply(&object);
+        let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
+        let written = api.patch_status(&of.name, &params, &patch);
+        let written = request(action, &of.name, "patch", PROGRESS_STATUS, written).await;
+        self.keep(&api, &self.caches.progresses, of, written).await
+    }
+
+    async fn delete(&self, action: &Action, of: &ObjectRef) -> Result<Done, ApplyError> {
+        let preconditions =
+            Preconditions { resource_version: Some(of.resource_version.clone()), uid: Some(of.uid.clone()) };
+        let params = DeleteParams::background().preconditions(preconditions);
+        let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
+        match request(action, &of.name, "delete", PROGRESSES, api.delete(&of.name, &params)).await {
+            Ok(_) => {
+                forget(&self.caches.progresses, of);
+                Ok(Done::Written)
+            }
+            Err(error) => Err(self.stale_or(error, &api, &self.caches.progresses, of).await),
+        }
+    }
+
+    async fn create_os_node(&self, action: &Action, node: &ObjectRef) -> Result<Done, ApplyError> {
+        let owner = OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Node".to_owned(),
+            name: node.name.clone(),
+            uid: node.uid.clone(),
+            ..OwnerReference::default()
+        };
+        let mut object = OSNode::new(&node.name, OSNodeSpec {});
+        object.metadata = owned(&node.name, owner);
+        let api: Api<OSNode> = Api::all(self.client.clone());
+        let created = create(&api, &object);
+        let created = request(action, &node.name, "create", "osnodes.monok8s.io", created).await;
+        self.keep(&api, &self.caches.os_nodes, node, created).await
+    }
+
+    async fn create_progress(&self, action: &Action, new: &NewProgress) -> Result<Done, ApplyError> {
+        let owner = OwnerReference {
+            api_version: format!("{GROUP}/{VERSION}"),
+            kind: "OSUpgrade".to_owned(),
+            name: new.upgrade_name.clone(),
+            uid: new.upgrade_uid.clone(),
+            controller: Some(true),
+            // A deletion need not wait for the children: agents see the order go, whenever it goes.
+            block_owner_deletion: None,
+        };
+        let mut object = OSUpgradeProgress::new(&new.name, new.spec.clone());
+        object.metadata = owned(&new.name, owner);
+        let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
+        let created = create(&api, &object);
+        let created = request(action, &new.name, "create", PROGRESSES, created).await;
+        let of = ObjectRef { name: new.name.clone(), uid: String::new(), resource_version: String::new() };
+        let version = created.as_ref().ok().and_then(kube::ResourceExt::resource_version);
+        self.keep(&api, &self.caches.progresses, &of, created).await?;
+        self.fill_status(action, &api, new, version).await
+    }
+
+    /// Says where the node stands until its agent does. With the resourceVersion of the creation:
+    /// if the agent was faster, its word stands.
+    async fn fill_status(
+        &self,
+        action: &Action,
+        api: &Api<OSUpgradeProgress>,
+        new: &NewProgress,
+        version: Option<String>,
+    ) -> Result<Done, ApplyError> {
+        let object = json!({
+            "apiVersion": format!("{GROUP}/{VERSION}"),
+            "kind": "OSUpgradeProgress",
+            "metadata": { "name": new.name, "resourceVersion": version },
+            "status": new.status,
+        });
+        let params = PatchParams::apply(INIT_FIELD_MANAGER).force();
+        let patch = Patch::Apply(&object);
+        let filled = api.patch_status(&new.name, &params, &patch);
+        match request(action, &new.name, "patch", PROGRESS_STATUS, filled).await {
+            Ok(object) => self.caches.progresses.wrote(object),
+            Err(ApplyError::Failed { source, .. }) if source.is_conflict() || source.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Done::Written)
+    }
+
+    /// Keeps a write's answer for the next plan, or says that the plan was made on old facts.
+    async fn keep<K>(
+        &self,
+        api: &Api<K>,
+        cache: &Cache<K>,
+        of: &ObjectRef,
+        written: Result<K, ApplyError>,
+    ) -> Result<Done, ApplyError>
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
+    {
+        match written {
+            Ok(object) => {
+                cache.wrote(object);
+                Ok(Done::Written)
+            }
+            Err(error) => Err(self.stale_or(error, api, cache, of).await),
+        }
+    }
+
+    /// Turns a lost race into [`ApplyError::Stale`], and takes in what won it: the watch may be
+    /// slow, and the next plan must not lose the same race again.
+    async fn stale_or<K>(
+        &self,
+        error: ApplyError,
+        api: &Api<K>,
+        cache: &Cache<K>,
+        of: &ObjectRef,
+    ) -> ApplyError
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
+    {
+        let lost = match &error {
+            ApplyError::Failed { source, .. } => {
+                source.is_conflict() || source.is_not_found() || source.is_other_uid()
+            }
+            ApplyError::Stale { .. } | ApplyError::NotLeading => false,
+        };
+        if !lost {
+            return error;
+        }
+        self.metrics.conflicted();
+        match tokio::time::timeout(REQUEST_TIMEOUT, api.get_opt(&of.name)).await {
+            Ok(Ok(Some(object))) => cache.wrote(object),
+            Ok(Ok(None)) => forget(cache, of),
+            // Whatever is wrong, the watch will tell.
+            Ok(Err(_)) | Err(_) => {}
+        }
+        ApplyError::Stale { what: format!("{} {}", K::kind(&()), of.name) }
+    }
+}
+
+const PROGRESSES: &str = "osupgradeprogresses.monok8s.io";
+const PROGRESS_STATUS: &str = "osupgradeprogresses/status.monok8s.io";
+
+fn forget<K: Resource<DynamicType = ()>>(cache: &Cache<K>, of: &ObjectRef) {
+    if let Some(object) = cache.get(&of.name).filter(|object| object.uid().as_ref() == Some(&of.uid)) {
+        cache.gone(&object);
+    }
+}
+
+async fn merge<K>(api: &Api<K>, name: &str, patch: &Value) -> Result<K, kube::Error>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
+{
+    let params =
+        PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    api.patch(name, &params, &Patch::Merge(patch)).await
+}
+
+async fn create<K>(api: &Api<K>, object: &K) -> Result<K, kube::Error>
+where
+    K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+{
+    let params =
+        PostParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    api.create(&params, object).await
+}
+
+fn owned(name: &str, owner: OwnerReference) -> ObjectMeta {
+    ObjectMeta { name: Some(name.to_owned()), owner_references: Some(vec![owner]), ..ObjectMeta::default() }
+}
+
+async fn request<T>(
+    action: &Action,
+    name: &str,
+    verb: &'static str,
+    resource: &'static str,
+    answer: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, ApplyError> {
+    let source = match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
+        Ok(Ok(object)) => return Ok(object),
+        Ok(Err(error)) => ApiError::of(verb, resource, error),
+        Err(_) => ApiError::TimedOut { verb, resource, after: REQUEST_TIMEOUT },
+    };
+    Err(ApplyError::Failed { action: kind_of(action), name: name.to_owned(), source })
+}
+
+fn kind_of(action: &Action) -> &'static str {
+    match action {
+        Action::WithdrawBoot { .. } => "withdraw-boot",
+        Action::Supersede { .. } => "supersede",
+        Action::Uncordon { .. } => "uncordon",
+        Action::Report { .. } => "report",
+        Action::DeleteProgress { .. } => "delete-progress",
+        Action::CreateOsNode { .. } => "create-osnode",
+        Action::CreateProgress(_) => "create-progress",
+        Action::GrantStage { .. } => "grant-stage",
+        Action::GrantBoot { .. } => "grant-boot",
+        Action::Cordon { .. } => "cordon",
+    }
+}
+
+fn name_of(action: &Action) -> &str {
+    match action {
+        Action::WithdrawBoot { progress }
+        | Action::Supersede { progress }
+        | Action::Report { progress, .. }
+        | Action::DeleteProgress { progress }
+        | Action::GrantStage { progress, .. }
+        | Action::GrantBoot { progress, .. } => &progress.name,
+        Action::Uncordon { node } | Action::CreateOsNode { node } | Action::Cordon { node, .. } => &node.name,
+        Action::CreateProgress(new) => &new.name,
+    }
+}

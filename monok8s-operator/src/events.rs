@@ -1,0 +1,207 @@
+//! Events for edges; the levels are in the status. An edge is seen by comparing two looks of this
+//! process, so a restart repeats none.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource as _, ResourceExt as _};
+use monok8s_sdk::api::{
+    ConditionType, OSUpgrade, OSUpgradeProgress, OSUpgradeStatus, ProgressPhase, UpgradePhase, find_condition,
+};
+use tokio::sync::mpsc;
+
+use crate::status::Change;
+
+/// The longest note that the API takes, in bytes.
+const MAX_NOTE: usize = 1024;
+/// Edges that wait to be published. More than that in one burst say nothing new.
+const QUEUE: usize = 256;
+
+/// Something that happened to an object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Edge {
+    /// The object it is told at.
+    pub regarding: ObjectReference,
+    /// Another object that has to do with it.
+    pub related: Option<ObjectReference>,
+    /// Whether a person should look.
+    pub severity: Severity,
+    /// One CamelCase word.
+    pub reason: String,
+    /// One sentence.
+    pub note: String,
+}
+
+/// Whether a person should look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// It is as it should be.
+    Normal,
+    /// A person should look.
+    Warning,
+}
+
+/// Publishes edges, one after the other, beside the planner. An event that cannot be published is
+/// dropped: the status tells the same.
+#[derive(Clone, Debug)]
+pub struct Events(mpsc::Sender<Edge>);
+
+impl Events {
+    /// Starts the publisher. It ends when the last handle is dropped.
+    #[must_use]
+    pub fn start(client: Client) -> Self {
+        let (sender, mut edges) = mpsc::channel::<Edge>(QUEUE);
+        let reporter =
+            Reporter { controller: "monok8s-operator".to_owned(), instance: std::env::var("POD_NAME").ok() };
+        let recorder = Recorder::new(client, reporter);
+        tokio::spawn(async move {
+            while let Some(edge) = edges.recv().await {
+                let (event, regarding) = edge.into_event();
+                if let Err(error) = recorder.publish(&event, &regarding).await {
+                    tracing::debug!(%error, reason = event.reason, "an event could not be published");
+                }
+            }
+        });
+        Self(sender)
+    }
+
+    /// Publishes these when there is time.
+    pub fn publish(&self, edges: impl IntoIterator<Item = Edge>) {
+        for edge in edges {
+            if self.0.try_send(edge).is_err() {
+                tracing::debug!("too many events at once; one is dropped");
+            }
+        }
+    }
+}
+
+impl Edge {
+    fn into_event(self) -> (Event, ObjectReference) {
+        let Self { regarding, related, severity, reason, mut note } = self;
+        let end = (0..=MAX_NOTE.min(note.len())).rev().find(|end| note.is_char_boundary(*end)).unwrap_or(0);
+        note.truncate(end);
+        let type_ = match severity {
+            Severity::Normal => EventType::Normal,
+            Severity::Warning => EventType::Warning,
+        };
+        let event = Event { type_, action: reason.clone(), reason, note: Some(note), secondary: related };
+        (event, regarding)
+    }
+}
+
+/// The edges between the statuses before and after.
+#[must_use]
+pub fn of_upgrades(changes: &[Change]) -> Vec<Edge> {
+    changes.iter().filter_map(|change| of_upgrade(&change.before, &change.after)).collect()
+}
+
+fn of_upgrade(before: &OSUpgrade, after: &OSUpgradeStatus) -> Option<Edge> {
+    let (then, now) = (ready_of(before.status.as_ref()), ready_of(Some(after)));
+    if then == now {
+        return None;
+    }
+    let stalled = find_condition(&after.conditions, &ConditionType::Stalled);
+    let severity = match (&after.phase, stalled.is_some_and(|stalled| stalled.status == "True")) {
+        (Some(UpgradePhase::Rejected | UpgradePhase::Failed), _) | (_, true) => Severity::Warning,
+        _ => Severity::Normal,
+    };
+    Some(Edge {
+        regarding: before.object_ref(&()),
+        related: None,
+        severity,
+        reason: now.1?.to_owned(),
+        note: after.message.clone().unwrap_or_default(),
+    })
+}
+
+/// Phase and reason: the words of an upgrade that change seldom.
+fn ready_of(status: Option<&OSUpgradeStatus>) -> (Option<&UpgradePhase>, Option<&str>) {
+    let ready = status.and_then(|status| find_condition(&status.conditions, &ConditionType::Ready));
+    (status.and_then(|status| status.phase.as_ref()), ready.map(|ready| ready.reason.as_str()))
+}
+
+/// Remembers how far each node was, and tells what happened since.
+#[derive(Debug, Default)]
+pub struct NodeEdges {
+    phases: Option<BTreeMap<String, ProgressPhase>>,
+}
+
+impl NodeEdges {
+    /// The edges since the last look. The first look has none.
+    pub fn since(&mut self, progresses: &[Arc<OSUpgradeProgress>]) -> Vec<Edge> {
+        let uid = |object: &Arc<OSUpgradeProgress>| object.uid().unwrap_or_default();
+        let now: BTreeMap<_, _> = progresses.iter().map(|object| (uid(object), object.phase())).collect();
+        let Some(before) = self.phases.replace(now) else { return Vec::new() };
+        let changed = progresses.iter().filter(|object| before.get(&uid(object)) != Some(&object.phase()));
+        changed.filter_map(|object| of_progress(object)).collect()
+    }
+}
+
+fn of_progress(object: &OSUpgradeProgress) -> Option<Edge> {
+    let status = object.status.as_ref()?;
+    let (name, target) = (&object.spec.node_name, status.target_version.as_deref().unwrap_or("its target"));
+    let why = || status.message.clone().or(status.failure_reason.clone()).unwrap_or_default();
+    let (severity, reason, note) = match object.phase() {
+        ProgressPhase::Completed => (Severity::Normal, "NodeCompleted", format!("{name} runs {target}")),
+        ProgressPhase::Rebooting => {
+            (Severity::Normal, "NodeRebooting", format!("{name} reboots into {target}"))
+        }
+        ProgressPhase::Failed => (Severity::Warning, "NodeFailed", format!("{name}: {}", why())),
+        ProgressPhase::RolledBack => (Severity::Warning, "NodeRolledBack", format!("{name}: {}", why())),
+        _ => return None,
+    };
+    Some(Edge { regarding: object.object_ref(&()), related: None, severity, reason: reason.to_owned(), note })
+}
+
+#[cfg(test)]
+mod tests {
+    use monok8s_sdk::api::{OSUpgradeProgressSpec, OSUpgradeProgressStatus, SourceRef};
+
+    use super::*;
+
+    fn progress(uid: &str, phase: ProgressPhase) -> Arc<OSUpgradeProgress> {
+        let spec = OSUpgradeProgressSpec {
+            source_ref: SourceRef { name: "up".to_owned() },
+            node_name: format!("node-of-{uid}"),
+            retry_nonce: None,
+            rollback_nonce: None,
+            order: None,
+        };
+        let mut object = OSUpgradeProgress::new(&format!("osupgrade-{uid}"), spec);
+        object.metadata.uid = Some(uid.to_owned());
+        let target_version = Some("v1.35.4".to_owned());
+        object.status =
+            Some(OSUpgradeProgressStatus { phase: Some(phase), target_version, ..Default::default() });
+        Arc::new(object)
+    }
+
+    #[test]
+    fn a_restart_repeats_nothing_and_an_edge_is_told_once() {
+        let mut edges = NodeEdges::default();
+        let rebooting = [progress("1", ProgressPhase::Rebooting)];
+        assert_eq!(edges.since(&rebooting), []);
+        let done = [progress("1", ProgressPhase::Completed)];
+        let told = edges.since(&done);
+        assert_eq!(told.len(), 1);
+        assert_eq!(
+            (told[0].reason.as_str(), told[0].note.as_str()),
+            ("NodeCompleted", "node-of-1 runs v1.35.4")
+        );
+        assert_eq!(edges.since(&done), []);
+    }
+
+    #[test]
+    fn a_note_is_cut_at_a_character() {
+        let edge = Edge {
+            regarding: ObjectReference::default(),
+            related: None,
+            severity: Severity::Normal,
+            reason: "R".to_owned(),
+            note: format!("x{}", "é".repeat(MAX_NOTE)),
+        };
+        let note = edge.into_event().0.note.unwrap();
+        assert_eq!(note.len(), MAX_NOTE - 1);
+    }
+}

@@ -1,0 +1,196 @@
+//! Stage one: what the cluster looks like, from the watch caches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Node;
+use kube::core::DeserializeGuard;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use monok8s_sdk::api::{OSNode, OSUpgrade, OSUpgradeProgress, upgrade_name_of};
+use monok8s_sdk::rollout::NodeView;
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+
+use crate::access::{self, ApiError};
+use crate::cache::{Cache, Snapshot, Unreadable};
+use crate::metrics::Metrics;
+use crate::wake::Bell;
+
+/// The four kinds that a plan depends on.
+#[derive(Debug, Default)]
+pub struct Caches {
+    /// All Nodes, managed or not.
+    pub nodes: Arc<Cache<Node>>,
+    /// All upgrades.
+    pub upgrades: Arc<Cache<OSUpgrade>>,
+    /// All progress objects, hand-made ones too.
+    pub progresses: Arc<Cache<OSUpgradeProgress>>,
+    /// All reports of agents.
+    pub os_nodes: Arc<Cache<OSNode>>,
+}
+
+impl Caches {
+    /// Starts the four watches. They end with the set.
+    #[must_use]
+    pub fn watch(&self, client: &Client, bell: &Bell, metrics: &Arc<Metrics>) -> JoinSet<()> {
+        let mut watches = JoinSet::new();
+        watches.spawn(feed(
+            "nodes",
+            Arc::clone(&self.nodes),
+            client.clone(),
+            bell.clone(),
+            Arc::clone(metrics),
+        ));
+        watches.spawn(feed(
+            "osupgrades.monok8s.io",
+            Arc::clone(&self.upgrades),
+            client.clone(),
+            bell.clone(),
+            Arc::clone(metrics),
+        ));
+        watches.spawn(feed(
+            "osupgradeprogresses.monok8s.io",
+            Arc::clone(&self.progresses),
+            client.clone(),
+            bell.clone(),
+            Arc::clone(metrics),
+        ));
+        watches.spawn(feed(
+            "osnodes.monok8s.io",
+            Arc::clone(&self.os_nodes),
+            client.clone(),
+            bell.clone(),
+            Arc::clone(metrics),
+        ));
+        watches
+    }
+
+    /// Which kinds have not been listed yet.
+    #[must_use]
+    pub fn unsynced(&self) -> Vec<&'static str> {
+        let all = [
+            ("nodes", self.nodes.is_synced()),
+            ("osupgrades", self.upgrades.is_synced()),
+            ("osupgradeprogresses", self.progresses.is_synced()),
+            ("osnodes", self.os_nodes.is_synced()),
+        ];
+        all.into_iter().filter(|(_, synced)| !synced).map(|(kind, _)| kind).collect()
+    }
+
+    /// What is known now.
+    #[must_use]
+    pub fn observe(&self) -> Observed {
+        let (nodes, upgrades) = (self.nodes.snapshot(), self.upgrades.snapshot());
+        let (progresses, os_nodes) = (self.progresses.snapshot(), self.os_nodes.snapshot());
+        Observed { nodes, upgrades, progresses, os_nodes }
+    }
+}
+
+async fn feed<K>(kind: &'static str, cache: Arc<Cache<K>>, client: Client, bell: Bell, metrics: Arc<Metrics>)
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static,
+{
+    let api: Api<DeserializeGuard<K>> = Api::all(client);
+    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut told = None;
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                told = None;
+                cache.observe(event);
+                bell.ring();
+            }
+            Err(error) => {
+                metrics.watch_failed(kind);
+                let why = watch_error(kind, error);
+                // Once per outage; it is retried with a backoff, for ever.
+                if told.as_ref() != Some(&why) {
+                    tracing::warn!("{why}");
+                    told = Some(why);
+                }
+            }
+        }
+    }
+}
+
+fn watch_error(kind: &'static str, error: watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error) => access::chain(&ApiError::of("list", kind, error)),
+        watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
+            access::chain(&ApiError::of("watch", kind, error))
+        }
+        watcher::Error::WatchError(status) => {
+            access::chain(&ApiError::of("watch", kind, kube::Error::Api(status)))
+        }
+        error @ watcher::Error::NoResourceVersion => {
+            format!("cannot watch {kind}: {}", access::chain(&error))
+        }
+    }
+}
+
+/// One look at the cluster.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// All Nodes.
+    pub nodes: Snapshot<Node>,
+    /// All upgrades.
+    pub upgrades: Snapshot<OSUpgrade>,
+    /// All progress objects.
+    pub progresses: Snapshot<OSUpgradeProgress>,
+    /// All reports of agents.
+    pub os_nodes: Snapshot<OSNode>,
+}
+
+impl Observed {
+    /// The progress objects that the planner may judge: not those of an upgrade that this release
+    /// cannot read, which would look as if their upgrade were gone.
+    #[must_use]
+    pub fn judged_progresses(&self) -> Vec<OSUpgradeProgress> {
+        let hidden: BTreeSet<&str> =
+            self.upgrades.unreadable.iter().map(|object| object.name.as_str()).collect();
+        let judged =
+            self.progresses.objects.iter().filter(|object| !hidden.contains(upgrade_name_of(object)));
+        judged.map(|object| object.as_ref().clone()).collect()
+    }
+
+    /// The Nodes as the planner sees them. A cordon that was made for an object that cannot be
+    /// judged counts as somebody else's: it takes up budget, and is not taken off.
+    #[must_use]
+    pub fn node_views(&self) -> Vec<NodeView> {
+        let reports: BTreeMap<String, &Arc<OSNode>> =
+            self.os_nodes.objects.iter().map(|report| (report.name_any(), report)).collect();
+        let unjudged = self.unjudged_uids();
+        let view = |node: &Arc<Node>| {
+            let report = reports.get(&node.name_any()).map(AsRef::as_ref);
+            let mut view = NodeView::new(node, report);
+            if view.cordoned_for.as_ref().is_some_and(|uid| unjudged.contains(uid)) {
+                view.cordoned_for = None;
+            }
+            view
+        };
+        self.nodes.objects.iter().map(view).collect()
+    }
+
+    /// Objects that this release cannot read, by kind.
+    #[must_use]
+    pub fn unreadable(&self) -> [(&'static str, &[Unreadable]); 4] {
+        let Self { nodes, upgrades, progresses, os_nodes } = self;
+        [
+            ("nodes", &nodes.unreadable),
+            ("osupgrades", &upgrades.unreadable),
+            ("osupgradeprogresses", &progresses.unreadable),
+            ("osnodes", &os_nodes.unreadable),
+        ]
+    }
+
+    fn unjudged_uids(&self) -> BTreeSet<String> {
+        let hidden: BTreeSet<&str> =
+            self.upgrades.unreadable.iter().map(|object| object.name.as_str()).collect();
+        let of_hidden =
+            self.progresses.objects.iter().filter(|object| hidden.contains(upgrade_name_of(object)));
+        let unreadable = self.progresses.unreadable.iter().map(|object| object.uid.clone());
+        of_hidden.filter_map(|object| object.uid()).chain(unreadable).collect()
+    }
+}
