@@ -81,6 +81,16 @@ impl Cluster {
         self.control_plane.kubectl().succeed_with_stdin(&["apply", "-f", "-"], yaml).await.unwrap();
     }
 
+    /// Applies what the API server takes only once it has learned of a changed CRD.
+    pub(super) async fn apply_when_taken(&self, yaml: &str) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let kubectl = self.control_plane.kubectl();
+        while let Err(error) = kubectl.succeed_with_stdin(&["apply", "-f", "-"], yaml).await {
+            assert!(Instant::now() < deadline, "{error}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
     /// Adds a node whose agent expects that no more than `budget` nodes are away at once.
     pub(super) async fn add(&mut self, spec: NodeSpec, manner: Manner, budget: usize) {
         let machine = Machine::start(self.client(), &spec, manner, &self.ledger, budget).await;

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use monok8s_sdk::digest::Sha256Digest;
 use xtask::controlplane::ControllerManager;
 use xtask::kubelet::NodeSpec;
 use xtask::programs::Program;
@@ -51,20 +52,26 @@ async fn without_a_right_it_stays_up_and_names_the_rule() {
 async fn an_object_it_cannot_read_holds_up_nothing_and_is_left_alone() {
     let mut cluster = Cluster::start().await;
     cluster.add(NodeSpec::worker("worker-1", "v1.35.1"), Manner::Works, 1).await;
-    // The schema lets any text pass for a version.
-    cluster
-        .apply(
-            "apiVersion: monok8s.io/v1alpha1\nkind: OSUpgradeProgress\nmetadata: {name: odd}\nspec:\n  \
-             sourceRef: {name: gone}\n  nodeName: worker-9\n  order:\n    nodeUID: u\n    run: 1\n    hops:\n    \
-             - {version: newest, urls: ['https://example.com/x'], checksum: 'sha256:abc'}\n",
-        )
-        .await;
+    // As if the CRDs were of a release that takes other versions.
+    let version = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/order/properties/hops/items\
+                   /properties/version/pattern";
+    let loosen = format!(r#"[{{"op": "remove", "path": "{version}"}}]"#);
+    let kubectl = cluster.control_plane.kubectl();
+    let crd = ["patch", "crd", "osupgradeprogresses.monok8s.io", "--type=json", "-p", &loosen];
+    kubectl.succeed(&crd).await.unwrap();
+    let odd = format!(
+        "apiVersion: monok8s.io/v1alpha1\nkind: OSUpgradeProgress\nmetadata: {{name: odd}}\nspec:\n  \
+         sourceRef: {{name: gone}}\n  nodeName: worker-9\n  order:\n    nodeUID: u\n    run: 1\n    hops:\n    \
+         - {{version: newest, urls: ['https://example.com/x'], checksum: '{}'}}\n",
+        Sha256Digest::of(b"odd")
+    );
+    cluster.apply_when_taken(&odd).await;
     let mut operator = cluster.operator("operator", &["--no-lease"]);
     cluster.apply(&manifest("up", "v1.35.4", &catalog("v1.35.1", &["v1.35.4"], &[]), "")).await;
     cluster.wait_for("up", "Completed", "UpToDate", &mut operator).await;
     let metrics = operator.get("/metrics").await.unwrap().1;
     let line = r#"monok8s_operator_unreadable_objects{kind="osupgradeprogresses"} 1"#;
     assert!(metrics.contains(line), "{metrics}");
-    let names = cluster.control_plane.kubectl().succeed(&["get", "osup", "-o", "name"]).await.unwrap();
+    let names = kubectl.succeed(&["get", "osup", "-o", "name"]).await.unwrap();
     assert!(names.contains("/odd"), "{names}");
 }
