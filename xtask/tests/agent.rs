@@ -1,0 +1,14 @@
+//! The real agent on simulated machines, against a real API server, with no operator.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+#[path = "agent/bench.rs"]
+mod bench;
+#[path = "agent/failures.rs"]
+mod failures;
+#[path = "agent/kills.rs"]
+mod kills;
+#[path = "agent/orders.rs"]
+mod orders;
+#[path = "agent/upgrade.rs"]
+mod upgrade;
