@@ -81,13 +81,15 @@ fn paused(turn: &Turn<'_, '_>) -> Option<Wait> {
 
 /// A halt stops everything but what a person asked for on the node itself.
 fn halted(turn: &Turn<'_, '_>) -> Option<Wait> {
-    turn.halt.filter(|_| !turn.order.is_retried() && !turn.order.rollback_is_wanted()).cloned()
+    turn.halt
+        .filter(|_| !turn.order.is_retried(turn.campaign.view) && !turn.order.rollback_is_wanted())
+        .cloned()
 }
 
 fn image_forbidden(turn: &Turn<'_, '_>) -> Option<Wait> {
     let image = turn.order.order()?.hops.iter().find(|hop| hop.version == *turn.version)?;
     let wait = forbidden(turn.survey, turn.campaign, image)?;
-    let asked_for = wait.reason == "VersionQuarantined" && turn.order.is_retried();
+    let asked_for = wait.reason == "VersionQuarantined" && turn.order.is_retried(turn.campaign.view);
     (!asked_for).then_some(wait)
 }
 

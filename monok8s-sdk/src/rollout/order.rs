@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::action::ObjectRef;
-use super::fleet::{NodeView, Readiness};
+use super::fleet::{NodeView, Readiness, UpgradeView};
 use crate::api::{
     BootGrant, ConditionType, ImageRef, OSUpgradeProgress, OSUpgradeProgressStatus, Order, ProgressPhase,
     RolloutSpec, condition_is_true, find_condition,
@@ -126,10 +126,13 @@ impl<'f> OrderView<'f> {
         self.boot().is_some() && !self.is_committed()
     }
 
-    /// Whether a person asks for another attempt, or got one.
-    pub(super) fn is_retried(self) -> bool {
+    /// Whether a person asks for another attempt on this very node, or got one. The nonce of the
+    /// upgrade, which a new order may carry, is meant for the run and not for the node.
+    pub(super) fn is_retried(self, upgrade: &UpgradeView) -> bool {
         let failed = matches!(self.progress.phase(), ProgressPhase::Failed | ProgressPhase::RolledBack);
-        !self.progress.retry_nonce().is_empty() && (!failed || self.retry_is_pending())
+        let nonce = self.progress.retry_nonce();
+        let asked = !nonce.is_empty() && nonce != upgrade.upgrade.spec.retry_nonce();
+        asked && (!failed || self.retry_is_pending())
     }
 
     fn retry_is_pending(self) -> bool {

@@ -110,8 +110,10 @@ fn new_progress(campaign: &Campaign<'_>, run: i64, node: &NodeView, hops: &[Imag
 /// The upgrade's nonce, where the node needs it to take an artifact that failed there before.
 fn answered_failure(campaign: &Campaign<'_>, node: &NodeView, hops: &[ImageRef]) -> Option<String> {
     let NodeReport::Present(report) = &node.report else { return None };
-    let failed_here =
-        report.failed_images.iter().any(|failed| hops.iter().any(|hop| hop.checksum == failed.checksum));
+    // What failed since the run began is not answered by the nonce that began it.
+    let answered = |at| campaign.run_started_at().is_some_and(|began| at < began);
+    let mut failed_here = report.failed_images.iter().filter(|failed| answered(failed.at.0));
+    let failed_here = failed_here.any(|failed| hops.iter().any(|hop| hop.checksum == failed.checksum));
     let nonce = campaign.view.upgrade.spec.retry_nonce();
     (failed_here && !nonce.is_empty()).then(|| nonce.to_owned())
 }
@@ -136,7 +138,7 @@ fn grant<'f>(
         .collect();
     unstaged.sort_by_key(|(node, ..)| Place::of(node, campaign, survey));
     for (node, order, image) in unstaged {
-        let retried = order.is_retried();
+        let retried = order.is_retried(campaign.view);
         let forbidden = forbidden(survey, campaign, image);
         let forbidden = forbidden.filter(|wait| !retried || wait.reason != "VersionQuarantined");
         let wait = halt.filter(|_| !retried).cloned().or(forbidden).or_else(|| {

@@ -1,6 +1,7 @@
 //! Whole rollouts, from the first look to rest.
 
 use super::world::{Mishap, World};
+use crate::rollout::Action;
 use crate::rollout::fixtures::upgrade;
 
 fn three_nodes() -> World {
@@ -233,4 +234,57 @@ fn an_upgrade_that_governs_again_makes_its_orders_anew() {
     world.settle(500);
     assert_eq!(world.says("old"), says("Completed", "UpToDate"));
     assert_eq!(world.runs(), [("w-1", "v1.35.2"), ("w-2", "v1.35.2")]);
+}
+
+/// A node with leave to reboot, one step before its commit; and the upgrade is paused.
+fn granted_and_then_paused() -> World {
+    let mut world = World::new(&["v1.35.4"]).with("w-1", false, "v1.35.1");
+    world.apply(&upgrade("up").object());
+    let is_granted = |world: &World| {
+        world
+            .progresses
+            .values()
+            .any(|progress| progress.spec.order.as_ref().is_some_and(|order| order.boot.is_some()))
+    };
+    for _ in 0..20 {
+        world.operator(usize::MAX);
+        if is_granted(&world) {
+            world.apply(&upgrade("up").spec(|spec| spec.paused = Some(true)).object());
+            return world;
+        }
+        world.agent("w-1");
+    }
+    panic!("never granted");
+}
+
+fn phase(world: &World) -> String {
+    world.progresses.values().next().unwrap().phase().to_string()
+}
+
+#[test]
+fn a_withdrawal_that_comes_first_stops_the_commit_and_only_then_the_cordon_goes() {
+    let mut world = granted_and_then_paused();
+    let (plan, _) = world.operator(usize::MAX);
+    assert!(matches!(plan.actions.first(), Some(Action::WithdrawBoot { .. })), "{:?}", plan.actions);
+    assert!(!plan.actions.iter().any(|action| matches!(action, Action::Uncordon { .. })));
+    assert!(world.machines["w-1"].cordoned);
+    world.agent("w-1");
+    assert_eq!(phase(&world), "Staged");
+    world.operator(usize::MAX);
+    assert!(!world.machines["w-1"].cordoned);
+}
+
+#[test]
+fn a_commit_that_comes_first_makes_the_withdrawal_fail_and_keeps_the_cordon() {
+    let mut world = granted_and_then_paused();
+    let late = crate::rollout::plan(&world.observe(), world.now);
+    world.agent("w-1");
+    assert_eq!(phase(&world), "Rebooting");
+    world.execute(&late, usize::MAX);
+    assert!(world.progresses.values().all(|progress| progress.spec.order.as_ref().unwrap().boot.is_some()));
+    world.operator(usize::MAX);
+    assert!(world.machines["w-1"].cordoned, "a node in its reboot keeps its cordon, paused or not");
+    world.settle(500);
+    assert_eq!(world.runs(), [("w-1", "v1.35.4")]);
+    assert_no_cordon_of_ours(&world);
 }

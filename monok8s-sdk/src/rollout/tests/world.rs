@@ -138,7 +138,7 @@ impl World {
             nodes: self.machines.iter().map(|(name, machine)| self.view(name, machine)).collect(),
             upgrades: self.upgrades.iter().map(|upgrade| self.evaluate(upgrade)).collect(),
             progresses: self.progresses.values().cloned().collect(),
-            api_server: None,
+            api_server: Some("v1.35.4".parse().unwrap()),
             operator_node: self.operator_node.clone(),
             max_unavailable: self.max_unavailable.clone(),
         }
@@ -150,10 +150,11 @@ impl World {
         if machine.control_plane {
             fixture = fixture.control_plane();
         }
-        let trial = self
-            .progresses
-            .values()
-            .any(|progress| progress.spec.node_name == name && progress.phase() == ProgressPhase::Rebooting);
+        let trial = self.progresses.values().any(|progress| {
+            let order = progress.spec.order.as_ref();
+            order.is_some_and(|order| order.node_uid == machine.uid)
+                && progress.phase() == ProgressPhase::Rebooting
+        });
         if !machine.alive || trial {
             fixture = fixture.not_ready();
         }
