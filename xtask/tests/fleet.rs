@@ -269,14 +269,14 @@ async fn an_upgrade_is_deleted_before_and_after_the_commit() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_is_made_again_under_its_name() -> Result<()> {
     let mut testbed = fleet(&[NodeSpec::worker("node-1", OLD)]).await?;
-    apply(&testbed, "up", NEW, json!({ "paused": true })).await?;
-    ends(&testbed, "up", UpgradePhase::Accepted).await?;
-    let first = reaches(&testbed, "node-1", &[ProgressPhase::Pending]).await?;
+    apply(&testbed, "up", NEW, json!({})).await?;
+    let before_the_commit =
+        [ProgressPhase::Pending, ProgressPhase::Downloading, ProgressPhase::Verifying, ProgressPhase::Staged];
+    let first = reaches(&testbed, "node-1", &before_the_commit).await?;
     testbed.remove_machine("node-1");
     Api::<Node>::all(testbed.client()).delete("node-1", &DeleteParams::background()).await?;
     testbed.forget_disk("node-1")?;
     testbed.add_machine(NodeSpec::worker("node-1", OLD), OLD).await?;
-    apply(&testbed, "up", NEW, json!({})).await?;
     ends(&testbed, "up", UpgradePhase::Completed).await?;
     no_cordon_is_left(&testbed).await?;
     let done = reaches(&testbed, "node-1", &[ProgressPhase::Completed]).await?;
