@@ -30,8 +30,8 @@ pub struct RunArgs {
     #[arg(long, env = "MONOK8S_DATA_DIR", default_value = "/var/lib/monok8s")]
     pub data_dir: PathBuf,
 
-    /// Boot loader: `simulated:PATH`, where PATH is the state file of a simulated loader.
-    #[arg(long, env = "MONOK8S_BOOT_BACKEND")]
+    /// Boot loader: `auto`, or `simulated:PATH`, where PATH is the state file of a simulated loader.
+    #[arg(long, env = "MONOK8S_BOOT_BACKEND", default_value = "auto")]
     pub boot_backend: BootBackendChoice,
 
     /// Command that reboots the host, split at blanks, run without a shell [default: reboot(2) after a sync].
@@ -68,6 +68,9 @@ pub struct RunArgs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BootBackendChoice {
+    /// Whatever is recognised. This release recognises none: the node reports itself, and refuses
+    /// orders with `TrialUnsupported`.
+    Auto,
     /// A file that a simulated loader reads.
     Simulated(PathBuf),
 }
@@ -100,8 +103,9 @@ impl FromStr for BootBackendChoice {
 
     fn from_str(text: &str) -> Result<Self, ArgumentError> {
         match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
             Some(("simulated", path)) if !path.is_empty() => Ok(Self::Simulated(path.into())),
-            _ => Err(ArgumentError(format!("{text:?} is no boot loader: write simulated:PATH"))),
+            _ => Err(ArgumentError(format!("{text:?} is no boot loader: write auto or simulated:PATH"))),
         }
     }
 }
@@ -146,7 +150,10 @@ mod tests {
     }
 
     #[test]
-    fn a_node_name_and_a_loader_are_enough() {
+    fn a_node_name_is_enough() {
+        let alone = Cli::try_parse_from(["agent", "--node-name", "node-1"]).unwrap().run;
+        assert_eq!(alone.boot_backend, BootBackendChoice::Auto);
+
         let args = parse(&[]).unwrap();
         assert_eq!(args.boot_backend, BootBackendChoice::Simulated("/run/loader".into()));
         assert_eq!(args.kubelet_healthz, Endpoint::Url("http://127.0.0.1:10248/healthz".to_owned()));

@@ -23,6 +23,7 @@ mod report;
 mod resolve;
 mod select;
 mod status;
+mod unknown_loader;
 mod work;
 
 use std::sync::Arc;
@@ -48,6 +49,7 @@ use known::Known;
 use node::{Node, Parts};
 use orders::{Orders, watch_orders};
 use resolve::Resolver;
+use unknown_loader::UnknownLoader;
 use work::{Effort, Workshop};
 
 /// Runs until SIGTERM or SIGINT.
@@ -90,9 +92,6 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         patience_seconds,
     } = args;
     let store = RecordStore::in_dir(data_dir);
-    let backend: Box<dyn BootBackend> = match boot_backend {
-        BootBackendChoice::Simulated(path) => Box::new(SimulatedLoader::open(&path)),
-    };
     let client = Client::try_default().await.context("cannot configure access to an API server")?;
     let http = http_client(&HttpOptions::default())?;
     let (sender, orders) = watch::channel(Orders::default());
@@ -109,6 +108,12 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         // One round; the effort around it is as patient as it was told to be.
         limits: DownloadLimits { attempts: 3, ..DownloadLimits::default() },
         guard_paths: Arc::from(guard_paths),
+    };
+    let backend: Box<dyn BootBackend> = match boot_backend {
+        BootBackendChoice::Simulated(path) => Box::new(SimulatedLoader::open(&path)),
+        BootBackendChoice::Auto => {
+            Box::new(UnknownLoader { host: workshop.host.clone(), layout: workshop.layout.clone() })
+        }
     };
     let config_maps = Some(ConfigMaps { client: client.clone(), namespace });
     let node = Node::new(Parts {

@@ -6,6 +6,7 @@ use monok8s_sdk::api::{
     FailedImage, GuardState, LoaderReport, OSNode, OSNodeStatus, OtherSlotReport, ReturnState, SlotReport,
     shorten_message,
 };
+use monok8s_sdk::boot::TryCounting;
 use monok8s_sdk::catalog::Arch;
 use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::node_upgrade::{NodeFacts, SlotContentState};
@@ -46,7 +47,17 @@ pub(super) fn status(inventory: &Inventory<'_>) -> OSNodeStatus {
         guard: Some(guard.clone()),
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         failed_images: failed_images(facts),
-        problem: Some(String::new()),
+        problem: Some(problem(facts)),
+    }
+}
+
+/// Why no upgrade can begin here; empty when one can.
+fn problem(facts: &NodeFacts) -> String {
+    match facts.loader.try_counting() {
+        TryCounting::Proven => String::new(),
+        TryCounting::Unsupported => {
+            "the boot loader was not seen to count tries, so no trial is begun: set --boot-backend to the loader of this node".to_owned()
+        }
     }
 }
 
