@@ -21,9 +21,10 @@ use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::observe::Caches;
 
-/// The field manager that fills a new progress object's status once. One of its own, so that the
-/// agent's first write takes every field over and leaves none behind.
-const INIT_FIELD_MANAGER: &str = "monok8s-operator-init";
+mod first_words;
+
+pub use first_words::{Silent, silent};
+
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -164,8 +165,13 @@ impl Executor<'_> {
         let stale = || ApplyError::Stale { what: format!("the cordon for {}", progress.name) };
         let object = self.caches.progresses.get(&progress.name).ok_or_else(stale)?;
         let api: Api<Node> = Api::all(self.client.clone());
-        let read =
-            request(action, &object.spec.node_name, "get", "nodes", api.get_opt(&object.spec.node_name));
+        let read = request(
+            kind_of(action),
+            &object.spec.node_name,
+            "get",
+            "nodes",
+            api.get_opt(&object.spec.node_name),
+        );
         let node = read.await?.ok_or_else(stale)?;
         let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
         let ours = node.annotations().get(ANNOTATION_CORDON) == Some(&progress.uid);
@@ -178,7 +184,8 @@ impl Executor<'_> {
     async fn patch_progress(&self, action: &Action, of: &ObjectRef, spec: Value) -> Result<Done, ApplyError> {
         let patch = json!({ "metadata": { "resourceVersion": of.resource_version }, "spec": spec });
         let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
-        let written = request(action, &of.name, "patch", PROGRESSES, merge(&api, &of.name, &patch)).await;
+        let written =
+            request(kind_of(action), &of.name, "patch", PROGRESSES, merge(&api, &of.name, &patch)).await;
         self.keep(&api, &self.caches.progresses, of, written).await
     }
 
@@ -197,7 +204,8 @@ impl Executor<'_> {
             "spec": { "unschedulable": unschedulable },
         });
         let api: Api<Node> = Api::all(self.client.clone());
-        let written = request(action, &of.name, "patch", "nodes", merge(&api, &of.name, &patch)).await;
+        let written =
+            request(kind_of(action), &of.name, "patch", "nodes", merge(&api, &of.name, &patch)).await;
         self.keep(&api, &self.caches.nodes, of, written).await
     }
 
@@ -212,7 +220,7 @@ impl Executor<'_> {
         let patch = Patch::Apply(&object);
         let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
         let written = api.patch_status(&of.name, &params, &patch);
-        let written = request(action, &of.name, "patch", PROGRESS_STATUS, written).await;
+        let written = request(kind_of(action), &of.name, "patch", PROGRESS_STATUS, written).await;
         self.keep(&api, &self.caches.progresses, of, written).await
     }
 
@@ -221,7 +229,7 @@ impl Executor<'_> {
             Preconditions { resource_version: Some(of.resource_version.clone()), uid: Some(of.uid.clone()) };
         let params = DeleteParams::background().preconditions(preconditions);
         let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
-        match request(action, &of.name, "delete", PROGRESSES, api.delete(&of.name, &params)).await {
+        match request(kind_of(action), &of.name, "delete", PROGRESSES, api.delete(&of.name, &params)).await {
             Ok(_) => {
                 forget(&self.caches.progresses, of);
                 Ok(Done::Written)
@@ -242,7 +250,7 @@ impl Executor<'_> {
         object.metadata = owned(&node.name, owner);
         let api: Api<OSNode> = Api::all(self.client.clone());
         let created = create(&api, &object);
-        let created = request(action, &node.name, "create", "osnodes.monok8s.io", created).await;
+        let created = request(kind_of(action), &node.name, "create", "osnodes.monok8s.io", created).await;
         self.keep(&api, &self.caches.os_nodes, node, created).await
     }
 
@@ -260,36 +268,12 @@ impl Executor<'_> {
         object.metadata = owned(&new.name, owner);
         let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
         let created = create(&api, &object);
-        let created = request(action, &new.name, "create", PROGRESSES, created).await;
+        let created = request(kind_of(action), &new.name, "create", PROGRESSES, created).await;
         let of = ObjectRef { name: new.name.clone(), uid: String::new(), resource_version: String::new() };
         let version = created.as_ref().ok().and_then(kube::ResourceExt::resource_version);
         self.keep(&api, &self.caches.progresses, &of, created).await?;
-        self.fill_status(action, &api, new, version).await
-    }
-
-    /// Says where the node stands until its agent does. With the resourceVersion of the creation:
-    /// if the agent was faster, its word stands.
-    async fn fill_status(
-        &self,
-        action: &Action,
-        api: &Api<OSUpgradeProgress>,
-        new: &NewProgress,
-        version: Option<String>,
-    ) -> Result<Done, ApplyError> {
-        let object = json!({
-            "apiVersion": format!("{GROUP}/{VERSION}"),
-            "kind": "OSUpgradeProgress",
-            "metadata": { "name": new.name, "resourceVersion": version },
-            "status": new.status,
-        });
-        let params = PatchParams::apply(INIT_FIELD_MANAGER).force();
-        let patch = Patch::Apply(&object);
-        let filled = api.patch_status(&new.name, &params, &patch);
-        match request(action, &new.name, "patch", PROGRESS_STATUS, filled).await {
-            Ok(object) => self.caches.progresses.wrote(object),
-            Err(ApplyError::Failed { source, .. }) if source.is_conflict() || source.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
+        let silent = Silent { name: new.name.clone(), version, status: new.status.clone() };
+        self.say_first(&silent).await?;
         Ok(Done::Written)
     }
 
@@ -377,7 +361,7 @@ fn owned(name: &str, owner: OwnerReference) -> ObjectMeta {
 }
 
 async fn request<T>(
-    action: &Action,
+    action: &'static str,
     name: &str,
     verb: &'static str,
     resource: &'static str,
@@ -388,7 +372,7 @@ async fn request<T>(
         Ok(Err(error)) => ApiError::of(verb, resource, error),
         Err(_) => ApiError::TimedOut { verb, resource, after: REQUEST_TIMEOUT },
     };
-    Err(ApplyError::Failed { action: kind_of(action), name: name.to_owned(), source })
+    Err(ApplyError::Failed { action, name: name.to_owned(), source })
 }
 
 fn kind_of(action: &Action) -> &'static str {

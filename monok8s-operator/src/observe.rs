@@ -194,3 +194,52 @@ impl Observed {
         of_hidden.filter_map(|object| object.uid()).chain(unreadable).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::NodeSpec;
+    use monok8s_sdk::api::{ANNOTATION_CORDON, OSUpgradeProgressSpec, SourceRef};
+
+    use super::*;
+
+    fn cordoned_for(uid: &str) -> Arc<Node> {
+        let mut node = Node::default();
+        node.metadata.name = Some(format!("node-of-{uid}"));
+        node.metadata.annotations = Some([(ANNOTATION_CORDON.to_owned(), uid.to_owned())].into());
+        node.spec = Some(NodeSpec { unschedulable: Some(true), ..NodeSpec::default() });
+        Arc::new(node)
+    }
+
+    fn progress(uid: &str, upgrade: &str) -> Arc<OSUpgradeProgress> {
+        let spec = OSUpgradeProgressSpec {
+            source_ref: SourceRef { name: upgrade.to_owned() },
+            node_name: "node".to_owned(),
+            retry_nonce: None,
+            rollback_nonce: None,
+            order: None,
+        };
+        let mut object = OSUpgradeProgress::new(uid, spec);
+        object.metadata.uid = Some(uid.to_owned());
+        Arc::new(object)
+    }
+
+    fn unreadable(name: &str) -> Unreadable {
+        Unreadable { name: name.to_owned(), uid: name.to_owned(), error: "odd".to_owned() }
+    }
+
+    #[test]
+    fn a_cordon_for_what_cannot_be_read_is_somebody_elses() {
+        let nodes = ["readable", "of-odd-upgrade", "odd-progress", "gone"].map(cordoned_for).to_vec();
+        let objects = vec![progress("readable", "up"), progress("of-odd-upgrade", "odd-upgrade")];
+        let observed = Observed {
+            nodes: Snapshot { objects: nodes, unreadable: vec![] },
+            upgrades: Snapshot { objects: vec![], unreadable: vec![unreadable("odd-upgrade")] },
+            progresses: Snapshot { objects, unreadable: vec![unreadable("odd-progress")] },
+            os_nodes: Snapshot { objects: vec![], unreadable: vec![] },
+        };
+        let ours: Vec<_> = observed.node_views().into_iter().filter_map(|node| node.cordoned_for).collect();
+        assert_eq!(ours, ["readable", "gone"], "what is gone for sure is still swept");
+        let judged: Vec<_> = observed.judged_progresses().iter().map(kube::ResourceExt::name_any).collect();
+        assert_eq!(judged, ["readable"]);
+    }
+}

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::access;
 use crate::admin::{Health, Readiness};
-use crate::apply::{Applied, ApplyError, Executor};
+use crate::apply::{self, Applied, ApplyError, Executor};
 use crate::catalogs::Catalogs;
 use crate::events::{self, Events, NodeEdges};
 use crate::leader::Leadership;
@@ -146,7 +146,7 @@ impl Planner {
         let fleet = self.resolve(&observed, memory);
         let plan = plan(&fleet, now);
 
-        let (applied, acted) = self.apply(&plan).await;
+        let (applied, acted) = self.apply(&plan, &fleet).await;
         let stale = matches!(acted, Err(ApplyError::Stale { .. } | ApplyError::NotLeading));
         let reported = if stale { Ok(0) } else { self.report(&observed, &plan, now).await };
 
@@ -178,7 +178,7 @@ impl Planner {
         }
     }
 
-    async fn apply(&self, plan: &Plan) -> (Applied, Result<(), ApplyError>) {
+    async fn apply(&self, plan: &Plan, fleet: &Fleet) -> (Applied, Result<(), ApplyError>) {
         let executor = Executor {
             client: &self.client,
             caches: &self.caches,
@@ -186,7 +186,13 @@ impl Planner {
             metrics: &self.metrics,
             gate: &self.catalogs,
         };
-        executor.execute(&plan.actions).await
+        let (mut applied, acted) = executor.execute(&plan.actions).await;
+        if acted.is_err() {
+            return (applied, acted);
+        }
+        let spoken = executor.speak_for(&apply::silent(&fleet.progresses, &fleet.nodes)).await;
+        applied.writes += spoken.as_ref().copied().unwrap_or(0);
+        (applied, spoken.map(|_| ()))
     }
 
     async fn report(&self, observed: &Observed, plan: &Plan, now: Timestamp) -> Result<usize, StatusError> {
