@@ -279,7 +279,9 @@ impl Testbed {
     }
 }
 
-fn artifact_path(name: &str) -> String {
+/// The path under which the image server has what was published as `name`.
+#[must_use]
+pub fn artifact_path(name: &str) -> String {
     format!("/monok8s-{name}.ext4.zst")
 }
 
