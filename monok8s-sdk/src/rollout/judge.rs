@@ -123,6 +123,10 @@ fn counts(campaign: &Campaign<'_>, stands: &Stands<'_>) -> NodeCounts {
     for (node, stand) in stands.of(campaign) {
         counts.total += 1;
         let counter = match stand {
+            // Whoever waits for the upgrade may count on the node: our cordon comes off first.
+            Stand::UpToDate | Stand::Ordered(_, State::Done) if node.cordoned_for.is_some() => {
+                &mut counts.rebooting
+            }
             Stand::UpToDate | Stand::Ordered(_, State::Done) => &mut counts.up_to_date,
             Stand::MovedOn(_) => &mut counts.superseded,
             Stand::Refused(..) | Stand::Ordered(_, State::SentBack) => &mut counts.refused,

@@ -202,6 +202,7 @@ impl World {
             self.write(action);
         }
         let mut wrote = !plan.actions.is_empty();
+        let mut finished = Vec::new();
         if writes >= plan.actions.len() {
             for upgrade in &mut self.upgrades {
                 let uid = upgrade.metadata.uid.clone().unwrap_or_default();
@@ -209,9 +210,25 @@ impl World {
                 let status = Some(outlook.status(upgrade, self.now));
                 wrote |= upgrade.status != status;
                 upgrade.status = status;
+                if outlook.nodes.up_to_date == outlook.nodes.total {
+                    finished.push(uid);
+                }
             }
         }
+        for uid in finished {
+            self.assert_no_cordon_of(&uid);
+        }
         wrote
+    }
+
+    /// Whoever waits for an upgrade may count on its nodes.
+    fn assert_no_cordon_of(&self, upgrade_uid: &str) {
+        let cordons = self.machines.values().filter_map(|machine| machine.cordoned_for.as_deref());
+        let orders: Vec<_> = cordons
+            .filter_map(|uid| self.progresses.values().find(|it| it.metadata.uid.as_deref() == Some(uid)))
+            .filter(|it| it.metadata.owner_references.iter().flatten().any(|owner| owner.uid == upgrade_uid))
+            .collect();
+        assert!(orders.is_empty(), "all nodes are up to date, and cordoned: {orders:?}");
     }
 
     fn write(&mut self, action: &Action) -> Written {
