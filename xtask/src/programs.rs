@@ -55,6 +55,14 @@ fn build() -> Result<PathBuf> {
     if directory.ends_with("release") {
         cargo.arg("--release");
     }
+    // Build scripts watch what cargo tells a program of its package (ring's does). With ours passed on,
+    // half the dependencies would be built anew here, and once more outside.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&*name);
+        }
+    }
     let status = cargo
         .current_dir(workspace_root())
         .stdin(Stdio::null())
