@@ -9,6 +9,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Reply, Request, Server};
+use monok8s_sdk::api::FailureReason;
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::disk::fixture::FileMachine;
@@ -56,7 +57,7 @@ impl Machine {
     }
 
     /// Expects a failure with this reason, after which slot B is as it was or cannot be booted.
-    async fn refuses(&self, source: Source, expected: Expected, reason: &str) -> ImageError {
+    async fn refuses(&self, source: Source, expected: Expected, reason: FailureReason) -> ImageError {
         let before = self.files.read_all(Slot::B).unwrap();
         let error = self.flash(source, expected).await.unwrap_err();
         assert_eq!(error.reason(), reason, "{error:?}");
@@ -191,7 +192,7 @@ async fn a_file_replaced_during_the_download_is_noticed() {
         0 => Reply::file(request, &first, "\"1\"").cut(300_000),
         _ => Reply::file(request, &second, "\"2\""),
     });
-    let error = machine.refuses(http(&server), expected, "ArtifactChanged").await;
+    let error = machine.refuses(http(&server), expected, FailureReason::ArtifactChanged).await;
     assert_eq!(error.retry(), Retry::Later);
 }
 
@@ -207,7 +208,7 @@ async fn a_server_that_announces_too_much_is_refused() {
         }
         Some(_) => Reply::file(request, &artifact, "\"1\""),
     });
-    let error = machine.refuses(http(&server), expected, "UnusableAnswer").await;
+    let error = machine.refuses(http(&server), expected, FailureReason::UnusableAnswer).await;
     assert!(error.to_string().contains("announced more"), "{error}");
 }
 
@@ -220,7 +221,7 @@ async fn a_server_that_announces_too_little_gives_a_truncated_artifact() {
         let length = (artifact.len() - 1000).to_string();
         Reply::new("200 OK", &[("Content-Length", length.as_str())], &artifact)
     });
-    let error = machine.refuses(http(&server), expected, "TruncatedArtifact").await;
+    let error = machine.refuses(http(&server), expected, FailureReason::TruncatedArtifact).await;
     assert_eq!(error.retry(), Retry::Never);
 }
 
@@ -230,7 +231,7 @@ async fn a_truncated_upload_is_told_from_a_cut_connection() {
     let artifact = zstd(&image());
     let cut = artifact[..artifact.len() / 2].to_vec();
     let server = Server::start(move |_, request| Reply::file(request, &cut, "\"1\""));
-    machine.refuses(http(&server), ordered(&artifact), "TruncatedArtifact").await;
+    machine.refuses(http(&server), ordered(&artifact), FailureReason::TruncatedArtifact).await;
 }
 
 #[tokio::test]
@@ -239,7 +240,7 @@ async fn another_file_is_refused_by_its_checksum() {
     let (wanted, file) = (zstd(&image()), zstd(&noise(9, 1 << 20)));
     let found = Sha256Digest::of(&file);
     let server = Server::start(move |_, request| Reply::file(request, &file, "\"1\""));
-    let error = machine.refuses(http(&server), ordered(&wanted), "ChecksumMismatch").await;
+    let error = machine.refuses(http(&server), ordered(&wanted), FailureReason::ChecksumMismatch).await;
     let text = error.to_string();
     assert!(
         text.contains(&found.to_string()) && text.contains(&Sha256Digest::of(&wanted).to_string()),
@@ -252,7 +253,7 @@ async fn a_login_page_is_not_an_image() {
     let machine = Machine::new();
     let server =
         Server::start(|_, request| Reply::file(request, b"<!DOCTYPE html><p>Please log in", "\"1\""));
-    let error = machine.refuses(http(&server), Expected::default(), "NotZstd").await;
+    let error = machine.refuses(http(&server), Expected::default(), FailureReason::NotZstd).await;
     assert!(error.to_string().contains("<!DO"), "{error}");
 }
 
@@ -263,8 +264,8 @@ async fn a_bomb_is_stopped() {
     let expected = Expected { size: Some(1 << 20), ..ordered(&bomb) };
     let file = bomb.clone();
     let server = Server::start(move |_, request| Reply::file(request, &file, "\"1\""));
-    machine.refuses(http(&server), expected, "ExpandsBeyondSize").await;
-    machine.refuses(http(&server), ordered(&bomb), "ImageTooLarge").await;
+    machine.refuses(http(&server), expected, FailureReason::ExpandsBeyondSize).await;
+    machine.refuses(http(&server), ordered(&bomb), FailureReason::ImageTooLarge).await;
 }
 
 #[tokio::test]
@@ -274,7 +275,7 @@ async fn an_image_that_cannot_fit_is_refused_before_the_slot_is_touched() {
     let expected = Expected { size: Some(SLOT_SIZE + 1), ..Expected::default() };
     let server = Server::start(|_, _| Reply::status("500 Oops"));
     let error = machine.flash(http(&server), expected).await.unwrap_err();
-    assert_eq!(error.reason(), "ImageTooLarge");
+    assert_eq!(error.reason(), FailureReason::ImageTooLarge);
     assert!(machine.files.read_all(Slot::B).unwrap() == before);
 }
 
@@ -283,10 +284,10 @@ async fn absent_and_forbidden_files_are_final_and_name_the_url() {
     let machine = Machine::new();
     let before = machine.files.read_all(Slot::B).unwrap();
     for (status, reason) in [
-        ("404 Not Found", "ArtifactNotFound"),
-        ("410 Gone", "ArtifactNotFound"),
-        ("403 Forbidden", "ArtifactForbidden"),
-        ("418 I am a teapot", "UnusableAnswer"),
+        ("404 Not Found", FailureReason::ArtifactNotFound),
+        ("410 Gone", FailureReason::ArtifactNotFound),
+        ("403 Forbidden", FailureReason::ArtifactForbidden),
+        ("418 I am a teapot", FailureReason::UnusableAnswer),
     ] {
         let server = Server::start(move |_, _| Reply::status(status));
         let error = machine.refuses(http(&server), Expected::default(), reason).await;
@@ -300,7 +301,7 @@ async fn absent_and_forbidden_files_are_final_and_name_the_url() {
 async fn a_server_that_never_recovers_is_given_up() {
     let machine = Machine::new();
     let server = Server::start(|_, _| Reply::status("503 Service Unavailable"));
-    let error = machine.refuses(http(&server), Expected::default(), "DownloadInterrupted").await;
+    let error = machine.refuses(http(&server), Expected::default(), FailureReason::DownloadInterrupted).await;
     assert_eq!((error.retry(), server.requests().len()), (Retry::Later, 4));
 }
 
@@ -331,14 +332,14 @@ async fn parts_at_the_wrong_place_are_refused() {
             Reply::file(&Request { range_from: Some(from - 7), ..request.clone() }, &artifact, "\"1\"")
         }
     });
-    machine.refuses(http(&server), expected, "UnusableAnswer").await;
+    machine.refuses(http(&server), expected, FailureReason::UnusableAnswer).await;
 }
 
 #[tokio::test]
 async fn redirects_end() {
     let machine = Machine::new();
     let server = Server::start(|_, _| Reply::new("302 Found", &[("Location", "/again")], b""));
-    let error = machine.refuses(http(&server), Expected::default(), "UnusableAnswer").await;
+    let error = machine.refuses(http(&server), Expected::default(), FailureReason::UnusableAnswer).await;
     assert!(error.to_string().contains("redirects"), "{error}");
 }
 
@@ -348,7 +349,7 @@ async fn compressed_transfer_is_refused() {
     let server = Server::start(|_, _| {
         Reply::new("200 OK", &[("Content-Encoding", "gzip"), ("Content-Length", "3")], b"abc")
     });
-    machine.refuses(http(&server), Expected::default(), "UnusableAnswer").await;
+    machine.refuses(http(&server), Expected::default(), FailureReason::UnusableAnswer).await;
 }
 
 #[tokio::test]
@@ -376,7 +377,7 @@ async fn a_failure_is_followed_by_success() {
     let (machine, image) = (Machine::new(), image());
     let artifact = zstd(&image);
     let bad = Source::Reader(Box::new(std::io::Cursor::new(artifact[..1000].to_vec())));
-    machine.refuses(bad, Expected::default(), "TruncatedArtifact").await;
+    machine.refuses(bad, Expected::default(), FailureReason::TruncatedArtifact).await;
     let good = Source::Reader(Box::new(std::io::Cursor::new(artifact.clone())));
     machine.flash(good, ordered(&artifact)).await.unwrap();
     machine.holds(&image);
@@ -388,7 +389,7 @@ async fn an_absent_file_is_named_and_leaves_the_slot_alone() {
     let before = machine.files.read_all(Slot::B).unwrap();
     let absent = Source::File("/nonexistent/x.zst".into());
     let error = machine.flash(absent, Expected::default()).await.unwrap_err();
-    assert_eq!(error.reason(), "ArtifactUnreadable");
+    assert_eq!(error.reason(), FailureReason::ArtifactUnreadable);
     let source = std::error::Error::source(&error).unwrap();
     assert!(source.to_string().contains("/nonexistent/x.zst"), "{source}");
     assert!(machine.files.read_all(Slot::B).unwrap() == before);
@@ -426,6 +427,6 @@ async fn a_full_device_is_told_from_a_bad_image() {
     let source = Source::Reader(Box::new(std::io::Cursor::new(zstd(&image()))));
     let ended = flash(slot, source, Expected::default(), &Progress::default(), &Cancel::default()).await;
     let error = ended.unwrap_err();
-    assert_eq!((error.reason(), error.retry()), ("NoSpaceLeft", Retry::Never), "{error:?}");
+    assert_eq!((error.reason(), error.retry()), (FailureReason::NoSpaceLeft, Retry::Never), "{error:?}");
     assert_eq!(files.read(Slot::B, 1024).unwrap(), [0; 1024]);
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use monok8s_sdk::api::FailureReason;
 use monok8s_sdk::disk::fixture::FileMachine;
 use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
 use monok8s_sdk::image::{
@@ -74,7 +75,7 @@ fn version_and_guard_are_found() {
     let require = |version: &str| found.require(Slot::B, &version.parse().unwrap(), &DEFAULT_GUARD_PATHS);
     require("v1.35.4").unwrap();
     let wrong = require("v1.35.3").unwrap_err();
-    assert_eq!(wrong.reason(), "WrongVersion");
+    assert_eq!(wrong.reason(), FailureReason::WrongVersion);
     assert!(wrong.to_string().contains("is v1.35.4, but v1.35.3 was ordered"), "{wrong}");
 }
 
@@ -98,7 +99,7 @@ fn an_image_without_a_guard_is_refused() {
         let found = inspected(&image).unwrap();
         assert_eq!(found.guard, None);
         let refused = found.require(Slot::B, &"v1.35.4".parse().unwrap(), &DEFAULT_GUARD_PATHS).unwrap_err();
-        assert_eq!(refused.reason(), "GuardMissing");
+        assert_eq!(refused.reason(), FailureReason::GuardMissing);
     }
 }
 
@@ -133,8 +134,8 @@ fn what_states_no_version_is_told_from_what_is_no_root_file_system() {
 
 #[test]
 fn what_is_no_file_system_is_refused() {
-    assert_eq!(inspected(&[7; 1000]).unwrap_err().reason(), "UnreadableImage");
-    assert_eq!(inspected(&vec![7; 1 << 20]).unwrap_err().reason(), "UnreadableImage");
+    assert_eq!(inspected(&[7; 1000]).unwrap_err().reason(), FailureReason::UnreadableImage);
+    assert_eq!(inspected(&vec![7; 1 << 20]).unwrap_err().reason(), FailureReason::UnreadableImage);
 }
 
 #[test]

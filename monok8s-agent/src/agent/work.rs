@@ -111,7 +111,7 @@ impl Work {
             Ok(outcome) => outcome,
             Err(error) => {
                 let message = format!("the work on the slot ended without a result: {error}");
-                Outcome::Failed(Failure::lasting(FailureReason::DiskError, message))
+                Outcome::Failed(Failure::lasting(FailureReason::Interrupted, message))
             }
         }
     }
@@ -297,7 +297,7 @@ impl Workshop {
 
     fn open(&self, slot: Slot) -> Result<monok8s_sdk::disk::InactiveSlot, Outcome> {
         let map = SlotMap::discover(&self.host, &self.layout).map_err(|error| {
-            Outcome::Failed(Failure::lasting(FailureReason::SlotRefused, super::failure::chain(&error)))
+            Outcome::Failed(Failure::lasting(FailureReason::UnexpectedDevice, super::failure::chain(&error)))
         })?;
         map.open_for_writing(&self.host, slot).map_err(|error: GuardError| ended(ImageError::Guard(error)))
     }
@@ -306,7 +306,7 @@ impl Workshop {
 fn parse(url: &str) -> Result<Url, Outcome> {
     url.parse().map_err(|error| {
         let message = format!("{url:?} is not a URL that an artifact can be downloaded from: {error}");
-        Outcome::Failed(Failure::lasting(FailureReason::DownloadFailed, message))
+        Outcome::Failed(Failure::lasting(FailureReason::NoArtifactUrl, message))
     })
 }
 

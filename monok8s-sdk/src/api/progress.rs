@@ -144,30 +144,70 @@ open_enum! {
 open_enum! {
     /// Why an attempt failed or a trial was reverted. One definition each; the user guide uses the same words.
     pub enum FailureReason {
-        /// No address of the artifact could be read to its end.
-        DownloadFailed,
-        /// The server answered that the artifact is not there (404, 403 or 410).
+        /// The server answered that the artifact is not there (404 or 410).
         ArtifactNotFound,
+        /// The server refused the artifact (401 or 403).
+        ArtifactForbidden,
+        /// The server's answer cannot be used: another status, a wrong length, a wrong range, a compressed transfer.
+        UnusableAnswer,
+        /// The artifact changed on the server while it was downloaded.
+        ArtifactChanged,
+        /// The connection broke off, at every attempt.
+        DownloadInterrupted,
+        /// The download did not end in the time allowed.
+        DownloadTimedOut,
+        /// The order names no address that can be used.
+        NoArtifactUrl,
+        /// The artifact's file or stream cannot be read.
+        ArtifactUnreadable,
         /// The artifact's sha256 is not the ordered one.
         ChecksumMismatch,
-        /// The artifact ends early, has bytes after its end, or is not a zstd stream.
-        ArtifactCorrupt,
-        /// The expanded image is larger than `size`, or than the slot.
+        /// The artifact ends in the middle of its compressed data.
+        TruncatedArtifact,
+        /// The artifact is not zstd-compressed.
+        NotZstd,
+        /// The artifact's compressed data is damaged, or followed by something else.
+        CorruptArtifact,
+        /// The artifact needs more memory to decode than is granted.
+        WindowTooLarge,
+        /// The artifact is longer than any image for the slot can be.
+        ArtifactTooLong,
+        /// The expanded image is larger than the slot.
         ImageTooLarge,
-        /// The expanded image is not as long as `size`, or its sha256 is not `imageChecksum`.
-        ImageMismatch,
-        /// The slot cannot be written: device gone, full, read-only, or an I/O error.
-        DiskError,
+        /// The artifact expands to more than its declared `size`.
+        ExpandsBeyondSize,
+        /// The artifact expands to less than its declared `size`.
+        SizeMismatch,
+        /// The expanded image's sha256 is not `imageChecksum`.
+        ImageChecksumMismatch,
+        /// The slot to be written is the booted one.
+        SlotIsBooted,
+        /// The slot is mounted, swap, held by another device, or open elsewhere.
+        SlotInUse,
+        /// The slot's device is missing, or is not the one that the partition table names.
+        UnexpectedDevice,
+        /// The host's files that tell what a slot is used for cannot be read.
+        HostUnreadable,
+        /// The device, or the file system that the slot's file is on, is full.
+        NoSpaceLeft,
+        /// The slot's device is gone.
+        DeviceVanished,
+        /// The slot's device cannot be read.
+        DiskReadFailed,
+        /// The slot's device cannot be written.
+        DiskWriteFailed,
         /// What was read back from the medium is not what was written.
-        VerifyFailed,
+        ReadBackMismatch,
         /// The image holds another version than the ordered one.
         WrongVersion,
+        /// The image's os-release is missing or cannot be read.
+        InvalidOsRelease,
         /// The expanded image is no root file system that can be read.
-        ImageUnreadable,
+        UnreadableImage,
         /// The image holds no guard that could bring a bad trial back.
         GuardMissing,
-        /// The target slot may not be written: it is booted, mounted, in use, or on the wrong disk.
-        SlotRefused,
+        /// The work was stopped because something else is wanted; not a failure.
+        Cancelled,
         /// The boot loader does not count tries, so a trial could not fall back.
         TrialUnsupported,
         /// The loader's state cannot be read or written safely.

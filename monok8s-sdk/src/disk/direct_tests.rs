@@ -1,3 +1,4 @@
+use crate::api::FailureReason;
 use std::fs;
 
 use proptest::prelude::*;
@@ -37,7 +38,7 @@ fn a_full_file_system_poisons_the_writer() {
     sparse.set_len(8 << 20).unwrap();
     let target = DirectTarget::open_file(&path).unwrap();
     let failed = (0..8).find_map(|mib| target.write_at(mib << 20, &vec![1; 1 << 20]).err()).unwrap();
-    assert_eq!(failed.reason(), "NoSpaceLeft");
+    assert_eq!(failed.reason(), FailureReason::NoSpaceLeft);
     assert!(matches!(target.write_at(0, b"x"), Err(DiskError::Poisoned { action: Action::Write, .. })));
     assert!(matches!(target.read_at(0, &mut [0]), Err(DiskError::Poisoned { .. })));
     assert!(matches!(target.flush(), Err(DiskError::Poisoned { .. })));

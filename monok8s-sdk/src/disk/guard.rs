@@ -7,6 +7,7 @@ use super::direct::DirectTarget;
 use super::host::{BlockDevice, HostError, HostView, Mount};
 use super::slots::{SlotDevice, SlotMap, SlotPartition};
 use super::target::{BlockTarget, Bytes, DeviceNumber, DiskError};
+use crate::api::FailureReason;
 use crate::slot::Slot;
 
 /// A slot that may be written: it is not the booted one, nothing uses it, and this value holds it
@@ -128,15 +129,17 @@ pub enum GuardError {
 }
 
 impl GuardError {
-    /// A stable word for the refusal, in the style of a Kubernetes reason.
+    /// The word for `failureReason`.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> FailureReason {
         match self {
-            Self::Booted { .. } => "SlotIsBooted",
-            Self::Mounted { .. } | Self::Swap { .. } | Self::Held { .. } | Self::InUse { .. } => "SlotInUse",
-            Self::NoDevice { .. } | Self::SizeChanged { .. } => "UnexpectedDevice",
-            Self::TooSmall { .. } => "ImageTooLarge",
-            Self::Host(_) => "HostUnreadable",
+            Self::Booted { .. } => FailureReason::SlotIsBooted,
+            Self::Mounted { .. } | Self::Swap { .. } | Self::Held { .. } | Self::InUse { .. } => {
+                FailureReason::SlotInUse
+            }
+            Self::NoDevice { .. } | Self::SizeChanged { .. } => FailureReason::UnexpectedDevice,
+            Self::TooSmall { .. } => FailureReason::ImageTooLarge,
+            Self::Host(_) => FailureReason::HostUnreadable,
             Self::Open { source, .. } => source.reason(),
         }
     }

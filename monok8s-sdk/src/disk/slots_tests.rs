@@ -1,3 +1,4 @@
+use crate::api::FailureReason;
 use std::fs::File;
 use std::path::Path;
 
@@ -29,7 +30,7 @@ fn the_inactive_slot_is_the_one_not_booted() {
         assert_eq!((map.booted().slot, map.inactive().slot), (booted, booted.other()));
         let refused = map.open_for_writing(&machine.host(), booted).unwrap_err();
         assert!(matches!(refused, GuardError::Booted { .. }), "{refused}");
-        assert_eq!(refused.reason(), "SlotIsBooted");
+        assert_eq!(refused.reason(), FailureReason::SlotIsBooted);
         let slot = map.open_inactive(&machine.host()).unwrap();
         slot.target().write_at(0, b"mark").unwrap();
         assert_eq!(machine.read(booted.other(), 4).unwrap(), b"mark");

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::api::FailureReason;
+
 /// Storage that an image is written to and read back from: a device, a file, or a test's fake.
 ///
 /// Offsets and lengths are in bytes and may have any alignment; multiples of
@@ -192,18 +194,20 @@ impl DiskError {
         }
     }
 
-    /// A stable word for the failure, in the style of a Kubernetes reason.
+    /// The word for `failureReason`.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> FailureReason {
         match self {
-            Self::Busy { .. } => "SlotInUse",
-            Self::NoSpace { .. } => "NoSpaceLeft",
-            Self::Open { .. } | Self::Vanished { .. } => "DeviceVanished",
+            Self::Busy { .. } => FailureReason::SlotInUse,
+            Self::NoSpace { .. } => FailureReason::NoSpaceLeft,
+            Self::Open { .. } | Self::Vanished { .. } => FailureReason::DeviceVanished,
             Self::NotABlockDevice { .. } | Self::NotAPlainFile { .. } | Self::WrongDevice { .. } => {
-                "UnexpectedDevice"
+                FailureReason::UnexpectedDevice
             }
-            Self::Io { action: Action::Read, .. } => "DiskReadFailed",
-            Self::OutOfBounds { .. } | Self::Io { .. } | Self::Poisoned { .. } => "DiskWriteFailed",
+            Self::Io { action: Action::Read, .. } => FailureReason::DiskReadFailed,
+            Self::OutOfBounds { .. } | Self::Io { .. } | Self::Poisoned { .. } => {
+                FailureReason::DiskWriteFailed
+            }
         }
     }
 }
@@ -267,8 +271,8 @@ mod tests {
     fn errors_are_sorted_by_what_to_do() {
         let reason =
             |errno| DiskError::from_io(Action::Write, "x", 0, io::Error::from_raw_os_error(errno)).reason();
-        assert_eq!(reason(28), "NoSpaceLeft");
-        assert_eq!(reason(19), "DeviceVanished");
-        assert_eq!(reason(5), "DiskWriteFailed");
+        assert_eq!(reason(28), FailureReason::NoSpaceLeft);
+        assert_eq!(reason(19), FailureReason::DeviceVanished);
+        assert_eq!(reason(5), FailureReason::DiskWriteFailed);
     }
 }

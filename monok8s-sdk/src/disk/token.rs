@@ -10,6 +10,7 @@ use sha2::Digest as _;
 use super::aligned::AlignedBuf;
 use super::guard::InactiveSlot;
 use super::target::{Bytes, DiskError};
+use crate::api::FailureReason;
 use crate::digest::Sha256Digest;
 use crate::slot::Slot;
 use crate::version::OsVersion;
@@ -80,13 +81,13 @@ pub enum VerifyError {
 }
 
 impl VerifyError {
-    /// A stable word for the failure, in the style of a Kubernetes reason.
+    /// The word for `failureReason`.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> FailureReason {
         match self {
-            Self::Mismatch { .. } => "ReadBackMismatch",
+            Self::Mismatch { .. } => FailureReason::ReadBackMismatch,
             Self::Read { source, .. } => source.reason(),
-            Self::Cancelled { .. } => "Cancelled",
+            Self::Cancelled { .. } => FailureReason::Cancelled,
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::fetch_error::FetchError;
 use super::inspect::InspectError;
 use super::write_error::WriteError;
+use crate::api::FailureReason;
 use crate::disk::{DiskError, GuardError, VerifyError};
 
 /// Why an image did not get into a slot. Grouped by the step that failed.
@@ -36,9 +37,9 @@ pub enum Retry {
 }
 
 impl ImageError {
-    /// A stable word for the failure, for a `failureReason`.
+    /// The word for `failureReason`.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> FailureReason {
         match self {
             Self::Guard(error) => error.reason(),
             Self::Fetch(error) => error.reason(),
@@ -63,9 +64,6 @@ impl ImageError {
     /// Whether the caller's own [`Cancel`](super::Cancel) is why it ended.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.reason() == CANCELLED
+        self.reason() == FailureReason::Cancelled
     }
 }
-
-/// The reason of everything that the caller stopped.
-pub(super) const CANCELLED: &str = "Cancelled";

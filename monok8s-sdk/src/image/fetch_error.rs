@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::error::{CANCELLED, Retry};
+use super::error::Retry;
+use crate::api::FailureReason;
 
 /// Why an artifact could not be downloaded. URLs are shown without credentials and queries.
 #[derive(Debug, thiserror::Error)]
@@ -100,18 +101,18 @@ pub enum Interruption {
 }
 
 impl FetchError {
-    /// A stable word for the failure, in the style of a Kubernetes reason.
+    /// The word for `failureReason`.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> FailureReason {
         match self {
-            Self::NoUrl => "NoArtifactURL",
-            Self::NotFound { .. } => "ArtifactNotFound",
-            Self::Forbidden { .. } => "ArtifactForbidden",
-            Self::Unusable { .. } => "UnusableAnswer",
-            Self::Changed { .. } => "ArtifactChanged",
-            Self::Interrupted { .. } => "DownloadInterrupted",
-            Self::TimedOut { .. } => "DownloadTimedOut",
-            Self::Cancelled => CANCELLED,
+            Self::NoUrl => FailureReason::NoArtifactUrl,
+            Self::NotFound { .. } => FailureReason::ArtifactNotFound,
+            Self::Forbidden { .. } => FailureReason::ArtifactForbidden,
+            Self::Unusable { .. } => FailureReason::UnusableAnswer,
+            Self::Changed { .. } => FailureReason::ArtifactChanged,
+            Self::Interrupted { .. } => FailureReason::DownloadInterrupted,
+            Self::TimedOut { .. } => FailureReason::DownloadTimedOut,
+            Self::Cancelled => FailureReason::Cancelled,
         }
     }
 

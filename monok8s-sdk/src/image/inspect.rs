@@ -4,6 +4,7 @@ use std::error::Error;
 
 use ext4_view::{Ext4, Ext4Error, Ext4Read};
 
+use crate::api::FailureReason;
 use crate::disk::{DiskError, SlotReader, VerifiedSlot};
 use crate::os_release::{MAX_OS_RELEASE_LEN, OS_RELEASE_PATHS, OsRelease, OsReleaseError};
 use crate::slot::Slot;
@@ -99,15 +100,15 @@ pub enum InspectError {
 }
 
 impl InspectError {
-    /// A stable word for the failure, in the style of a Kubernetes reason.
+    /// The word for `failureReason`.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> FailureReason {
         match self {
             Self::Read { source, .. } => source.reason(),
-            Self::NotReadable { .. } | Self::Geometry { .. } => "UnreadableImage",
-            Self::NoOsRelease { .. } | Self::OsRelease { .. } => "InvalidOsRelease",
-            Self::WrongVersion { .. } => "WrongVersion",
-            Self::GuardMissing { .. } => "GuardMissing",
+            Self::NotReadable { .. } | Self::Geometry { .. } => FailureReason::UnreadableImage,
+            Self::NoOsRelease { .. } | Self::OsRelease { .. } => FailureReason::InvalidOsRelease,
+            Self::WrongVersion { .. } => FailureReason::WrongVersion,
+            Self::GuardMissing { .. } => FailureReason::GuardMissing,
         }
     }
 }

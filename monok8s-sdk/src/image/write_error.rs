@@ -3,7 +3,7 @@
 use std::io;
 
 use super::decode::WINDOW_LOG_MAX;
-use super::error::CANCELLED;
+use crate::api::FailureReason;
 use crate::digest::Sha256Digest;
 use crate::disk::{Bytes, DiskError, GuardError};
 use crate::slot::Slot;
@@ -119,23 +119,23 @@ pub enum WriteError {
 }
 
 impl WriteError {
-    /// A stable word for the failure, in the style of a Kubernetes reason.
+    /// The word for `failureReason`.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> FailureReason {
         match self {
-            Self::TooLarge(_) | Self::ExpandsBeyondSlot { .. } => "ImageTooLarge",
-            Self::ChecksumMismatch { .. } => "ChecksumMismatch",
-            Self::ImageChecksumMismatch { .. } => "ImageChecksumMismatch",
-            Self::ExpandsBeyondSize { .. } => "ExpandsBeyondSize",
-            Self::SizeMismatch { .. } => "SizeMismatch",
-            Self::Truncated { .. } => "TruncatedArtifact",
-            Self::ArtifactTooLong { .. } => "ArtifactTooLong",
-            Self::NotZstd { .. } => "NotZstd",
-            Self::WindowTooLarge => "WindowTooLarge",
-            Self::Corrupt { .. } => "CorruptArtifact",
-            Self::Source { .. } => "ArtifactUnreadable",
+            Self::TooLarge(_) | Self::ExpandsBeyondSlot { .. } => FailureReason::ImageTooLarge,
+            Self::ChecksumMismatch { .. } => FailureReason::ChecksumMismatch,
+            Self::ImageChecksumMismatch { .. } => FailureReason::ImageChecksumMismatch,
+            Self::ExpandsBeyondSize { .. } => FailureReason::ExpandsBeyondSize,
+            Self::SizeMismatch { .. } => FailureReason::SizeMismatch,
+            Self::Truncated { .. } => FailureReason::TruncatedArtifact,
+            Self::ArtifactTooLong { .. } => FailureReason::ArtifactTooLong,
+            Self::NotZstd { .. } => FailureReason::NotZstd,
+            Self::WindowTooLarge => FailureReason::WindowTooLarge,
+            Self::Corrupt { .. } => FailureReason::CorruptArtifact,
+            Self::Source { .. } => FailureReason::ArtifactUnreadable,
             Self::Disk { source, .. } => source.reason(),
-            Self::Cancelled => CANCELLED,
+            Self::Cancelled => FailureReason::Cancelled,
         }
     }
 }

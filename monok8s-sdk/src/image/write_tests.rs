@@ -1,3 +1,4 @@
+use crate::api::FailureReason;
 use std::io;
 use std::sync::Mutex;
 
@@ -162,26 +163,29 @@ fn each_wrong_artifact_has_its_own_refusal() {
     let any = Expected::default();
     let refuse = |artifact: &[u8], expected| refused(SLOT, artifact, expected).reason();
 
-    assert_eq!(refuse(&good, Expected { checksum: other, ..any }), "ChecksumMismatch");
-    assert_eq!(refuse(&good, Expected { image_checksum: other, ..any }), "ImageChecksumMismatch");
-    assert_eq!(refuse(&good, size(image.len() - 1)), "ExpandsBeyondSize");
-    assert_eq!(refuse(&good, size(image.len() + 1)), "SizeMismatch");
-    assert_eq!(refuse(&good[..good.len() - 5], any), "TruncatedArtifact");
-    assert_eq!(refuse(&good[..3], any), "TruncatedArtifact");
-    assert_eq!(refuse(&[], any), "TruncatedArtifact");
-    assert_eq!(refuse(&zstd(&[]), any), "TruncatedArtifact");
-    assert_eq!(refuse(b"<!DOCTYPE html>", any), "NotZstd");
-    assert_eq!(refuse(&[&good[..], b"trailing"].concat(), any), "CorruptArtifact");
+    assert_eq!(refuse(&good, Expected { checksum: other, ..any }), FailureReason::ChecksumMismatch);
+    assert_eq!(
+        refuse(&good, Expected { image_checksum: other, ..any }),
+        FailureReason::ImageChecksumMismatch
+    );
+    assert_eq!(refuse(&good, size(image.len() - 1)), FailureReason::ExpandsBeyondSize);
+    assert_eq!(refuse(&good, size(image.len() + 1)), FailureReason::SizeMismatch);
+    assert_eq!(refuse(&good[..good.len() - 5], any), FailureReason::TruncatedArtifact);
+    assert_eq!(refuse(&good[..3], any), FailureReason::TruncatedArtifact);
+    assert_eq!(refuse(&[], any), FailureReason::TruncatedArtifact);
+    assert_eq!(refuse(&zstd(&[]), any), FailureReason::TruncatedArtifact);
+    assert_eq!(refuse(b"<!DOCTYPE html>", any), FailureReason::NotZstd);
+    assert_eq!(refuse(&[&good[..], b"trailing"].concat(), any), FailureReason::CorruptArtifact);
     // 0xFF begins a block of a kind that does not exist.
-    assert_eq!(refuse(&[&good[..6], &[0xFF; 5000]].concat(), any), "CorruptArtifact");
-    assert_eq!(refused(200_000, &good, any).reason(), "ImageTooLarge");
+    assert_eq!(refuse(&[&good[..6], &[0xFF; 5000]].concat(), any), FailureReason::CorruptArtifact);
+    assert_eq!(refused(200_000, &good, any).reason(), FailureReason::ImageTooLarge);
 }
 
 #[test]
 fn a_declared_size_beyond_the_slot_leaves_the_slot_alone() {
     let disk = MemoryDisk::filled(1 << 20, 0xAA);
     let expected = Expected { size: Some((1 << 20) + 1), ..Expected::default() };
-    assert_eq!(write(&disk, &[], expected).unwrap_err().reason(), "ImageTooLarge");
+    assert_eq!(write(&disk, &[], expected).unwrap_err().reason(), FailureReason::ImageTooLarge);
     assert_eq!(disk.log(), []);
 }
 
@@ -191,10 +195,10 @@ fn a_bomb_is_stopped_at_its_bound() {
     assert!(bomb.len() < 64 * 1024);
     let disk = MemoryDisk::filled(SLOT, 0xAA);
     let expected = Expected { size: Some(100_000), ..Expected::default() };
-    assert_eq!(write(&disk, &bomb, expected).unwrap_err().reason(), "ExpandsBeyondSize");
+    assert_eq!(write(&disk, &bomb, expected).unwrap_err().reason(), FailureReason::ExpandsBeyondSize);
     assert_eq!(disk.log(), [], "not even the first step was written");
     let disk = MemoryDisk::filled(SLOT, 0xAA);
-    assert_eq!(write(&disk, &bomb, Expected::default()).unwrap_err().reason(), "ImageTooLarge");
+    assert_eq!(write(&disk, &bomb, Expected::default()).unwrap_err().reason(), FailureReason::ImageTooLarge);
 }
 
 #[test]
@@ -207,7 +211,10 @@ fn a_window_beyond_the_memory_limit_is_refused() {
     };
     let accepted = write(&MemoryDisk::filled(SLOT, 0), &compress(WINDOW_LOG_MAX), Expected::default());
     assert!(accepted.is_ok(), "{accepted:?}");
-    assert_eq!(refused(SLOT, &compress(WINDOW_LOG_MAX + 1), Expected::default()).reason(), "WindowTooLarge");
+    assert_eq!(
+        refused(SLOT, &compress(WINDOW_LOG_MAX + 1), Expected::default()).reason(),
+        FailureReason::WindowTooLarge
+    );
 }
 
 #[test]
@@ -218,7 +225,7 @@ fn an_artifact_that_never_ends_is_cut_off() {
     let slot = InactiveSlot::on_test_storage(Slot::B, disk as Arc<dyn BlockTarget>);
     let endless = start.chain(io::repeat(7));
     let ended = write_body(slot, endless, &Expected::default(), &Progress::default(), &Cancel::default());
-    assert_eq!(ended.unwrap_err().reason(), "ArtifactTooLong");
+    assert_eq!(ended.unwrap_err().reason(), FailureReason::ArtifactTooLong);
 }
 
 #[test]
@@ -231,7 +238,7 @@ fn no_io_error_leaves_a_bootable_slot() {
         let disk = MemoryDisk::filled(SLOT, 0xAA);
         disk.state.lock().unwrap().fail_at = Some(step);
         let ended = write(&disk, &artifact, Expected::default()).and_then(BodyWritten::finish);
-        assert_eq!(ended.unwrap_err().reason(), "DiskWriteFailed", "step {step}");
+        assert_eq!(ended.unwrap_err().reason(), FailureReason::DiskWriteFailed, "step {step}");
         if step > 0 && step < steps - 1 {
             assert!(disk.has_no_head(), "step {step}");
         }
@@ -244,7 +251,7 @@ fn a_lost_write_is_found_by_the_read_back() {
     let written = write(&disk, &zstd(&image(2 << 20)), Expected::default()).unwrap().finish().unwrap();
     disk.state.lock().unwrap().bytes[1_500_000] ^= 1;
     let error = written.verify().unwrap_err();
-    assert_eq!(error.reason(), "ReadBackMismatch");
+    assert_eq!(error.reason(), FailureReason::ReadBackMismatch);
 }
 
 #[test]

@@ -129,7 +129,7 @@ fn a_power_cut_at_any_point_leaves_a_way_on() {
         "verified": node().verified().power_cut(), Some(order().may_stage()) => "Staged v1.35.3 in B";
         "verified, and the grant came": node().verified().power_cut(), Some(order().may_boot(SOON)) => "verify v1.35.3 in B, Staged";
         "read back differently once": node().written().after(&Step::ReadBackDiffers), Some(order().may_stage()) => "write v1.35.3 to B, attempt 1";
-        "read back differently twice": node().written().after(&Step::ReadBackDiffers).after(&Step::ReadBackDiffers), Some(order().may_stage()) => "record: Failed VerifyFailed";
+        "read back differently twice": node().written().after(&Step::ReadBackDiffers).after(&Step::ReadBackDiffers), Some(order().may_stage()) => "record: Failed ReadBackMismatch";
         "intent recorded, not committed": node().intended().power_cut(), Some(order().may_boot(SOON).says(Staged, BOOT)) => "record: IntentDropped";
         "intent recorded, not committed, old boot ID in the status": node().intended().power_cut(), Some(order().may_boot(SOON).says(Rebooting, "boot-0")) => "record: IntentDropped";
         "intent recorded and committed, not armed": node().intended().power_cut(), Some(order().says(Rebooting, BOOT)) => "record: Committed boot-2";

@@ -167,7 +167,7 @@ fn write(facts: &NodeFacts, attempt: &Attempt, order: &Order, hop: &ImageRef) ->
     let slot = attempt.slot;
     if attempt.rewrites > MAX_REWRITES {
         return fail(
-            FailureReason::VerifyFailed,
+            FailureReason::ReadBackMismatch,
             format!(
                 "slot {slot} was written {} times and never read back as written; replace the disk",
                 attempt.rewrites

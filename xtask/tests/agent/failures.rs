@@ -120,8 +120,8 @@ fn of_servers(bench: &Bench) -> Vec<Case> {
     let checksum = with(bench, "checksum", json!(format!("sha256:{}", "0".repeat(64))));
     vec![
         case("a 404", "ArtifactNotFound", "404", absent),
-        case("a connection that is cut, again and again", "DownloadFailed", "attempts", cut),
-        case("a server that announces too much", "DownloadFailed", "it announced more than", long),
+        case("a connection that is cut, again and again", "DownloadInterrupted", "attempts", cut),
+        case("a server that announces too much", "UnusableAnswer", "it announced more than", long),
         case("another file", "ChecksumMismatch", "another file is served there", other),
         case("a bad checksum in the catalog", "ChecksumMismatch", "was ordered", checksum),
     ]
@@ -138,10 +138,15 @@ fn of_artifacts(bench: &Bench) -> Vec<Case> {
     let page = listed(bench, "page", b"<html>sign in</html>".repeat(100), None);
     let bomb = listed(bench, "bomb", zeroes(1 << 30), Some(IMAGE_BYTES));
     vec![
-        case("damaged compression", "ArtifactCorrupt", "upload it again", damaged),
-        case("an artifact that was listed when it was cut already", "ArtifactCorrupt", "cut off", truncated),
-        case("no zstd at all", "ArtifactCorrupt", "not zstd", page),
-        case("a bomb", "ImageTooLarge", "stopped there", bomb),
+        case("damaged compression", "CorruptArtifact", "upload it again", damaged),
+        case(
+            "an artifact that was listed when it was cut already",
+            "TruncatedArtifact",
+            "cut off",
+            truncated,
+        ),
+        case("no zstd at all", "NotZstd", "not zstd", page),
+        case("a bomb", "ExpandsBeyondSize", "stopped there", bomb),
     ]
 }
 
@@ -157,10 +162,10 @@ fn of_images(bench: &Bench) -> Vec<Case> {
     vec![
         case("an image that the slot cannot hold", "ImageTooLarge", "slot B", said),
         case("one that does not say so", "ImageTooLarge", "stopped there", unsaid),
-        case("a wrong size", "ImageMismatch", "declared size", size),
+        case("a wrong size", "SizeMismatch", "declared size", size),
         case("another version inside", "WrongVersion", "v1.35.1, but v1.35.4 was ordered", liar),
         case("no guard", "GuardMissing", "no guard", unguarded),
-        case("no file system", "ImageUnreadable", "ext4", empty),
+        case("no file system", "UnreadableImage", "ext4", empty),
         case("no such version", "NotResolvable", "is not in the catalog", elsewhere),
     ]
 }
