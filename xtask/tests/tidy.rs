@@ -101,3 +101,36 @@ fn every_link_between_documents_leads_somewhere() {
         }
     }
 }
+
+/// The documented variants of an enum, as its source has them.
+fn documented(source: &str, name: &str) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(workspace_root().join("monok8s-sdk/src/api").join(source)).unwrap();
+    let body = text.split(&format!("pub enum {name} {{")).nth(1).unwrap().split("\n    }").next().unwrap();
+    let (mut found, mut doc) = (Vec::new(), Vec::new());
+    for line in body.lines().map(str::trim) {
+        if let Some(words) = line.strip_prefix("///") {
+            doc.push(words.trim());
+        } else if let Some(variant) = line.strip_suffix(',') {
+            found.push((variant.to_owned(), doc.join(" ")));
+            doc.clear();
+        }
+    }
+    assert!(!found.is_empty(), "{name} was not found in {source}");
+    found
+}
+
+#[test]
+fn the_guide_defines_each_word_as_the_code_does() {
+    let guide = std::fs::read_to_string(workspace_root().join("docs/os-upgrades.md")).unwrap();
+    for (source, name) in [
+        ("osupgrade_status.rs", "UpgradePhase"),
+        ("progress.rs", "ProgressPhase"),
+        ("conditions.rs", "ConditionType"),
+        ("progress.rs", "FailureReason"),
+    ] {
+        for (word, meaning) in documented(source, name) {
+            let row = format!("| `{word}` | {meaning} |");
+            assert!(guide.contains(&row), "docs/os-upgrades.md lacks the row of {name}: {row}");
+        }
+    }
+}
