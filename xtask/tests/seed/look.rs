@@ -10,7 +10,7 @@ use monok8s_sdk::api::{
 use xtask::testbed::Testbed;
 
 /// For whatever takes no reboot.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 /// For a whole upgrade of a node.
 pub(super) const UPGRADE: Duration = Duration::from_secs(60);
 
@@ -135,15 +135,6 @@ pub(super) async fn progress_in(testbed: &Testbed, name: &str, phase: &ProgressP
 
 fn found<T>(outcome: Result<T>) -> T {
     outcome.unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-/// Waits until neither the upgrade nor a progress object of it is there.
-pub(super) async fn nothing_left_of(testbed: &Testbed, upgrade: &str) {
-    let look = || async {
-        let gone = !testbed.upgrades().await?.contains_key(upgrade);
-        Ok((gone && sources(testbed).await?.iter().all(|source| source != upgrade)).then_some(()))
-    };
-    found(testbed.wait_for(&format!("nothing of {upgrade} to be left"), SOON, look).await);
 }
 
 /// The upgrades that there are progress objects of.
