@@ -69,6 +69,8 @@ pub struct MachineSpec {
     pub boot_time: Duration,
     /// Further arguments of the agent.
     pub agent_arguments: Vec<String>,
+    /// The directory of the disk's file, if not beside everything else.
+    pub disk_directory: Option<PathBuf>,
 }
 
 impl MachineSpec {
@@ -84,6 +86,7 @@ impl MachineSpec {
             guard: Duration::from_secs(120),
             boot_time: Duration::from_millis(200),
             agent_arguments: Vec::new(),
+            disk_directory: None,
         }
     }
 }
@@ -158,7 +161,7 @@ impl Machine {
             log: directory.join("agent.log"),
         };
         let disk = Disk::create(
-            &directory.join("disk.img"),
+            &spec.disk_directory.as_deref().unwrap_or(&directory).join("disk.img"),
             &DiskSpec {
                 identity: name.clone(),
                 slot_bytes: spec.slot_bytes,

@@ -4,6 +4,8 @@
 
 #[path = "agent/bench.rs"]
 mod bench;
+#[path = "agent/disks.rs"]
+mod disks;
 #[path = "agent/failures.rs"]
 mod failures;
 #[path = "agent/kills.rs"]

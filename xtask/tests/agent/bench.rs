@@ -88,6 +88,16 @@ impl Bench {
 
     /// A machine that runs [`OLD`], with an agent that has an agent's rights and no more.
     pub(crate) async fn machine(&self, name: &str, args: &[&str]) -> Machine {
+        self.machine_with(name, args, |spec| spec).await
+    }
+
+    /// The same, changed before it is started.
+    pub(crate) async fn machine_with(
+        &self,
+        name: &str,
+        args: &[&str],
+        change: impl FnOnce(MachineSpec) -> MachineSpec,
+    ) -> Machine {
         let node = NodeSpec::worker(name, OLD);
         // The token is bound to the Node, which must be there first.
         drop(xtask::kubelet::Kubelet::start(self.client(), &node).await.unwrap());
@@ -102,7 +112,7 @@ impl Bench {
             agent_arguments: args.iter().map(|&arg| arg.to_owned()).collect(),
             ..MachineSpec::new(node, self.artifact("old").image.clone())
         };
-        Machine::start(spec, self.scratch.path(), self.client(), kubeconfig).await.unwrap()
+        Machine::start(change(spec), self.scratch.path(), self.client(), kubeconfig).await.unwrap()
     }
 
     /// An entry of a catalog.

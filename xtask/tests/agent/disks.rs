@@ -1,0 +1,70 @@
+//! Disks that give out under a real write.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use monok8s_sdk::api::ProgressPhase;
+use monok8s_sdk::slot::Slot;
+use xtask::disk::loop_obstacle;
+use xtask::machine::MachineSpec;
+
+use crate::bench::{Bench, NEW, booted};
+
+/// A file system in memory of a size in MiB. Dropping it unmounts it.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(path: PathBuf, mebibytes: u64) -> Self {
+        std::fs::create_dir_all(&path).unwrap();
+        let size = format!("size={mebibytes}m");
+        mount(&["-t", "tmpfs", "-o", &size, "tmpfs"], &path);
+        Self(path)
+    }
+
+    fn grow(&self, mebibytes: u64) {
+        mount(&["-o", &format!("remount,size={mebibytes}m")], &self.0);
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Lazily: the kernel may still be taking the loop devices on it apart.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+fn mount(arguments: &[&str], path: &Path) {
+    let status = Command::new("mount").args(arguments).arg(path).status().unwrap();
+    assert!(status.success(), "mount {arguments:?} failed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_fails_the_attempt_and_room_mends_it() {
+    if let Some(obstacle) = loop_obstacle() {
+        println!("SKIP: {obstacle}");
+        return;
+    }
+    let bench = Bench::start().await;
+    let old = bench.artifact("old").image.clone();
+    // Room for what slot A holds, and for some of slot B.
+    let small = Tmpfs::mount(bench.path("small"), 19);
+    let directory = small.0.clone();
+    let on_it = |spec| MachineSpec { disk_directory: Some(directory), ..spec };
+    let machine = bench.machine_with("node-1", &[], on_it).await;
+    bench.upgrade("up", NEW, &[bench.entry("new", NEW)]).await;
+    bench.hand_made("by-hand", "up", "node-1").await;
+    let status = bench.wait_for_phase(&machine, "by-hand", ProgressPhase::Failed).await;
+    println!("{:?}: {:?}", status.failure_reason, status.message);
+    let reason = status.failure_reason.unwrap();
+    assert!(["NoSpaceLeft", "DiskWriteFailed"].contains(&reason.as_str()), "{reason}: {:?}", status.message);
+    assert_eq!(machine.slot_digest(Slot::A, old.bytes).unwrap(), old.digest);
+    assert_eq!(booted(&machine), [Slot::A]);
+
+    small.grow(64);
+    bench.retry("by-hand", "retry-1").await;
+    bench.wait_for_phase(&machine, "by-hand", ProgressPhase::Completed).await;
+    let new = &bench.artifact("new").image;
+    assert_eq!(machine.slot_digest(Slot::B, new.bytes).unwrap(), new.digest);
+    assert_eq!(machine.slot_digest(Slot::A, old.bytes).unwrap(), old.digest);
+    drop(machine);
+}
