@@ -58,6 +58,8 @@ const STEPS: &[Step] = &[
         &["test", "--workspace", "--all-features", "--no-fail-fast", "--", "--show-output"],
         Counting::Libtest,
     ),
+    step("generated files", &["xtask", "gen", "--check"], Counting::Whole),
+    step("demo", &["xtask", "demo"], Counting::Whole),
     Step {
         name: "documentation",
         program: "cargo",

@@ -16,10 +16,14 @@ use monok8s_sdk::slot::Slot;
 use crate::disk::Disk;
 use crate::rootfs::PANIC_MARKER;
 
-/// The os-release of a slot that came up.
+const GUARD: &str = "/usr/bin/monok8s-agent";
+
+/// What the agent looks at in the root file system of a slot that came up.
 pub(super) struct BootedRelease {
-    /// The file.
+    /// The os-release.
     text: Vec<u8>,
+    /// The program that is also the guard, if the image has it.
+    guard: Option<Vec<u8>>,
     /// What it states.
     pub(super) version: String,
 }
@@ -57,8 +61,9 @@ fn come_up(disk: &Disk, slot: Slot) -> Result<BootedRelease> {
     anyhow::ensure!(!panics, "the kernel in slot {slot} panics");
     let text = root.read("/etc/os-release")?;
     let version = OsRelease::parse(&text)?.version()?.map(|version| version.to_string());
+    let guard = root.exists(GUARD)?.then(|| root.read(GUARD)).transpose()?;
     // An image that states no version runs all the same; its kubelet has one.
-    Ok(BootedRelease { text, version: version.unwrap_or_else(|| "v0.0.0".to_owned()) })
+    Ok(BootedRelease { text, guard, version: version.unwrap_or_else(|| "v0.0.0".to_owned()) })
 }
 
 /// Writes what a kernel and an init show of a boot.
@@ -69,7 +74,7 @@ pub(super) fn write_host(
     release: &BootedRelease,
     boot_id: &str,
 ) -> Result<()> {
-    for directory in ["proc/sys/kernel/random", "proc/1", "etc"] {
+    for directory in ["proc/sys/kernel/random", "proc/1", "etc", "usr/bin"] {
         fs::create_dir_all(host.join(directory))?;
     }
     // Loop devices are found through the real ones.
@@ -85,6 +90,12 @@ pub(super) fn write_host(
     fs::write(host.join("proc/swaps"), "Filename\tType\tSize\tUsed\tPriority\n")?;
     fs::write(host.join("proc/1/mountinfo"), "")?;
     fs::write(host.join("etc/os-release"), &release.text)?;
+    let guard = host.join(GUARD.trim_start_matches('/'));
+    match &release.guard {
+        Some(program) => fs::write(guard, program)?,
+        None if guard.exists() => fs::remove_file(guard)?,
+        None => {}
+    }
     write_uptime(host, Duration::ZERO)
 }
 
