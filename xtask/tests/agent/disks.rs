@@ -6,7 +6,7 @@ use std::process::Command;
 use monok8s_sdk::api::ProgressPhase;
 use monok8s_sdk::slot::Slot;
 use xtask::disk::loop_obstacle;
-use xtask::machine::MachineSpec;
+use xtask::machine::{MachineSpec, Medium};
 
 use crate::bench::{Bench, NEW, booted};
 
@@ -67,4 +67,18 @@ async fn a_full_disk_fails_the_attempt_and_room_mends_it() {
     assert_eq!(machine.slot_digest(Slot::B, new.bytes).unwrap(), new.digest);
     assert_eq!(machine.slot_digest(Slot::A, old.bytes).unwrap(), old.digest);
     drop(machine);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plain_file_serves_where_nobody_is_root() {
+    let bench = Bench::start().await;
+    let in_a_file = |spec| MachineSpec { medium: Medium::File, ..spec };
+    let machine = bench.machine_with("node-1", &[], in_a_file).await;
+    bench.upgrade("up", NEW, &[bench.entry("new", NEW)]).await;
+    bench.hand_made("by-hand", "up", "node-1").await;
+    bench.wait_for_phase(&machine, "by-hand", ProgressPhase::Completed).await;
+    let (old, new) = (&bench.artifact("old").image, &bench.artifact("new").image);
+    assert_eq!(machine.slot_digest(Slot::B, new.bytes).unwrap(), new.digest);
+    assert_eq!(machine.slot_digest(Slot::A, old.bytes).unwrap(), old.digest);
+    assert_eq!(booted(&machine), [Slot::A, Slot::B]);
 }
