@@ -11,14 +11,14 @@ use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
 use tokio::task::{block_in_place, spawn_blocking};
 
-use super::cluster::{ClusterError, Precondition};
+use super::cluster::ClusterError;
+use super::commit::Commitment;
 use super::error::NodeError;
 use super::failure::{Failure, chain};
 use super::node::{IDLE, Node};
 use super::present::{self, Scene};
 use super::reboot::reboot;
 use super::report::BYTES_INTERVAL;
-use super::status::status;
 use super::work::{Job, Outcome, Standing};
 
 /// How often the health of a trial is looked at.
@@ -171,10 +171,9 @@ impl Node {
         if object.metadata.resource_version.as_deref() != Some(resource_version) {
             return Ok(Turn::Again);
         }
-        let report = present::commitment(&scene, version, slot);
-        let previous = object.status.clone().unwrap_or_default();
-        let said = status(&report, &previous, scene.now);
-        match self.cluster.write_progress(object, &said, Precondition::Unchanged).await {
+        let Scene { object, order, facts, work, now } = scene;
+        let commitment = Commitment { object, order, facts, version, slot, progress: work.progress };
+        match commitment.announce(&self.cluster, now).await {
             Ok(written) => {
                 self.known.learn(written);
                 self.record(&Step::Committed { boot_id: deed.facts.booted.boot_id.clone() })?;

@@ -17,30 +17,49 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a request brought nothing.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ClusterError {
+#[non_exhaustive]
+pub enum ClusterError {
     /// The object is not there, or is another one under the same name.
     #[error("{what} does not exist")]
-    Absent { what: String },
+    Absent {
+        /// The object, as kind and name.
+        what: String,
+    },
     /// The object changed since it was read.
     #[error("{what} has changed since it was read")]
-    Conflict { what: String },
+    Conflict {
+        /// The object, as kind and name.
+        what: String,
+    },
     /// The API server said no to this and will again.
     #[error("the API server refuses access to {what}: check the agent's RBAC rules")]
-    Refused { what: String, source: Box<kube::Error> },
+    Refused {
+        /// The object, as kind and name.
+        what: String,
+        /// Its answer.
+        source: Box<kube::Error>,
+    },
     /// No answer, or one that a later try may change.
     #[error("cannot reach {what}")]
-    Unreachable { what: String, source: Option<Box<kube::Error>> },
+    Unreachable {
+        /// The object, as kind and name.
+        what: String,
+        /// What came instead, if anything did in time.
+        source: Option<Box<kube::Error>>,
+    },
 }
 
 /// This node's view of the cluster.
 #[derive(Clone)]
-pub(super) struct Cluster {
+pub struct Cluster {
     client: Client,
     node_name: String,
 }
 
 impl Cluster {
-    pub(super) fn new(client: Client, node_name: String) -> Self {
+    /// As seen by the agent of the node of this name.
+    #[must_use]
+    pub fn new(client: Client, node_name: String) -> Self {
         Self { client, node_name }
     }
 

@@ -7,6 +7,7 @@
 
 mod act;
 mod cluster;
+mod commit;
 mod config;
 mod error;
 mod failure;
@@ -41,9 +42,10 @@ use monok8s_sdk::image::DownloadLimits;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+pub use cluster::{Cluster, ClusterError};
+pub use commit::Commitment;
 pub use config::{ArgumentError, BootBackendChoice, Endpoint, RebootCommand, RunArgs};
 
-use cluster::Cluster;
 use health::HealthProbe;
 use known::Known;
 use node::{Node, Parts};

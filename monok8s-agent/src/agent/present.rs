@@ -10,6 +10,7 @@ use monok8s_sdk::node_upgrade::{Action, NodeFacts, Order, Report as Standing, Wa
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
 
+use super::commit::Commitment;
 use super::status::Report;
 
 /// What a report is made of, beside the action.
@@ -241,16 +242,17 @@ fn standing_words(standing: &Standing, booted: Slot) -> Spoken {
     }
 }
 
-/// The status that announces a commit, bound to the hop that is committed to.
-pub(super) fn commitment(scene: &Scene<'_>, version: &OsVersion, slot: Slot) -> Report {
-    let attempt = scene.facts.record.attempt.as_ref();
+/// What announces a commit, bound to the hop that is committed to.
+pub(super) fn commitment(commitment: &Commitment<'_>) -> Report {
+    let Commitment { object, order, facts, version, slot, progress } = *commitment;
+    let attempt = facts.record.attempt.as_ref();
     Report {
         message: format!("is committed to reboot into {version} in slot {slot}"),
-        target_version: scene.order.target().cloned(),
+        target_version: order.target().cloned(),
         hop: Some(version.clone()),
-        timeline_hop: (scene.order.hops.len() > 1).then(|| version.clone()),
+        timeline_hop: (order.hops.len() > 1).then(|| version.clone()),
         attempt: attempt.map_or(0, |attempt| attempt.number),
-        progress: scene.work.progress,
-        ..base(scene.object, scene.facts, ProgressPhase::Rebooting)
+        progress,
+        ..base(object, facts, ProgressPhase::Rebooting)
     }
 }
