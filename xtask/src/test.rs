@@ -51,8 +51,12 @@ const STEPS: &[Step] = &[
         &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"],
         Counting::Whole,
     ),
-    // The programs that the tests start; tests of other packages do not build them.
-    step("programs", &["build", "--workspace", "--bins"], Counting::Whole),
+    // The programs that the tests start, built as they are shipped.
+    step(
+        "programs",
+        &["build", "--package", "monok8s-operator", "--package", "monok8s-agent", "--bins"],
+        Counting::Whole,
+    ),
     step(
         "tests",
         &["test", "--workspace", "--all-features", "--no-fail-fast", "--", "--show-output"],
