@@ -21,8 +21,10 @@ use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::observe::Caches;
 
+mod cordon;
 mod first_words;
 
+use cordon::{Cordon, cordon};
 pub use first_words::{Silent, silent};
 
 /// How long one request may take.
@@ -137,8 +139,16 @@ impl Executor<'_> {
                 if !self.gate_opens(progress) {
                     return Ok(Done::HeldBack);
                 }
-                self.check_cordon(action, progress).await?;
-                self.patch_progress(action, progress, json!({ "order": { "boot": grant } })).await
+                match self.look_at_cordon(action, progress).await? {
+                    Cordon::Holds => {
+                        self.patch_progress(action, progress, json!({ "order": { "boot": grant } })).await
+                    }
+                    // A new plan would come to the same, and hold up all other nodes.
+                    Cordon::OfAnotherOrder => Ok(Done::HeldBack),
+                    Cordon::Missing => {
+                        Err(ApplyError::Stale { what: format!("the cordon for {}", progress.name) })
+                    }
+                }
             }
             Action::Cordon { node, progress_uid } => {
                 self.patch_node(action, node, json!(true), json!(progress_uid)).await
@@ -161,7 +171,7 @@ impl Executor<'_> {
 
     /// The last look before the point of no return: the cordon is read from the API server itself,
     /// since somebody may have lifted it a moment ago.
-    async fn check_cordon(&self, action: &Action, progress: &ObjectRef) -> Result<(), ApplyError> {
+    async fn look_at_cordon(&self, action: &Action, progress: &ObjectRef) -> Result<Cordon, ApplyError> {
         let stale = || ApplyError::Stale { what: format!("the cordon for {}", progress.name) };
         let object = self.caches.progresses.get(&progress.name).ok_or_else(stale)?;
         let api: Api<Node> = Api::all(self.client.clone());
@@ -173,12 +183,9 @@ impl Executor<'_> {
             api.get_opt(&object.spec.node_name),
         );
         let node = read.await?.ok_or_else(stale)?;
-        let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
-        let ours = node.annotations().get(ANNOTATION_CORDON) == Some(&progress.uid);
-        let meant =
-            object.spec.order.as_ref().is_some_and(|order| Some(&order.node_uid) == node.uid().as_ref());
+        let found = cordon(&node, &object);
         self.caches.nodes.wrote(node);
-        if cordoned && ours && meant { Ok(()) } else { Err(stale()) }
+        Ok(found)
     }
 
     async fn patch_progress(&self, action: &Action, of: &ObjectRef, spec: Value) -> Result<Done, ApplyError> {
