@@ -169,7 +169,7 @@ impl<'f> OrderView<'f> {
         match self.boot() {
             Some(grant) => {
                 let latest = grant.not_after.0;
-                Some(said.unwrap_or(latest).clamp(latest - GRANT_LIFETIME, latest))
+                Some(said.unwrap_or(latest).clamp(later(latest, -GRANT_LIFETIME), latest))
             }
             None => said,
         }
@@ -198,14 +198,14 @@ impl<'f> OrderView<'f> {
         let reboot = SignedDuration::from_secs(rollout.reboot_timeout_seconds().into());
         let staging = SignedDuration::from_secs(rollout.staging_timeout_seconds().into());
         if self.is_committed() {
-            return self.committed_at().map(|at| at + reboot);
+            return self.committed_at().map(|at| later(at, reboot));
         }
         match self.plain_state(node) {
-            State::Staging(_) => self.staging_began(now).map(|at| at + staging),
+            State::Staging(_) => self.staging_began(now).map(|at| later(at, staging)),
             State::Staged(_) => {
                 let granted = find_condition(self.progress.conditions(), &ConditionType::BootGranted)?;
                 (self.boot().is_some() && granted.status == "True")
-                    .then_some(granted.last_transition_time.0 + reboot)
+                    .then(|| later(granted.last_transition_time.0, reboot))
             }
             State::Settling => self.settles_at(),
             _ => None,
@@ -213,7 +213,7 @@ impl<'f> OrderView<'f> {
     }
 
     fn settles_at(self) -> Option<Timestamp> {
-        self.status()?.completed_at.as_ref().map(|at| at.0 + SETTLING_TIME)
+        self.status()?.completed_at.as_ref().map(|at| later(at.0, SETTLING_TIME))
     }
 
     /// Where the node stands, deadlines included.
@@ -304,4 +304,10 @@ impl<'f> OrderView<'f> {
             _ => State::SentBack,
         }
     }
+}
+
+/// `at` and `more`, as far as times go: what is written in an object may be at their end.
+fn later(at: Timestamp, more: SignedDuration) -> Timestamp {
+    let end = if more.is_negative() { Timestamp::MIN } else { Timestamp::MAX };
+    at.checked_add(more).unwrap_or(end)
 }

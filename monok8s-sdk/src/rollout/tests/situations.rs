@@ -1,5 +1,6 @@
 //! One look at a cluster, and what is decided: named as an operator would say it.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::world::World;
@@ -388,4 +389,26 @@ fn what_is_accepted_and_not_obeyed_is_named() {
     let conditions = &outlook(&plan, "up").conditions;
     let ignored = conditions.iter().find(|(kind, ..)| *kind == ConditionType::NotObeyed).unwrap();
     assert!(ignored.3.ends_with("rollout.groupBy, rollout.soakSeconds"), "{}", ignored.3);
+}
+
+#[test]
+fn a_node_whose_clock_is_at_the_end_of_time_stops_nobody() {
+    let end = Time(Timestamp::MAX);
+    let mut world = World::new(&["v1.35.4"]).with("w-1", false, "v1.35.1");
+    world.apply(&upgrade("up").object());
+    for _ in 0..100 {
+        world.operator(usize::MAX);
+        world.agent("w-1");
+        for progress in world.progresses.values_mut() {
+            if let Some(status) = &mut progress.status {
+                status.timeline.iter_mut().for_each(|entry| entry.since = end.clone());
+                status.conditions.iter_mut().for_each(|known| known.last_transition_time = end.clone());
+                status.completed_at.iter_mut().for_each(|at| *at = end.clone());
+            }
+            if let Some(grant) = progress.spec.order.as_mut().and_then(|order| order.boot.as_mut()) {
+                grant.not_after = end.clone();
+            }
+        }
+    }
+    assert_eq!(world.says("up").0, "Completed");
 }
