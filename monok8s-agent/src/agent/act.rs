@@ -182,7 +182,8 @@ impl Node {
             // Also when no answer came: the write may have been taken, and the object tells.
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "the commit was not taken");
-                Ok(self.reread(deed).await)
+                let reread = self.reread(deed).await;
+                Ok(after_refusal(&error, reread))
             }
         }
     }
@@ -223,8 +224,32 @@ impl Node {
     }
 }
 
+/// What follows a commit that was not taken, once the object was read again. Only a change of the
+/// object explains the refusal; whatever else declined it would do so again at once.
+fn after_refusal(refusal: &ClusterError, reread: Turn) -> Turn {
+    match refusal {
+        ClusterError::Conflict { .. } | ClusterError::Absent { .. } => reread,
+        ClusterError::Refused { .. } | ClusterError::Unreachable { .. } => Turn::Rest(AWAY),
+    }
+}
+
 /// Whether long work must not go on beside this action. Taking note of an object does not change
 /// what is wanted; if it does, the next decision says so.
 fn interrupts_work(action: &Action) -> bool {
     !matches!(action, Action::Record(Step::Accepted { .. }) | Action::Reread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_that_is_declined_is_not_sent_again_at_once() {
+        let what = || "OSUpgradeProgress x".to_owned();
+        let declined = ClusterError::Unreachable { what: what(), source: None };
+        assert_eq!(after_refusal(&declined, Turn::Again), Turn::Rest(AWAY));
+        let lost = ClusterError::Conflict { what: what() };
+        assert_eq!(after_refusal(&lost, Turn::Again), Turn::Again);
+        assert_eq!(after_refusal(&ClusterError::Absent { what: what() }, Turn::Rest(AWAY)), Turn::Rest(AWAY));
+    }
 }

@@ -1,6 +1,7 @@
 //! The long work: writing a slot and reading it back, beside the loop and cancellable.
 
 use std::ops::ControlFlow;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -322,9 +323,36 @@ fn ended(error: ImageError) -> Outcome {
     }
 }
 
-/// Runs `work` on a thread that may block. It is cut short only by the end of the runtime.
+/// Runs `work` on a thread that may block. It is cut short only by the end of the runtime, or by
+/// a panic, which is passed on: taken for the former, the work would begin again for ever.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Outcome> + Send + 'static,
 ) -> Result<T, Outcome> {
-    spawn_blocking(work).await.unwrap_or(Err(Outcome::Cancelled))
+    match spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => resume_unwind(panic),
+        Err(Err(_)) => Err(Outcome::Cancelled),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_panics_has_failed_and_is_not_begun_again() {
+        let task = tokio::spawn(async {
+            let done: Result<Outcome, Outcome> = blocking(|| panic!("a hostile image")).await;
+            done.unwrap_or_else(|ended| ended)
+        });
+        let job = Job::Verify {
+            slot: Slot::B,
+            digest: Sha256Digest::of(b"image"),
+            len: 5,
+            version: "v1.35.4".parse().unwrap(),
+        };
+        let mut work =
+            Work { job, progress: Progress::default(), cancel: Cancel::default(), task, outcome: None };
+        assert!(matches!(work.finished().await, Outcome::Failed(failure) if failure.retry == Retry::Never));
+    }
 }
