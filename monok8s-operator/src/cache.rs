@@ -24,6 +24,9 @@ struct State<K> {
     watched: BTreeMap<String, Watched<K>>,
     /// A list in progress, which replaces `watched` when it is complete.
     listing: Option<BTreeMap<String, Watched<K>>>,
+    /// The newest resourceVersion in it. It counts once the list does: until then `watched` is
+    /// older than our own writes.
+    listed: u64,
     /// Our own writes.
     written: BTreeMap<String, Written<K>>,
     /// The watch has delivered everything up to this resourceVersion.
@@ -76,6 +79,7 @@ impl<K> Default for Cache<K> {
         let state = State {
             watched: BTreeMap::new(),
             listing: None,
+            listed: 0,
             written: BTreeMap::new(),
             seen: 0,
             synced: false,
@@ -91,18 +95,21 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
         match event {
             Event::Init => {
                 state.listing = Some(BTreeMap::new());
+                state.listed = 0;
                 for written in state.written.values_mut() {
                     written.before_list = true;
                 }
             }
             Event::InitApply(object) => {
-                state.advance(version_of(&object));
+                state.listed = state.listed.max(version_of(&object));
                 let (name, object) = read(object);
                 state.listing.get_or_insert_default().insert(name, object);
             }
             Event::InitDone => {
                 state.watched = state.listing.take().unwrap_or_default();
                 state.written.retain(|_, written| !written.before_list);
+                let listed = state.listed;
+                state.advance(listed);
                 state.synced = true;
             }
             Event::Apply(object) => {
@@ -314,6 +321,18 @@ mod tests {
         // The watch broke; meanwhile the object was deleted.
         list(&cache, vec![node("b", 7, "old")]);
         shows(&cache, &[("b", "old")]);
+    }
+
+    #[test]
+    fn a_write_stands_while_a_list_that_will_show_it_is_incomplete() {
+        let cache = listed(vec![node("a", 5, "old")]);
+        cache.wrote(node("a", 9, "written"));
+        cache.observe(Event::Init);
+        cache.observe(Event::InitApply(watched(node("b", 12, "later"))));
+        shows(&cache, &[("a", "written")]);
+        cache.observe(Event::InitApply(watched(node("a", 9, "written"))));
+        cache.observe(Event::InitDone);
+        shows(&cache, &[("a", "written"), ("b", "later")]);
     }
 
     #[test]
