@@ -107,7 +107,8 @@ pub struct Machine {
     name: String,
     paths: Paths,
     disk: Disk,
-    loops: Option<LoopDisk>,
+    /// Held for its drop, which detaches the devices.
+    _loops: Option<LoopDisk>,
     boots: Arc<Mutex<Vec<Boot>>>,
     orders: mpsc::Sender<Order>,
     running: JoinHandle<()>,
@@ -132,10 +133,6 @@ struct Paths {
 enum Order {
     /// Kill the agent, and start another one in the same boot.
     KillAgent,
-    /// Kill the agent, and keep it from starting.
-    HoldAgent,
-    /// Start the agent again.
-    ReleaseAgent,
     /// Take away the power and give it back.
     PowerCut,
     /// Change what the kubelet says.
@@ -190,7 +187,6 @@ impl Machine {
             kubelet,
             boots: Arc::clone(&boots),
             agent: None,
-            agent_held: false,
             up_since: Instant::now(),
             unreported: None,
         };
@@ -200,7 +196,7 @@ impl Machine {
                 eprintln!("machine {} stopped: {error:#}", power.spec.node.name);
             }
         });
-        Ok(Self { name, paths, disk, loops, boots, orders, running })
+        Ok(Self { name, paths, disk, _loops: loops, boots, orders, running })
     }
 
     /// The name of its Node.
@@ -230,20 +226,9 @@ impl Machine {
         self.disk.digest(slot, bytes)
     }
 
-    /// The sha256 of all of a slot.
-    pub fn whole_slot_digest(&self, slot: Slot) -> Result<Sha256Digest> {
-        self.slot_digest(slot, self.disk.slot(slot).bytes)
-    }
-
     /// Zeroes the start of a slot, as a failing medium might.
     pub fn destroy_slot(&self, slot: Slot) -> Result<()> {
         self.disk.erase(slot)
-    }
-
-    /// The device or file that the agent takes for the disk.
-    #[must_use]
-    pub fn disk_path(&self) -> &Path {
-        self.loops.as_ref().map_or(&self.disk.path, |loops| loops.whole.path())
     }
 
     /// The directory that survives reboots, where the record is.
@@ -273,16 +258,6 @@ impl Machine {
     /// Kills the agent with SIGKILL; another one starts in the same boot.
     pub async fn kill_agent(&self) -> Result<()> {
         self.order(Order::KillAgent).await
-    }
-
-    /// Kills the agent and keeps it down, until [`Machine::release_agent`].
-    pub async fn hold_agent(&self) -> Result<()> {
-        self.order(Order::HoldAgent).await
-    }
-
-    /// Starts the agent that was held.
-    pub async fn release_agent(&self) -> Result<()> {
-        self.order(Order::ReleaseAgent).await
     }
 
     /// Takes away the power, and boots.
@@ -320,7 +295,6 @@ struct Power {
     kubelet: Kubelet,
     boots: Arc<Mutex<Vec<Boot>>>,
     agent: Option<Child>,
-    agent_held: bool,
     up_since: Instant,
     /// Version and boot ID that the Node object does not have yet.
     unreported: Option<(String, String)>,
@@ -345,14 +319,6 @@ impl Power {
     async fn obey(&mut self, order: Order) -> Result<()> {
         match order {
             Order::KillAgent => self.kill_agent(),
-            Order::HoldAgent => {
-                self.agent_held = true;
-                self.kill_agent()
-            }
-            Order::ReleaseAgent => {
-                self.agent_held = false;
-                Ok(())
-            }
             Order::PowerCut => self.boot().await,
             Order::Health(health) => self.kubelet.set_health(health).await,
         }
@@ -408,7 +374,7 @@ impl Power {
             Some(agent) => agent.exit_status()?.is_some(),
             None => true,
         };
-        if ended && !self.agent_held {
+        if ended {
             self.agent = Some(self.start_agent()?);
         }
         Ok(())

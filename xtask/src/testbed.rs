@@ -73,11 +73,6 @@ impl Testbed {
         &self.control_plane
     }
 
-    /// The control plane, to take it down and up.
-    pub fn control_plane_mut(&mut self) -> &mut ControlPlane {
-        &mut self.control_plane
-    }
-
     /// A client for the administrator.
     #[must_use]
     pub fn client(&self) -> Client {

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -166,25 +165,6 @@ impl Selector {
             Requirement::Exists(key) => labels.contains_key(key),
             Requirement::DoesNotExist(key) => !labels.contains_key(key),
         })
-    }
-
-    /// The same selector as Kubernetes' own type, for list calls.
-    #[must_use]
-    pub fn to_label_selector(&self) -> LabelSelector {
-        let expression = |key: &String, operator: &str, values: Option<Vec<String>>| {
-            LabelSelectorRequirement { key: key.clone(), operator: operator.to_owned(), values }
-        };
-        let expressions = self
-            .requirements
-            .iter()
-            .map(|requirement| match requirement {
-                Requirement::In(key, values) => expression(key, "In", Some(values.clone())),
-                Requirement::NotIn(key, values) => expression(key, "NotIn", Some(values.clone())),
-                Requirement::Exists(key) => expression(key, "Exists", None),
-                Requirement::DoesNotExist(key) => expression(key, "DoesNotExist", None),
-            })
-            .collect();
-        LabelSelector { match_expressions: Some(expressions), match_labels: None }
     }
 }
 

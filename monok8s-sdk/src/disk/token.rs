@@ -205,12 +205,6 @@ impl VerifiedSlot {
     pub(crate) fn reader(&self) -> SlotReader {
         SlotReader { target: std::sync::Arc::clone(self.slot.target()), length: self.length }
     }
-
-    /// Gives up what is known, to write the slot again.
-    #[must_use]
-    pub fn into_inactive(self) -> InactiveSlot {
-        self.slot
-    }
 }
 
 /// Reads a verified image.
