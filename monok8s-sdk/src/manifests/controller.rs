@@ -45,7 +45,7 @@ impl Controller {
     pub fn own_objects(&self) -> Vec<Value> {
         let mut objects = vec![service_account(CONTROLLER_NAME, &self.namespace)];
         objects.extend(cluster_role(CONTROLLER_NAME, &self.namespace, &cluster_rules()));
-        let lease = [rule("coordination.k8s.io", &["leases"], &["get", "create", "update", "patch"])];
+        let lease = [rule("coordination.k8s.io", &["leases"], &["get", "create", "patch"])];
         objects.extend(role(CONTROLLER_NAME, &self.namespace, &[CONTROLLER_NAME], &lease));
         objects.push(self.deployment());
         objects
@@ -118,29 +118,14 @@ impl Controller {
 
 /// What the operator may do anywhere in the cluster.
 fn cluster_rules() -> Vec<Value> {
-    let crds =
-        [format!("osupgrades.{GROUP}"), format!("osupgradeprogresses.{GROUP}"), format!("osnodes.{GROUP}")];
     vec![
         rule(GROUP, &["osupgrades"], &["get", "list", "watch"]),
         rule(GROUP, &["osupgrades/status"], &["patch"]),
-        // Clusters that enforce owner references want this of whoever makes an owner wait for its child.
-        rule(GROUP, &["osupgrades/finalizers"], &["update"]),
-        rule(
-            GROUP,
-            &["osupgradeprogresses"],
-            &["get", "list", "watch", "create", "patch", "update", "delete"],
-        ),
+        rule(GROUP, &["osupgradeprogresses"], &["get", "list", "watch", "create", "patch", "delete"]),
         rule(GROUP, &["osupgradeprogresses/status"], &["patch"]),
-        rule(GROUP, &["osnodes"], &["get", "list", "watch", "create", "delete"]),
+        rule(GROUP, &["osnodes"], &["get", "list", "watch", "create"]),
         // A cordon is a patch.
         rule("", &["nodes"], &["get", "list", "watch", "patch"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
-        // It waits until its CRDs are there.
-        json!({
-            "apiGroups": ["apiextensions.k8s.io"],
-            "resources": ["customresourcedefinitions"],
-            "resourceNames": crds,
-            "verbs": ["get", "list", "watch"],
-        }),
     ]
 }

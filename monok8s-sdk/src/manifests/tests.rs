@@ -14,6 +14,19 @@ fn pod<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     &of_kind(objects, kind)["spec"]["template"]["spec"]
 }
 
+/// Everything that the role of that kind allows, as `verb resource`, sorted.
+fn granted(objects: &[Value], kind: &str) -> Vec<String> {
+    let words = |list: &Value| -> Vec<String> { serde_json::from_value(list.clone()).unwrap() };
+    let mut granted = Vec::new();
+    for rule in of_kind(objects, kind)["rules"].as_array().unwrap() {
+        for resource in words(&rule["resources"]) {
+            granted.extend(words(&rule["verbs"]).iter().map(|verb| format!("{verb} {resource}")));
+        }
+    }
+    granted.sort_unstable();
+    granted
+}
+
 fn every_object() -> Vec<Value> {
     let controller = Controller { config_maps: ConfigMapCatalogs::Allowed, ..Controller::default() };
     [controller.objects(), Agent::default().objects()].concat()
@@ -122,16 +135,6 @@ fn the_controller_has_no_privilege_on_its_node() {
 
 #[test]
 fn an_agent_reads_three_kinds_and_its_node_and_writes_two_statuses() {
-    let objects = Agent::default().objects();
-    let mut granted = Vec::new();
-    for rule in of_kind(&objects, "ClusterRole")["rules"].as_array().unwrap() {
-        for resource in rule["resources"].as_array().unwrap() {
-            for verb in rule["verbs"].as_array().unwrap() {
-                granted.push(format!("{} {}", verb.as_str().unwrap(), resource.as_str().unwrap()));
-            }
-        }
-    }
-    granted.sort_unstable();
     let expected = [
         "get nodes",
         "get osnodes",
@@ -144,7 +147,27 @@ fn an_agent_reads_three_kinds_and_its_node_and_writes_two_statuses() {
         "watch osupgradeprogresses",
         "watch osupgrades",
     ];
+    assert_eq!(granted(&Agent::default().objects(), "ClusterRole"), expected);
+}
+
+#[test]
+fn the_controller_writes_no_spec_but_that_of_its_orders_and_the_cordon() {
+    let objects = Controller::default().objects();
+    let mut granted = granted(&objects, "ClusterRole");
+    granted.retain(|right| !["get ", "list ", "watch "].iter().any(|verb| right.starts_with(verb)));
+    let expected = [
+        "create events",
+        "create osnodes",
+        "create osupgradeprogresses",
+        "delete osupgradeprogresses",
+        "patch events",
+        "patch nodes",
+        "patch osupgradeprogresses",
+        "patch osupgradeprogresses/status",
+        "patch osupgrades/status",
+    ];
     assert_eq!(granted, expected);
+    assert_eq!(self::granted(&objects, "Role"), ["create leases", "get leases", "patch leases"]);
 }
 
 #[test]
