@@ -1,6 +1,5 @@
 //! Requests that the API server did not grant, in words that name the rule to add.
 
-use std::error::Error;
 use std::time::Duration;
 
 use kube::core::Status;
@@ -99,25 +98,10 @@ impl ApiError {
     }
 }
 
-/// An error and its causes in one line. A cause whose words were just said is left out: the
-/// errors of kube print their own causes.
-#[must_use]
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let words = next.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        cause = next.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use monok8s_sdk::causes::chain;
+
     use super::*;
 
     fn answered(code: u16, reason: &str) -> ApiError {

@@ -10,6 +10,7 @@ use monok8s_sdk::api::{
     ANNOTATION_CORDON, GROUP, OPERATOR_FIELD_MANAGER, OSNode, OSNodeSpec, OSUpgradeProgress, VERSION,
     upgrade_name_of,
 };
+use monok8s_sdk::causes::chain;
 use monok8s_sdk::rollout::{Action, NewProgress, ObjectRef};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -111,7 +112,7 @@ impl Executor<'_> {
                 Ok(Done::HeldBack) => applied.held_back += 1,
                 Err(stale @ ApplyError::Stale { .. }) => return (applied, Err(stale)),
                 Err(error) => {
-                    tracing::warn!(error = crate::access::chain(&error), "an action failed");
+                    tracing::warn!(error = chain(&error), "an action failed");
                     first_failure = first_failure.and(Err(error));
                 }
             }

@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use monok8s_sdk::api::IntOrPercent;
+use monok8s_sdk::manifests::DEFAULT_NAMESPACE;
 
-/// The namespace when nothing names one.
-pub const DEFAULT_NAMESPACE: &str = "mono-system";
 /// Where a pod finds the namespace of its service account.
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 

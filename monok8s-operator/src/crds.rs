@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use kube::Client;
 use monok8s_sdk::api::{GROUP, VERSION};
+use monok8s_sdk::causes::chain;
 
-use crate::access::{self, ApiError};
+use crate::access::ApiError;
 use crate::admin::{Health, Readiness};
 
 const KINDS: [&str; 3] = ["osupgrades", "osupgradeprogresses", "osnodes"];
@@ -27,7 +28,7 @@ pub async fn wait(client: &Client, health: &Health) {
                     missing.join(", ")
                 )
             }
-            Err(error) => access::chain(&error),
+            Err(error) => chain(&error),
         };
         health.set(Readiness::Waiting(why.clone()));
         if why != told {

@@ -17,11 +17,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use monok8s_sdk::api::OPERATOR_FIELD_MANAGER;
+use monok8s_sdk::causes::chain;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::access::{self, ApiError};
+use crate::access::ApiError;
 
 /// The name of the Lease, in the operator's namespace.
 pub const LEASE_NAME: &str = "monok8s-operator";
@@ -209,7 +210,7 @@ impl Elector {
             return Err(LeaseLost::NotRenewed { within: self.trusted_for(), source: error });
         }
         if let Some(error) = error {
-            tracing::warn!(error = access::chain(&error), "the Lease {LEASE_NAME} cannot be read or written");
+            tracing::warn!(error = chain(&error), "the Lease {LEASE_NAME} cannot be read or written");
         }
         Ok(self.retry_every())
     }

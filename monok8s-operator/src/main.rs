@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use monok8s_operator::args::{Cli, Command};
-use monok8s_operator::{access, logging, run};
+use monok8s_operator::{logging, run};
 use monok8s_sdk::api::crds_yaml;
+use monok8s_sdk::causes::chain;
 
 fn main() -> ExitCode {
     // Before anything that may speak TLS; the SDK and kube choose no provider themselves.
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
         (Ok(()), Command::Crds) => print_crds().map_err(|error| format!("cannot print the CRDs: {error}")),
         (Ok(()), Command::Run(args)) => logging::init(args.log_format, &args.log)
             .map_err(|error| format!("--log: {error}"))
-            .and_then(|()| run::blocking(&args).map_err(|error| access::chain(&error))),
+            .and_then(|()| run::blocking(&args).map_err(|error| chain(&error))),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,11 +9,12 @@ use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use monok8s_sdk::api::{OSNode, OSUpgrade, OSUpgradeProgress, upgrade_name_of};
+use monok8s_sdk::causes::chain;
 use monok8s_sdk::rollout::NodeView;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use crate::access::{self, ApiError};
+use crate::access::ApiError;
 use crate::cache::{Cache, Snapshot, Unreadable};
 use crate::metrics::Metrics;
 use crate::wake::Bell;
@@ -117,15 +118,13 @@ where
 
 fn watch_error(kind: &'static str, error: watcher::Error) -> String {
     match error {
-        watcher::Error::InitialListFailed(error) => access::chain(&ApiError::of("list", kind, error)),
+        watcher::Error::InitialListFailed(error) => chain(&ApiError::of("list", kind, error)),
         watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
-            access::chain(&ApiError::of("watch", kind, error))
+            chain(&ApiError::of("watch", kind, error))
         }
-        watcher::Error::WatchError(status) => {
-            access::chain(&ApiError::of("watch", kind, kube::Error::Api(status)))
-        }
+        watcher::Error::WatchError(status) => chain(&ApiError::of("watch", kind, kube::Error::Api(status))),
         error @ watcher::Error::NoResourceVersion => {
-            format!("cannot watch {kind}: {}", access::chain(&error))
+            format!("cannot watch {kind}: {}", chain(&error))
         }
     }
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt as _};
 use monok8s_sdk::api::{IntOrPercent, OSUpgrade};
+use monok8s_sdk::causes::chain;
 use monok8s_sdk::rollout::{Fleet, Management, NodeView, Plan, plan};
 use monok8s_sdk::version::OsVersion;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::access;
 use crate::admin::{Health, Readiness};
 use crate::apply::{self, Applied, ApplyError, Executor};
 use crate::catalogs::Catalogs;
@@ -118,7 +118,7 @@ impl Planner {
                 }
                 Err(error) => {
                     self.metrics.failed(error.stage());
-                    tracing::warn!(retry_in = ?retry, "{}", access::chain(&error));
+                    tracing::warn!(retry_in = ?retry, "{}", chain(&error));
                     latest = latest.min(Instant::now() + retry);
                     retry = (retry * 2).min(LAST_RETRY);
                 }

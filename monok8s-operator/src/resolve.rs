@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use monok8s_sdk::api::{ChannelPolicy, ConditionType, ImageRef, OSUpgrade, Resolved, find_condition};
-use monok8s_sdk::catalog::{Catalog, CatalogImage, ResolveError, hop_candidates};
+use monok8s_sdk::catalog::{Catalog, ResolveError, hop_candidates};
 use monok8s_sdk::rollout::{Evaluation, Target, UpgradeView, frozen_target};
 use monok8s_sdk::version::OsVersion;
 
@@ -104,7 +104,7 @@ fn resolved(
     }
     match hop_candidates(catalog, running, &found.version) {
         Ok(images) => {
-            let images = images.into_iter().map(image_ref).collect();
+            let images = images.into_iter().map(ImageRef::from).collect();
             let resolved = Resolved { version: found.version, catalog_digest: catalog.digest(), images };
             accepted(resolved, catalog)
         }
@@ -144,20 +144,6 @@ fn unread(upgrade: &OSUpgrade, error: Option<&Failure>) -> Evaluation {
         Some(Failure { reason, message, remedy: Remedy::OtherDocument }) => {
             Evaluation::Rejected { reason: reason.clone(), message: message.clone(), resolved }
         }
-    }
-}
-
-fn image_ref(image: CatalogImage) -> ImageRef {
-    let CatalogImage { version, arch, urls, checksum, size, image_checksum, index, min_from } = image;
-    ImageRef {
-        version,
-        arch: arch.map(|arch| arch.to_string()),
-        urls,
-        checksum,
-        size: size.and_then(|size| i64::try_from(size).ok()),
-        image_checksum,
-        index,
-        min_from,
     }
 }
 

@@ -7,10 +7,11 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt as _};
 use monok8s_sdk::api::{GROUP, OPERATOR_FIELD_MANAGER, OSUpgrade, OSUpgradeStatus, VERSION};
+use monok8s_sdk::causes::chain;
 use monok8s_sdk::rollout::Outlook;
 use serde_json::json;
 
-use crate::access::{self, ApiError};
+use crate::access::ApiError;
 use crate::leader::Leadership;
 use crate::observe::Caches;
 
@@ -77,7 +78,7 @@ pub async fn write(
             }
             Err(source) => {
                 let error = StatusError::Failed { name: upgrade.name_any(), source };
-                tracing::warn!(error = access::chain(&error), "a status could not be written");
+                tracing::warn!(error = chain(&error), "a status could not be written");
                 first_failure = first_failure.and(Err(error));
             }
         }

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod boot;
 pub mod catalog;
+pub mod causes;
 pub mod digest;
 #[cfg(feature = "disk")]
 pub mod disk;

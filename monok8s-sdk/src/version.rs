@@ -76,6 +76,23 @@ impl OsVersion {
         !self.semver.pre.is_empty()
     }
 
+    /// The version that a kubelet reports (`status.nodeInfo.kubeletVersion`), without the suffixes of
+    /// distributions. `None` if there is no version at its start.
+    ///
+    /// ```
+    /// use monok8s_sdk::version::OsVersion;
+    ///
+    /// let reported = OsVersion::of_kubelet("v1.35.3+dist.1");
+    /// assert_eq!(reported, Some("v1.35.3".parse()?));
+    /// # Ok::<(), monok8s_sdk::version::VersionError>(())
+    /// ```
+    #[must_use]
+    pub fn of_kubelet(text: &str) -> Option<Self> {
+        let core = text.split(['+', '-']).next().unwrap_or(text);
+        // A pre-release is kept where the text as a whole is a version.
+        text.parse::<Self>().or_else(|_| core.parse()).ok().map(|version| version.kubernetes())
+    }
+
     /// The Kubernetes version without the image revision, as a kubelet reports it.
     #[must_use]
     pub fn kubernetes(&self) -> Self {

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 use monok8s_sdk::api::{OSUpgrade, OSUpgradeProgress};
+use monok8s_sdk::manifests::DEFAULT_NAMESPACE as NAMESPACE;
 use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -26,7 +27,6 @@ use crate::rootfs::{Artifact, RootfsSpec};
 use crate::scratch::Scratch;
 
 const POLL: Duration = Duration::from_millis(50);
-const NAMESPACE: &str = "mono-system";
 /// Kinds that would start pods. There is no kubelet to run them; the programs are started directly,
 /// with the same service accounts.
 const WORKLOADS: [&str; 2] = ["Deployment", "DaemonSet"];

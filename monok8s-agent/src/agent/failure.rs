@@ -1,8 +1,7 @@
 //! Failures of the long work, as the status tells them.
 
-use std::error::Error;
-
 use monok8s_sdk::api::FailureReason;
+use monok8s_sdk::causes::chain;
 use monok8s_sdk::image::{ImageError, Retry};
 
 /// Why an attempt does not go on.
@@ -26,20 +25,4 @@ impl Failure {
     pub(super) fn of(error: &ImageError) -> Self {
         Self { reason: error.reason(), message: chain(error), retry: error.retry() }
     }
-}
-
-/// An error and all that caused it, in one line.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let text = cause.to_string();
-        // Transparent wrappers repeat what they wrap.
-        if !line.ends_with(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        next = cause.source();
-    }
-    line
 }

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use monok8s_sdk::api::{ImageRef, OSUpgradeProgress, TrialSpec};
+use monok8s_sdk::causes::chain;
 use monok8s_sdk::node_upgrade::{Freshness, NodeFacts, ObjectIdentity, Order, Step};
 
 use super::cluster::ClusterError;
 use super::error::NodeError;
-use super::failure::chain;
 use super::node::Node;
 use super::present;
 use super::resolve::Unresolved;

@@ -8,6 +8,7 @@ use monok8s_sdk::api::{
 };
 use monok8s_sdk::boot::TryCounting;
 use monok8s_sdk::catalog::Arch;
+use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::node_upgrade::{NodeFacts, SlotContentState};
 use monok8s_sdk::slot::Slot;
@@ -123,7 +124,7 @@ impl OsNodeWriter {
             }
             Err(error) => {
                 if !matches!(error, ClusterError::Absent { .. }) {
-                    tracing::warn!(error = %super::failure::chain(&error), "cannot keep this node's OSNode, trying again");
+                    tracing::warn!(error = %chain(&error), "cannot keep this node's OSNode, trying again");
                 }
                 self.known = None;
                 self.look_at = Some(Instant::now() + LOOK_AGAIN);

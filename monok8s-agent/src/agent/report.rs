@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use monok8s_sdk::api::OSUpgradeProgress;
+use monok8s_sdk::causes::chain;
 use tokio::time::Instant;
 
 use super::cluster::{Cluster, ClusterError, Precondition};
@@ -72,7 +73,7 @@ impl Reporter {
             known.miss(object);
             return Said::Yes;
         }
-        tracing::warn!(error = %super::failure::chain(error), "cannot report, trying again");
+        tracing::warn!(error = %chain(error), "cannot report, trying again");
         let wait = self.backoff;
         self.retry_at = Some(Instant::now() + wait);
         self.backoff = (wait * 2).min(LONGEST_BACKOFF);

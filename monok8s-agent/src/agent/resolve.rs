@@ -2,7 +2,7 @@
 
 use monok8s_sdk::api::{FailureReason, ImageRef, OSUpgradeSpec};
 use monok8s_sdk::catalog::source::{CatalogFetcher, Fault, Fetched};
-use monok8s_sdk::catalog::{self, Arch, Catalog, CatalogImage, Limits};
+use monok8s_sdk::catalog::{self, Arch, Catalog, Limits};
 use monok8s_sdk::version::OsVersion;
 
 /// Resolves upgrades for the architecture that this program runs on.
@@ -59,22 +59,7 @@ fn hops(
     let path = catalog::path(booted, &target.version, &catalog.candidates(), arch, policy)
         .map_err(|error| never(error.to_string()))?;
     let images = if path.is_empty() { vec![target.image] } else { path };
-    Ok(images.into_iter().map(image_ref).collect())
-}
-
-fn image_ref(image: CatalogImage) -> ImageRef {
-    let CatalogImage { version, arch, urls, checksum, size, image_checksum, index, min_from } = image;
-    ImageRef {
-        version,
-        arch: arch.map(|arch| arch.to_string()),
-        urls,
-        checksum,
-        // The catalog's reader accepts no size that the API could not carry.
-        size: size.and_then(|size| i64::try_from(size).ok()),
-        image_checksum,
-        index,
-        min_from,
-    }
+    Ok(images.into_iter().map(ImageRef::from).collect())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use monok8s_sdk::api::{ByteProgress, FailureReason, ImageRef};
+use monok8s_sdk::causes::chain;
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::{GuardError, HostView, SlotLayout, SlotMap, VerifiedSlot, VerifyError};
 use monok8s_sdk::image::{
@@ -298,7 +299,7 @@ impl Workshop {
 
     fn open(&self, slot: Slot) -> Result<monok8s_sdk::disk::InactiveSlot, Outcome> {
         let map = SlotMap::discover(&self.host, &self.layout).map_err(|error| {
-            Outcome::Failed(Failure::lasting(FailureReason::UnexpectedDevice, super::failure::chain(&error)))
+            Outcome::Failed(Failure::lasting(FailureReason::UnexpectedDevice, chain(&error)))
         })?;
         map.open_for_writing(&self.host, slot).map_err(|error: GuardError| ended(ImageError::Guard(error)))
     }
@@ -316,9 +317,7 @@ fn ended(error: ImageError) -> Outcome {
         return Outcome::Cancelled;
     }
     match error {
-        ImageError::Verify(VerifyError::Mismatch { .. }) => {
-            Outcome::ReadBackDiffers(super::failure::chain(&error))
-        }
+        ImageError::Verify(VerifyError::Mismatch { .. }) => Outcome::ReadBackDiffers(chain(&error)),
         error => Outcome::Failed(Failure::of(&error)),
     }
 }

@@ -302,14 +302,7 @@ fn running_version(
     {
         return (Some(version), VersionSource::Agent);
     }
-    (info.and_then(|info| kubelet_version(&info.kubelet_version)), VersionSource::Kubelet)
-}
-
-/// A kubelet's version, without the suffixes of distributions.
-fn kubelet_version(text: &str) -> Option<OsVersion> {
-    let core = text.split(['+', '-']).next().unwrap_or(text);
-    // A pre-release is kept where the text as a whole is a version.
-    text.parse::<OsVersion>().or_else(|_| core.parse()).ok().map(|version| version.kubernetes())
+    (info.and_then(|info| OsVersion::of_kubelet(&info.kubelet_version)), VersionSource::Kubelet)
 }
 
 fn arch_of(report: &NodeReport, info: Option<&NodeSystemInfo>) -> Option<String> {
