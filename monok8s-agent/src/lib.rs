@@ -2,3 +2,5 @@
 
 pub mod agent;
 pub mod ctl;
+mod host;
+pub mod machine;

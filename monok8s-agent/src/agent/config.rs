@@ -1,7 +1,10 @@
 //! What the agent is told on its command line or in its environment.
 
-use std::path::PathBuf;
 use std::str::FromStr;
+
+use monok8s_sdk::manifests::DEFAULT_NAMESPACE;
+
+use crate::machine::MachineArgs;
 
 /// Flags of `monok8s-agent run`. Every flag has a twin in the environment.
 #[derive(Clone, Debug, clap::Args)]
@@ -10,29 +13,9 @@ pub struct RunArgs {
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
 
-    /// Directory that the host's root is mounted at.
-    #[arg(long, env = "MONOK8S_HOST_ROOT", default_value = "/")]
-    pub host_root: PathBuf,
-
-    /// Disk that holds both slots [default: the disk that the booted root is on].
-    #[arg(long, env = "MONOK8S_DISK")]
-    pub disk: Option<PathBuf>,
-
-    /// PARTLABEL of slot A.
-    #[arg(long, env = "MONOK8S_SLOT_A_LABEL", default_value = "rootfs-a")]
-    pub slot_a_label: String,
-
-    /// PARTLABEL of slot B.
-    #[arg(long, env = "MONOK8S_SLOT_B_LABEL", default_value = "rootfs-b")]
-    pub slot_b_label: String,
-
-    /// Directory for the record that outlives reboots; must be on a partition that both slots share.
-    #[arg(long, env = "MONOK8S_DATA_DIR", default_value = "/var/lib/monok8s")]
-    pub data_dir: PathBuf,
-
-    /// Boot loader: `auto`, or `simulated:PATH`, where PATH is the state file of a simulated loader.
-    #[arg(long, env = "MONOK8S_BOOT_BACKEND", default_value = "auto")]
-    pub boot_backend: BootBackendChoice,
+    /// The slots, the boot loader and the record.
+    #[command(flatten)]
+    pub machine: MachineArgs,
 
     /// Command that reboots the host, split at blanks, run without a shell [default: reboot(2) after a sync].
     #[arg(long, env = "MONOK8S_REBOOT_COMMAND")]
@@ -60,19 +43,8 @@ pub struct RunArgs {
     pub patience_seconds: u32,
 
     /// Namespace that ConfigMap catalogs of hand-made orders are read from.
-    #[arg(long, env = "MONOK8S_NAMESPACE", default_value = "mono-system")]
+    #[arg(long, env = "MONOK8S_NAMESPACE", default_value = DEFAULT_NAMESPACE)]
     pub namespace: String,
-}
-
-/// Which boot loader the host has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum BootBackendChoice {
-    /// Whatever is recognised. This release recognises none: the node reports itself, and refuses
-    /// orders with `TrialUnsupported`.
-    Auto,
-    /// A file that a simulated loader reads.
-    Simulated(PathBuf),
 }
 
 /// A program and its arguments.
@@ -97,18 +69,6 @@ pub enum Endpoint {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ArgumentError(String);
-
-impl FromStr for BootBackendChoice {
-    type Err = ArgumentError;
-
-    fn from_str(text: &str) -> Result<Self, ArgumentError> {
-        match text.split_once(':') {
-            None if text == "auto" => Ok(Self::Auto),
-            Some(("simulated", path)) if !path.is_empty() => Ok(Self::Simulated(path.into())),
-            _ => Err(ArgumentError(format!("{text:?} is no boot loader: write auto or simulated:PATH"))),
-        }
-    }
-}
 
 impl FromStr for RebootCommand {
     type Err = ArgumentError;
@@ -137,6 +97,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
+    use crate::machine::BootBackendChoice;
 
     #[derive(Debug, clap::Parser)]
     struct Cli {
@@ -152,10 +113,10 @@ mod tests {
     #[test]
     fn a_node_name_is_enough() {
         let alone = Cli::try_parse_from(["agent", "--node-name", "node-1"]).unwrap().run;
-        assert_eq!(alone.boot_backend, BootBackendChoice::Auto);
+        assert_eq!(alone.machine.boot_backend, BootBackendChoice::Auto);
 
         let args = parse(&[]).unwrap();
-        assert_eq!(args.boot_backend, BootBackendChoice::Simulated("/run/loader".into()));
+        assert_eq!(args.machine.boot_backend, BootBackendChoice::Simulated("/run/loader".into()));
         assert_eq!(args.kubelet_healthz, Endpoint::Url("http://127.0.0.1:10248/healthz".to_owned()));
         assert_eq!(args.guard_paths, ["/usr/bin/monok8s-agent"]);
     }

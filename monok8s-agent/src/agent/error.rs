@@ -4,8 +4,8 @@ use monok8s_sdk::boot::BootError;
 use monok8s_sdk::boot::record_store::StoreError;
 use monok8s_sdk::disk::SlotsError;
 
-use super::host::HostError;
 use super::reboot::RebootError;
+use crate::host::HostError;
 
 /// What is in the way on this node.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use monok8s_sdk::node_upgrade::{BootId, Check, NodeView, TrialHealth};
 
 use super::cluster::{Cluster, ClusterError};
 use super::config::Endpoint;
-use super::host;
+use crate::host;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Where static pods of a control plane are defined on its nodes.

@@ -12,7 +12,6 @@ mod config;
 mod error;
 mod failure;
 mod health;
-mod host;
 mod known;
 mod node;
 mod ordering;
@@ -33,10 +32,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use kube::Client;
 use monok8s_sdk::boot::BootBackend;
-use monok8s_sdk::boot::record_store::RecordStore;
-use monok8s_sdk::boot::simulated::SimulatedLoader;
 use monok8s_sdk::catalog::source::{CatalogFetcher, ConfigMaps, FetchLimits};
-use monok8s_sdk::disk::{DiskSource, HostView, PartitionId, SlotLayout};
 use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::image::DownloadLimits;
 use tokio::signal::unix::{SignalKind, signal};
@@ -44,7 +40,7 @@ use tokio::sync::watch;
 
 pub use cluster::{Cluster, ClusterError};
 pub use commit::Commitment;
-pub use config::{ArgumentError, BootBackendChoice, Endpoint, RebootCommand, RunArgs};
+pub use config::{ArgumentError, Endpoint, RebootCommand, RunArgs};
 
 use health::HealthProbe;
 use known::Known;
@@ -80,12 +76,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
 async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)> {
     let RunArgs {
         node_name,
-        host_root,
-        disk,
-        slot_a_label,
-        slot_b_label,
-        data_dir,
-        boot_backend,
+        machine,
         reboot_command,
         kubelet_healthz,
         apiserver_readyz,
@@ -93,36 +84,28 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         namespace,
         patience_seconds,
     } = args;
-    let store = RecordStore::in_dir(data_dir);
     let client = Client::try_default().await.context("cannot configure access to an API server")?;
     let http = http_client(&HttpOptions::default())?;
     let (sender, orders) = watch::channel(Orders::default());
     let watching = watch_orders(client.clone(), node_name.clone(), sender);
-    let label = PartitionId::Label;
     let workshop = Workshop {
-        host: HostView::new(host_root),
-        layout: SlotLayout {
-            disk: disk.map_or(DiskSource::BootedRoot, DiskSource::Path),
-            a: label(slot_a_label),
-            b: label(slot_b_label),
-        },
+        host: machine.host(),
+        layout: machine.layout(),
         http: http.clone(),
         // One round; the effort around it is as patient as it was told to be.
         limits: DownloadLimits { attempts: 3, ..DownloadLimits::default() },
         guard_paths: Arc::from(guard_paths),
     };
-    let backend: Box<dyn BootBackend> = match boot_backend {
-        BootBackendChoice::Simulated(path) => Box::new(SimulatedLoader::open(&path)),
-        BootBackendChoice::Auto => {
-            Box::new(UnknownLoader { host: workshop.host.clone(), layout: workshop.layout.clone() })
-        }
+    let unknown = || -> Box<dyn BootBackend> {
+        Box::new(UnknownLoader { host: workshop.host.clone(), layout: workshop.layout.clone() })
     };
+    let backend = machine.known_loader().unwrap_or_else(unknown);
     let config_maps = Some(ConfigMaps { client: client.clone(), namespace });
     let node = Node::new(Parts {
         cluster: Cluster::new(client, node_name),
         known: Known::new(orders),
         workshop,
-        store,
+        store: machine.record(),
         backend,
         probe: HealthProbe::new(kubelet_healthz, apiserver_readyz)?,
         reboot_command,

@@ -6,6 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use monok8s_sdk::api::{GuardState, OSUpgradeProgress, TrialSpec};
 use monok8s_sdk::boot::BootBackend;
 use monok8s_sdk::boot::record_store::RecordStore;
+use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
 use monok8s_sdk::node_upgrade::{
     ApiView, BootId, Booted, HeldToken, NodeFacts, Record, Step, TrialHealth, decide,
@@ -20,7 +21,6 @@ use super::cluster::{Cluster, ClusterError, Precondition};
 use super::config::RebootCommand;
 use super::error::NodeError;
 use super::health::HealthProbe;
-use super::host;
 use super::known::{Known, Snapshot};
 use super::ordering::Ordered;
 use super::osnode::{self, Inventory, OsNodeWriter};
@@ -30,6 +30,7 @@ use super::resolve::Resolver;
 use super::select::{Selection, select};
 use super::status::{Report, acknowledged, troubled};
 use super::work::{Effort, Workshop};
+use crate::host;
 
 /// How long to rest when nothing is expected. Facts of the host that nobody announces are looked
 /// at again after this.
@@ -129,7 +130,7 @@ impl Node {
                 }
                 Ok(Turn::Rest(rest)) => rest,
                 Err(error) => {
-                    let problem = super::failure::chain(&error);
+                    let problem = chain(&error);
                     tracing::error!(problem, "cannot go on, trying again");
                     self.tell_of(&problem).await;
                     AFTER_TROUBLE
@@ -220,7 +221,7 @@ impl Node {
         if self.kubelet_version.is_none() {
             let info = self.cluster.node().await.ok().and_then(|node| node.status?.node_info);
             let info = info.filter(|info| info.boot_id == boot_id.0);
-            self.kubelet_version = info.and_then(|info| info.kubelet_version.parse().ok());
+            self.kubelet_version = info.and_then(|info| OsVersion::of_kubelet(&info.kubelet_version));
         }
         let written = || self.record.slots.get(slot).map(|content| content.version.clone());
         self.kubelet_version.clone().or_else(written)
@@ -243,7 +244,7 @@ impl Node {
                 }
                 // A known one stays good while the API server is away; its orders are as old.
                 Err(error) => {
-                    tracing::warn!(error = %super::failure::chain(&error), "cannot read this node's Node");
+                    tracing::warn!(error = %chain(&error), "cannot read this node's Node");
                 }
             }
         }
@@ -297,7 +298,7 @@ impl Node {
             let Some(status) = troubled(object, problem, Timestamp::now()) else { continue };
             match self.cluster.write_progress(object, &status, Precondition::SameObject).await {
                 Ok(written) => self.known.learn(written),
-                Err(error) => tracing::warn!(error = %super::failure::chain(&error), "cannot report"),
+                Err(error) => tracing::warn!(error = %chain(&error), "cannot report"),
             }
         }
     }

@@ -23,8 +23,8 @@ use reqwest::Url;
 use serde::Serialize;
 
 use super::Outcome;
-use super::machine::Machine;
 use super::output::Format;
+use crate::machine::MachineArgs;
 
 const REDRAW: Duration = Duration::from_millis(100);
 
@@ -57,7 +57,7 @@ pub(super) struct Flash {
     output: Format,
 
     #[command(flatten)]
-    machine: Machine,
+    machine: MachineArgs,
 }
 
 /// Where the artifact comes from.
@@ -138,7 +138,7 @@ impl Flash {
     /// Makes sure that nothing needs the slot, and that nothing will boot it or trust it from now on.
     fn take(&self, slots: &SlotMap) -> Result<InactiveSlot> {
         let slot = slots.open_for_writing(&self.machine.host(), self.slot)?;
-        let loader = self.machine.loader();
+        let loader = self.machine.known_loader();
         if let Some(loader) = &loader {
             let status = loader.status()?;
             let booted = slots.booted().slot;
@@ -151,7 +151,7 @@ impl Flash {
             }
         }
         // The record first: it must never claim more than the slot holds.
-        if let Some(store) = self.machine.record() {
+        if let Some(store) = self.machine.kept_record() {
             let mut record = store.load()?;
             if let Some(attempt) = record.attempt.as_ref().filter(|attempt| !attempt.has_ended()) {
                 bail!(

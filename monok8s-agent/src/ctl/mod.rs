@@ -4,7 +4,6 @@
 mod catalog;
 mod create;
 mod flash;
-mod machine;
 mod output;
 mod slots;
 

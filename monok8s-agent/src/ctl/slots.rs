@@ -3,23 +3,20 @@
 // Doc comments here are the help text, where backticks would be shown.
 #![allow(clippy::doc_markdown)]
 
-use std::fs::File;
-use std::io::Read as _;
-
 use anyhow::Result;
 use clap::Args;
 use indicatif::HumanBytes;
 use monok8s_sdk::boot::LoaderStatus;
-use monok8s_sdk::disk::{HostView, SlotDevice, SlotPartition};
+use monok8s_sdk::disk::{SlotDevice, SlotPartition};
 use monok8s_sdk::node_upgrade::{SlotContent, SlotContentState};
-use monok8s_sdk::os_release::{MAX_OS_RELEASE_LEN, OS_RELEASE_PATHS, OsRelease};
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
 use serde::Serialize;
 
-use super::machine::Machine;
 use super::output::Format;
 use super::{Outcome, output};
+use crate::host::booted_version;
+use crate::machine::MachineArgs;
 
 /// Shows where the slots are, what they hold and what the boot loader thinks of them.
 #[derive(Debug, Args)]
@@ -29,7 +26,7 @@ pub(super) struct Slots {
     output: Format,
 
     #[command(flatten)]
-    machine: Machine,
+    machine: MachineArgs,
 }
 
 #[derive(Serialize)]
@@ -72,15 +69,15 @@ struct LoaderView {
 impl Slots {
     pub(super) fn run(self) -> Result<Outcome> {
         let map = self.machine.slots()?;
-        let loader = self.machine.loader().map(|loader| loader.status()).transpose()?;
-        let record = self.machine.record().map(|store| store.load()).transpose()?;
+        let loader = self.machine.known_loader().map(|loader| loader.status()).transpose()?;
+        let record = self.machine.kept_record().map(|store| store.load()).transpose()?;
         let booted = map.booted().slot;
         let report = |slot: Slot| {
             let content = record.as_ref().and_then(|record| record.slots.get(slot));
             let mut report = SlotReport::new(map.get(slot), content, loader.as_ref());
             if slot == booted {
                 report.booted = true;
-                report.version = running(&self.machine.host()).or(report.version.take());
+                report.version = booted_version(&self.machine.host()).or(report.version.take());
             }
             report
         };
@@ -150,13 +147,4 @@ impl Report {
         rows.extend(self.slots.iter().map(SlotReport::row));
         output::table(&rows)
     }
-}
-
-/// The version that the host's os-release states.
-fn running(host: &HostView) -> Option<OsVersion> {
-    let file = OS_RELEASE_PATHS.iter().find_map(|path| File::open(host.path(path)).ok())?;
-    let mut bytes = Vec::new();
-    // One byte more than is read: the parser refuses what is longer.
-    file.take(u64::try_from(MAX_OS_RELEASE_LEN + 1).ok()?).read_to_end(&mut bytes).ok()?;
-    OsRelease::parse(&bytes).ok()?.version().ok()?
 }

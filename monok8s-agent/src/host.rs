@@ -9,9 +9,12 @@ use monok8s_sdk::disk::HostView;
 use monok8s_sdk::os_release::{MAX_OS_RELEASE_LEN, OS_RELEASE_PATHS, OsRelease};
 use monok8s_sdk::version::OsVersion;
 
+/// One byte more than is allowed: the parser refuses what is longer.
+const OS_RELEASE_LIMIT: u64 = MAX_OS_RELEASE_LEN as u64 + 1;
+
 /// A file of the host that is needed and cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HostError {
+pub(crate) enum HostError {
     #[error("cannot read {}: check --host-root", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} does not hold what the kernel writes there: check --host-root", path.display())]
@@ -19,7 +22,7 @@ pub(super) enum HostError {
 }
 
 /// The kernel's random ID of this boot. The one proof that a machine has rebooted.
-pub(super) fn boot_id(host: &HostView) -> Result<String, HostError> {
+pub(crate) fn boot_id(host: &HostView) -> Result<String, HostError> {
     let path = host.path("proc/sys/kernel/random/boot_id");
     let text = read(&path, 128)?;
     let id = text.trim();
@@ -30,7 +33,7 @@ pub(super) fn boot_id(host: &HostView) -> Result<String, HostError> {
 }
 
 /// Time since the boot, suspended time included. Never set back, unlike the time of day.
-pub(super) fn uptime(host: &HostView) -> Result<Duration, HostError> {
+pub(crate) fn uptime(host: &HostView) -> Result<Duration, HostError> {
     let path = host.path("proc/uptime");
     let text = read(&path, 128)?;
     // proc_uptime(5): two decimal numbers of seconds.
@@ -40,9 +43,9 @@ pub(super) fn uptime(host: &HostView) -> Result<Duration, HostError> {
 }
 
 /// The version that the booted root file system states; `None` if it states none.
-pub(super) fn booted_version(host: &HostView) -> Option<OsVersion> {
+pub(crate) fn booted_version(host: &HostView) -> Option<OsVersion> {
     OS_RELEASE_PATHS.iter().find_map(|relative| {
-        let text = read(&host.path(relative), MAX_OS_RELEASE_LEN as u64).ok()?;
+        let text = read(&host.path(relative), OS_RELEASE_LIMIT).ok()?;
         let parsed = OsRelease::parse(text.as_bytes()).and_then(|release| release.version());
         parsed.unwrap_or_else(|error| {
             tracing::warn!(%error, "the booted os-release states no usable version");
@@ -52,7 +55,7 @@ pub(super) fn booted_version(host: &HostView) -> Option<OsVersion> {
 }
 
 /// Whether one of `paths`, relative to the host's root, exists there.
-pub(super) fn holds_any(host: &HostView, paths: &[String]) -> bool {
+pub(crate) fn holds_any(host: &HostView, paths: &[String]) -> bool {
     // A link into the host's root need not resolve from here, so links count as they are.
     paths.iter().any(|path| host.path(path.trim_start_matches('/')).symlink_metadata().is_ok())
 }

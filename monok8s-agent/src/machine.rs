@@ -1,0 +1,130 @@
+//! The machine that a program works on: where its slots, boot loader and record are.
+
+// Doc comments here are the help text, where backticks would be shown.
+#![allow(clippy::doc_markdown)]
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use monok8s_sdk::boot::BootBackend;
+use monok8s_sdk::boot::record_store::RecordStore;
+use monok8s_sdk::boot::simulated::SimulatedLoader;
+use monok8s_sdk::disk::{DiskSource, HostView, PartitionId, SlotLayout, SlotMap, SlotsError};
+
+/// Where things are. `ctl` takes the same flags and variables as the agent, so that in the agent's pod
+/// it need not be told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct MachineArgs {
+    /// Directory that the host's root is mounted at.
+    #[arg(long, value_name = "DIRECTORY", env = "MONOK8S_HOST_ROOT", default_value = "/")]
+    pub host_root: PathBuf,
+
+    /// Disk that holds both slots [default: the disk that the booted root is on].
+    #[arg(long, value_name = "PATH", env = "MONOK8S_DISK")]
+    pub disk: Option<PathBuf>,
+
+    /// PARTLABEL of slot A.
+    #[arg(long, value_name = "LABEL", env = "MONOK8S_SLOT_A_LABEL", default_value = "rootfs-a")]
+    pub slot_a_label: String,
+
+    /// PARTLABEL of slot B.
+    #[arg(long, value_name = "LABEL", env = "MONOK8S_SLOT_B_LABEL", default_value = "rootfs-b")]
+    pub slot_b_label: String,
+
+    /// Directory of the agent's record; on a partition that both slots share.
+    #[arg(long, value_name = "DIRECTORY", env = "MONOK8S_DATA_DIR", default_value = "/var/lib/monok8s")]
+    pub data_dir: PathBuf,
+
+    /// Boot loader: auto, or simulated:PATH, where PATH is the state file of a simulated loader.
+    #[arg(long, value_name = "BACKEND", env = "MONOK8S_BOOT_BACKEND", default_value = "auto")]
+    pub boot_backend: BootBackendChoice,
+}
+
+impl MachineArgs {
+    /// The host's root file system.
+    #[must_use]
+    pub fn host(&self) -> HostView {
+        HostView::new(&self.host_root)
+    }
+
+    /// Where the slots are looked for.
+    #[must_use]
+    pub fn layout(&self) -> SlotLayout {
+        SlotLayout {
+            disk: self.disk.clone().map_or(DiskSource::BootedRoot, DiskSource::Path),
+            a: PartitionId::Label(self.slot_a_label.clone()),
+            b: PartitionId::Label(self.slot_b_label.clone()),
+        }
+    }
+
+    /// Finds the slots.
+    pub fn slots(&self) -> Result<SlotMap, SlotsError> {
+        SlotMap::discover(&self.host(), &self.layout())
+    }
+
+    /// The boot loader, if it is a known one.
+    #[must_use]
+    pub fn known_loader(&self) -> Option<Box<dyn BootBackend>> {
+        match &self.boot_backend {
+            BootBackendChoice::Simulated(path) => Some(Box::new(SimulatedLoader::open(path))),
+            BootBackendChoice::Auto => None,
+        }
+    }
+
+    /// Where the agent's record is, or will be.
+    #[must_use]
+    pub fn record(&self) -> RecordStore {
+        RecordStore::in_dir(&self.data_dir)
+    }
+
+    /// The agent's record, if an agent keeps one here.
+    #[must_use]
+    pub fn kept_record(&self) -> Option<RecordStore> {
+        self.data_dir.is_dir().then(|| self.record())
+    }
+}
+
+/// Which boot loader the host has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BootBackendChoice {
+    /// Whatever is recognised. This release recognises none: the node reports itself, and refuses
+    /// orders with `TrialUnsupported`.
+    Auto,
+    /// A file that a simulated loader reads.
+    Simulated(PathBuf),
+}
+
+/// A text that names no boot loader.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no boot loader: write auto or simulated:PATH")]
+pub struct BootBackendChoiceError {
+    text: String,
+}
+
+impl FromStr for BootBackendChoice {
+    type Err = BootBackendChoiceError;
+
+    fn from_str(text: &str) -> Result<Self, BootBackendChoiceError> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            Some(("simulated", path)) if !path.is_empty() => Ok(Self::Simulated(path.into())),
+            _ => Err(BootBackendChoiceError { text: text.to_owned() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loader_is_named_or_looked_for() {
+        assert_eq!("auto".parse(), Ok(BootBackendChoice::Auto));
+        let simulated = BootBackendChoice::Simulated("/run/loader".into());
+        assert_eq!("simulated:/run/loader".parse(), Ok(simulated));
+        for wrong in ["simulated:", "auto:x", "grub9", ""] {
+            assert!(wrong.parse::<BootBackendChoice>().is_err(), "{wrong}");
+        }
+    }
+}
