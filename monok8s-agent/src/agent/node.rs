@@ -9,7 +9,7 @@ use monok8s_sdk::boot::record_store::RecordStore;
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
 use monok8s_sdk::node_upgrade::{
-    ApiView, BootId, Booted, HeldToken, NodeFacts, Record, Step, TrialHealth, decide,
+    ApiView, Attempt, BootId, Booted, HeldToken, NodeFacts, Record, Step, TrialHealth, decide,
 };
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
@@ -48,7 +48,7 @@ pub(super) struct Node {
     pub(super) known: Known,
     pub(super) workshop: Workshop,
     pub(super) store: RecordStore,
-    /// As it is on the data partition: this process is its only writer.
+    /// As it is on the data partition. While an attempt goes on, this process is its only writer.
     pub(super) record: Record,
     is_record_read: bool,
     /// Where the slots are, and which is booted: neither changes within a boot.
@@ -180,10 +180,7 @@ impl Node {
         let host = &host;
         let boot_id = BootId(host::boot_id(host)?);
         let uptime = host::uptime(host)?;
-        if !self.is_record_read {
-            self.record = block_in_place(|| self.store.load())?;
-            self.is_record_read = true;
-        }
+        self.recall()?;
         let slots = if let Some(slots) = &self.slots {
             slots.clone()
         } else {
@@ -210,6 +207,17 @@ impl Node {
             api: ApiView::NotRead,
         };
         Ok(Sight { facts, slots })
+    }
+
+    /// Reads the record, unless it is known. Between attempts a person may have flashed a slot, and
+    /// had the record forget it: what was known before must not be written over that.
+    fn recall(&mut self) -> Result<(), NodeError> {
+        let between_attempts = self.record.attempt.as_ref().is_none_or(Attempt::has_ended);
+        if between_attempts || !self.is_record_read {
+            self.record = block_in_place(|| self.store.load())?;
+            self.is_record_read = true;
+        }
+        Ok(())
     }
 
     /// The version that runs: the host's os-release has the first word. An image that states none
@@ -319,5 +327,73 @@ impl Node {
         }
         tracing::info!(?step, "recorded");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kube::{Client, Config};
+    use monok8s_sdk::boot::Tries;
+    use monok8s_sdk::boot::simulated::SimulatedLoader;
+    use monok8s_sdk::catalog::source::{CatalogFetcher, FetchLimits};
+    use monok8s_sdk::disk::fixture::FileMachine;
+    use monok8s_sdk::image::DownloadLimits;
+    use monok8s_sdk::node_upgrade::{ObjectIdentity, SlotContent};
+
+    use super::super::config::Endpoint;
+    use super::*;
+
+    fn agent(machine: &FileMachine, dir: &std::path::Path) -> Node {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // Nothing listens there, and nothing is asked.
+        let client = Client::try_from(Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
+        let http = reqwest::Client::new();
+        let (_, orders) = tokio::sync::watch::channel(super::super::orders::Orders::default());
+        Node::new(Parts {
+            cluster: Cluster::new(client, "node-1".to_owned()),
+            known: Known::new(orders),
+            workshop: Workshop {
+                host: machine.host(),
+                layout: machine.layout(),
+                http: http.clone(),
+                limits: DownloadLimits::default(),
+                guard_paths: Arc::from([]),
+            },
+            store: RecordStore::in_dir(dir),
+            backend: Box::new(
+                SimulatedLoader::install(&dir.join("loader"), Slot::A, Tries::DEFAULT_FULL).unwrap(),
+            ),
+            probe: HealthProbe::new(Endpoint::None, Endpoint::None).unwrap(),
+            reboot_command: None,
+            resolver: Resolver {
+                fetcher: CatalogFetcher { http, config_maps: None, limits: FetchLimits::default() },
+                arch: None,
+            },
+            effort: Effort::new(Duration::ZERO),
+        })
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_slot_that_was_flashed_by_hand_is_not_known_good_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut agent = agent(&FileMachine::create(dir.path(), 8 << 20).unwrap(), dir.path());
+        let known_good: SlotContent =
+            serde_json::from_str(r#"{"version": "v1.34.6", "state": "KnownGood"}"#).unwrap();
+        let mut record = Record::default();
+        record.slots.b = Some(known_good);
+        agent.store.save(&record).unwrap();
+        agent.recall().unwrap();
+        assert!(agent.record.slots.b.is_some());
+
+        record.slots.b = None;
+        agent.store.save(&record).unwrap();
+        agent.recall().unwrap();
+        let object = ObjectIdentity::new("osupgrade-1", "uid-1");
+        let seen = Step::Accepted { object, generation: 1, retry_nonce: None, rollback_nonce: None };
+        agent.record(&seen).unwrap();
+        let kept = agent.store.load().unwrap();
+        assert_eq!((kept.slots.b, kept.seen.len()), (None, 1));
     }
 }
