@@ -106,8 +106,8 @@ impl Executor<'_> {
             match self.act(action).await {
                 Ok(Done::Written) => {
                     applied.writes += 1;
-                    self.metrics.acted(kind_of(action));
-                    tracing::info!(action = kind_of(action), object = name_of(action), "done");
+                    self.metrics.acted(action.kind());
+                    tracing::info!(action = action.kind(), object = action.object_name(), "done");
                 }
                 Ok(Done::HeldBack) => applied.held_back += 1,
                 Err(stale @ ApplyError::Stale { .. }) => return (applied, Err(stale)),
@@ -177,7 +177,7 @@ impl Executor<'_> {
         let object = self.caches.progresses.get(&progress.name).ok_or_else(stale)?;
         let api: Api<Node> = Api::all(self.client.clone());
         let read = request(
-            kind_of(action),
+            action.kind(),
             &object.spec.node_name,
             "get",
             "nodes",
@@ -193,7 +193,7 @@ impl Executor<'_> {
         let patch = json!({ "metadata": { "resourceVersion": of.resource_version }, "spec": spec });
         let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
         let written =
-            request(kind_of(action), &of.name, "patch", PROGRESSES, merge(&api, &of.name, &patch)).await;
+            request(action.kind(), &of.name, "patch", PROGRESSES, merge(&api, &of.name, &patch)).await;
         self.keep(&api, &self.caches.progresses, of, written).await
     }
 
@@ -212,8 +212,7 @@ impl Executor<'_> {
             "spec": { "unschedulable": unschedulable },
         });
         let api: Api<Node> = Api::all(self.client.clone());
-        let written =
-            request(kind_of(action), &of.name, "patch", "nodes", merge(&api, &of.name, &patch)).await;
+        let written = request(action.kind(), &of.name, "patch", "nodes", merge(&api, &of.name, &patch)).await;
         self.keep(&api, &self.caches.nodes, of, written).await
     }
 
@@ -228,7 +227,7 @@ impl Executor<'_> {
         let patch = Patch::Apply(&object);
         let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
         let written = api.patch_status(&of.name, &params, &patch);
-        let written = request(kind_of(action), &of.name, "patch", PROGRESS_STATUS, written).await;
+        let written = request(action.kind(), &of.name, "patch", PROGRESS_STATUS, written).await;
         self.keep(&api, &self.caches.progresses, of, written).await
     }
 
@@ -237,7 +236,7 @@ impl Executor<'_> {
             Preconditions { resource_version: Some(of.resource_version.clone()), uid: Some(of.uid.clone()) };
         let params = DeleteParams::background().preconditions(preconditions);
         let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
-        match request(kind_of(action), &of.name, "delete", PROGRESSES, api.delete(&of.name, &params)).await {
+        match request(action.kind(), &of.name, "delete", PROGRESSES, api.delete(&of.name, &params)).await {
             Ok(_) => {
                 forget(&self.caches.progresses, of);
                 Ok(Done::Written)
@@ -258,7 +257,7 @@ impl Executor<'_> {
         object.metadata = owned(&node.name, owner);
         let api: Api<OSNode> = Api::all(self.client.clone());
         let created = create(&api, &object);
-        let created = request(kind_of(action), &node.name, "create", "osnodes.monok8s.io", created).await;
+        let created = request(action.kind(), &node.name, "create", "osnodes.monok8s.io", created).await;
         self.keep(&api, &self.caches.os_nodes, node, created).await
     }
 
@@ -276,7 +275,7 @@ impl Executor<'_> {
         object.metadata = owned(&new.name, owner);
         let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
         let created = create(&api, &object);
-        let created = request(kind_of(action), &new.name, "create", PROGRESSES, created).await;
+        let created = request(action.kind(), &new.name, "create", PROGRESSES, created).await;
         let of = ObjectRef { name: new.name.clone(), uid: String::new(), resource_version: String::new() };
         let version = created.as_ref().ok().and_then(kube::ResourceExt::resource_version);
         self.keep(&api, &self.caches.progresses, &of, created).await?;
@@ -381,32 +380,4 @@ async fn request<T>(
         Err(_) => ApiError::TimedOut { verb, resource, after: REQUEST_TIMEOUT },
     };
     Err(ApplyError::Failed { action, name: name.to_owned(), source })
-}
-
-fn kind_of(action: &Action) -> &'static str {
-    match action {
-        Action::WithdrawBoot { .. } => "withdraw-boot",
-        Action::Supersede { .. } => "supersede",
-        Action::Uncordon { .. } => "uncordon",
-        Action::Report { .. } => "report",
-        Action::DeleteProgress { .. } => "delete-progress",
-        Action::CreateOsNode { .. } => "create-osnode",
-        Action::CreateProgress(_) => "create-progress",
-        Action::GrantStage { .. } => "grant-stage",
-        Action::GrantBoot { .. } => "grant-boot",
-        Action::Cordon { .. } => "cordon",
-    }
-}
-
-fn name_of(action: &Action) -> &str {
-    match action {
-        Action::WithdrawBoot { progress }
-        | Action::Supersede { progress }
-        | Action::Report { progress, .. }
-        | Action::DeleteProgress { progress }
-        | Action::GrantStage { progress, .. }
-        | Action::GrantBoot { progress, .. } => &progress.name,
-        Action::Uncordon { node } | Action::CreateOsNode { node } | Action::Cordon { node, .. } => &node.name,
-        Action::CreateProgress(new) => &new.name,
-    }
 }

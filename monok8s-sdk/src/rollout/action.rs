@@ -95,6 +95,40 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// What it does, as one word for logs and metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::WithdrawBoot { .. } => "withdraw-boot",
+            Self::Supersede { .. } => "supersede",
+            Self::Uncordon { .. } => "uncordon",
+            Self::Report { .. } => "report",
+            Self::DeleteProgress { .. } => "delete-progress",
+            Self::CreateOsNode { .. } => "create-osnode",
+            Self::CreateProgress(_) => "create-progress",
+            Self::GrantStage { .. } => "grant-stage",
+            Self::GrantBoot { .. } => "grant-boot",
+            Self::Cordon { .. } => "cordon",
+        }
+    }
+
+    /// The name of the object that it writes.
+    #[must_use]
+    pub fn object_name(&self) -> &str {
+        match self {
+            Self::WithdrawBoot { progress }
+            | Self::Supersede { progress }
+            | Self::Report { progress, .. }
+            | Self::DeleteProgress { progress }
+            | Self::GrantStage { progress, .. }
+            | Self::GrantBoot { progress, .. } => &progress.name,
+            Self::Uncordon { node } | Self::CreateOsNode { node } | Self::Cordon { node, .. } => &node.name,
+            Self::CreateProgress(new) => &new.name,
+        }
+    }
+}
+
 /// A progress object that is not there yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewProgress {
