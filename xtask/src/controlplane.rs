@@ -17,6 +17,7 @@ use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, T
 use k8s_openapi::api::core::v1::{Namespace, Node, ServiceAccount};
 use kube::api::PostParams;
 use kube::{Api, Client};
+use monok8s_sdk::api::crds_yaml;
 use tokio::time::Instant;
 
 pub use audit::{AuditLog, AuditMark, AuditedWrite};
@@ -143,6 +144,17 @@ impl ControlPlane {
             &self.kubeconfig_path(),
             &directory.join("kubectl-cache"),
         )
+    }
+
+    /// Applies the CRDs, and waits until they are served.
+    pub async fn install_crds(&self) -> Result<()> {
+        let kubectl = self.kubectl();
+        let crds: Vec<_> = crds_yaml().into_iter().map(|(_, crd)| crd).collect();
+        kubectl.succeed_with_stdin(&["apply", "-f", "-"], &crds.join("---\n")).await?;
+        kubectl
+            .succeed(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])
+            .await
+            .map(drop)
     }
 
     /// The record of every write.

@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use kube::api::PostParams;
 use kube::{Api, Client};
-use monok8s_sdk::api::{
-    OSNode, OSUpgrade, OSUpgradeProgress, OSUpgradeProgressStatus, ProgressPhase, crds_yaml,
-};
+use monok8s_sdk::api::{OSNode, OSUpgrade, OSUpgradeProgress, OSUpgradeProgressStatus, ProgressPhase};
 use monok8s_sdk::manifests;
 use monok8s_sdk::slot::Slot;
 use serde_json::{Value, json};
@@ -43,14 +41,8 @@ impl Bench {
     /// A control plane with CRDs and the agent's rights, and an artifact of [`OLD`] and of [`NEW`].
     pub(crate) async fn start() -> Self {
         let control_plane = ControlPlane::start(Options::default()).await.unwrap();
+        control_plane.install_crds().await.unwrap();
         let kubectl = control_plane.kubectl();
-        for (_, crd) in crds_yaml() {
-            kubectl.succeed_with_stdin(&["apply", "-f", "-"], &crd).await.unwrap();
-        }
-        kubectl
-            .succeed(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])
-            .await
-            .unwrap();
         let manifest = manifests::to_yaml(&manifests::Agent::default().objects());
         kubectl.succeed_with_stdin(&["apply", "-f", "-"], &manifest).await.unwrap();
         let files = FileServer::start().await.unwrap();

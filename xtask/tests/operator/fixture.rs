@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
-use monok8s_sdk::api::{ANNOTATION_CORDON, OSUpgrade, OSUpgradeProgress, crds_yaml, find_condition};
+use monok8s_sdk::api::{ANNOTATION_CORDON, OSUpgrade, OSUpgradeProgress, find_condition};
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::manifests::{Controller, to_yaml};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -71,10 +71,7 @@ impl Cluster {
     }
 
     pub(super) async fn apply_crds(&self) {
-        let yaml: Vec<_> = crds_yaml().into_iter().map(|(_, yaml)| yaml).collect();
-        self.apply(&yaml.join("---\n")).await;
-        let wait = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"];
-        self.control_plane.kubectl().succeed(&wait).await.unwrap();
+        self.control_plane.install_crds().await.unwrap();
     }
 
     pub(super) async fn apply(&self, yaml: &str) {
