@@ -202,11 +202,13 @@ impl Agent {
         }
     }
 
-    /// From the commit until the node is back, it is cordoned for this object.
+    /// From the commit until the node is back, it is cordoned for this object, or by a person.
     async fn check_cordon(&self, object: &OSUpgradeProgress) {
         let node = Api::<Node>::all(self.client.clone()).get(self.kubelet.name()).await.unwrap();
         let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
-        if !cordoned || node.annotations().get(ANNOTATION_CORDON) != object.uid().as_ref() {
+        let for_another =
+            node.annotations().get(ANNOTATION_CORDON).is_some_and(|uid| Some(uid) != object.uid().as_ref());
+        if !cordoned || for_another {
             self.ledger.blame(format!("{} reboots without a cordon of its own", self.kubelet.name()));
         }
         let control_plane = ListParams::default().labels(LABEL_CONTROL_PLANE);

@@ -188,3 +188,19 @@ async fn a_deleted_upgrade_leaves_no_cordon() {
     cluster.control_plane.kubectl().succeed(&["delete", "osupgrade", "up"]).await.unwrap();
     cluster.wait_for_no_cordon(&mut operator).await;
 }
+
+#[tokio::test]
+async fn a_node_that_a_person_cordoned_is_moved_and_stays_cordoned() {
+    let mut cluster = Cluster::start().await;
+    for name in ["worker-1", "worker-2"] {
+        cluster.add(NodeSpec::worker(name, "v1.35.1"), Manner::Works, 2).await;
+    }
+    cluster.control_plane.kubectl().succeed(&["cordon", "worker-1"]).await.unwrap();
+    let mut operator = cluster.operator("operator", &["--no-lease"]);
+    let rollout = "rollout: {maxUnavailable: 2}";
+    cluster.apply(&manifest("up", "v1.35.4", &catalog("v1.35.1", VERSIONS, &[]), rollout)).await;
+    cluster.wait_for("up", "Completed", "UpToDate", &mut operator).await;
+    cluster.ledger.assert_clean();
+    assert_eq!(cluster.ledger.reboots().len(), 2);
+    assert_eq!(cluster.cordons().await, ["worker-1"], "a person's cordon is a person's to take off");
+}
