@@ -10,7 +10,7 @@ use monok8s_sdk::boot::TryCounting;
 use monok8s_sdk::catalog::Arch;
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::SlotMap;
-use monok8s_sdk::node_upgrade::{NodeFacts, SlotContentState};
+use monok8s_sdk::node_upgrade::{AttemptKind, NodeFacts, SlotContentState};
 use monok8s_sdk::slot::Slot;
 use tokio::time::Instant;
 
@@ -70,7 +70,11 @@ pub(super) fn architecture() -> Option<Arch> {
 fn other_slot(facts: &NodeFacts, slot: Slot) -> OtherSlotReport {
     let content = facts.record.slots.get(slot);
     let return_state = match content.map(|content| &content.state) {
-        Some(SlotContentState::KnownGood) if facts.loader.is_confirmed(slot) => ReturnState::KnownGood,
+        Some(SlotContentState::KnownGood)
+            if facts.loader.is_confirmed(slot) || is_going_back(facts, slot) =>
+        {
+            ReturnState::KnownGood
+        }
         Some(SlotContentState::Verified) => ReturnState::Verified,
         _ => ReturnState::Empty,
     };
@@ -80,6 +84,15 @@ fn other_slot(facts: &NodeFacts, slot: Slot) -> OtherSlotReport {
         image_digest: content.and_then(|content| content.image_digest),
         return_state,
     }
+}
+
+/// Whether the node is to go back to `slot`. It leaves the loader's order before the commit, and is
+/// as good as before if its grant is taken back.
+fn is_going_back(facts: &NodeFacts, slot: Slot) -> bool {
+    let attempt = facts.record.attempt.as_ref();
+    attempt.is_some_and(|attempt| {
+        attempt.kind == AttemptKind::Rollback && attempt.slot == slot && !attempt.has_ended()
+    })
 }
 
 fn slot_report(slots: &SlotMap, slot: Slot) -> SlotReport {

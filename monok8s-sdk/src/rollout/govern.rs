@@ -149,10 +149,19 @@ fn stand<'f>(
     }
 }
 
-/// Whether what the order says outweighs what the node runs: it is in the middle of a reboot, or
-/// the two contradict each other.
+/// Whether what the order says outweighs what the node runs: it is in the middle of a reboot, the
+/// two contradict each other, or a person sends the node back. Nothing else is ever staged on a
+/// node that has arrived.
 fn outweighs(state: &State<'_>) -> bool {
-    matches!(state, State::Committed | State::Lost | State::Settling | State::Unexplained | State::SentBack)
+    matches!(
+        state,
+        State::Committed
+            | State::Lost
+            | State::Settling
+            | State::Unexplained
+            | State::SentBack
+            | State::Staged(_)
+    )
 }
 
 /// Whether something else moved a node on after this run had done with it. A run is not carried
