@@ -11,9 +11,10 @@ use super::run::run_digest;
 use crate::api::{
     ANNOTATION_CORDON, ANNOTATION_EXCLUDE, CatalogSource, DowngradePolicy, FailedImage, ImageRef,
     LABEL_CONTROL_PLANE, LABEL_MANAGED, NodeSelector, OSNode, OSNodeSpec, OSNodeStatus, OSUpgrade,
-    OSUpgradeSpec, OSUpgradeStatus, Resolved, RolloutSpec, UpgradePhase,
+    OSUpgradeSpec, OSUpgradeStatus, OtherSlotReport, Resolved, ReturnState, RolloutSpec, UpgradePhase,
 };
 use crate::digest::Sha256Digest;
+use crate::slot::Slot;
 use crate::version::OsVersion;
 
 /// A managed, ready worker node of version v1.35.1 that reports through an agent.
@@ -210,6 +211,18 @@ impl NodeFixture {
     #[must_use]
     pub fn with_problem(mut self, problem: &str) -> Self {
         self.report.get_or_insert_default().problem = Some(problem.to_owned());
+        self
+    }
+
+    /// Its other slot holds this version, and can be gone back to.
+    #[must_use]
+    pub fn with_good_other_slot(mut self, version: &str) -> Self {
+        self.report.get_or_insert_default().other_slot = Some(OtherSlotReport {
+            slot: Slot::A,
+            version: Some(version.to_owned()),
+            image_digest: None,
+            return_state: ReturnState::KnownGood,
+        });
         self
     }
 

@@ -1,5 +1,6 @@
 //! The planner against a small cluster in memory, and by tables of situations.
 
+mod orders;
 mod rollout;
 mod simulation;
 mod situations;

@@ -1,0 +1,153 @@
+//! What one progress object means for its node and for the others.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use crate::api::{
+    BootGrant, ConditionType, OSUpgradeProgress, OSUpgradeProgressStatus, ProgressPhase, find_condition,
+};
+use crate::rollout::fixtures::{NodeFixture, UpgradeFixture, node, upgrade};
+use crate::rollout::{Action, Fleet, plan};
+
+fn now() -> Timestamp {
+    "2026-11-24T12:00:00Z".parse().unwrap()
+}
+
+fn fleet(nodes: &[NodeFixture], upgrade: &UpgradeFixture) -> Fleet {
+    Fleet {
+        nodes: nodes.iter().map(NodeFixture::view).collect(),
+        upgrades: vec![upgrade.view()],
+        api_server: Some("v1.36.0".parse().unwrap()),
+        ..Fleet::default()
+    }
+}
+
+/// The object that a plan makes for the only node without one, staged by now.
+fn staged(fleet: &Fleet) -> OSUpgradeProgress {
+    let created = plan(fleet, now()).actions.into_iter().find_map(|action| match action {
+        Action::CreateProgress(new) => Some(new),
+        _ => None,
+    });
+    let new = created.unwrap();
+    let mut progress = OSUpgradeProgress::new(&new.name, new.spec);
+    progress.metadata.uid = Some("order-uid".to_owned());
+    progress.metadata.resource_version = Some("7".to_owned());
+    progress.metadata.owner_references =
+        Some(vec![k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference {
+            kind: "OSUpgrade".to_owned(),
+            name: new.upgrade_name,
+            uid: new.upgrade_uid,
+            ..Default::default()
+        }]);
+    let order = progress.spec.order.as_mut().unwrap();
+    order.stage = Some(order.hops[0].version.clone());
+    progress.status = Some(OSUpgradeProgressStatus {
+        phase: Some(ProgressPhase::Staged),
+        hop: order.stage.as_ref().map(ToString::to_string),
+        ..new.status
+    });
+    progress
+}
+
+#[test]
+fn a_node_that_does_not_use_its_leave_loses_it_after_the_time_of_a_reboot() {
+    let up = upgrade("up");
+    for (minutes, expected) in [(29, None), (31, Some("CommitTimedOut"))] {
+        let mut fleet = fleet(&[node("a").cordoned_for("order-uid")], &up);
+        let mut progress = staged(&fleet);
+        let since = Time(now() - SignedDuration::from_mins(minutes));
+        let order = progress.spec.order.as_mut().unwrap();
+        let not_after = Time(now() + SignedDuration::from_mins(5));
+        order.boot = Some(BootGrant { version: order.hops[0].version.clone(), not_after });
+        progress.status.as_mut().unwrap().conditions = vec![Condition {
+            type_: ConditionType::BootGranted.to_string(),
+            status: "True".to_owned(),
+            reason: "Granted".to_owned(),
+            message: String::new(),
+            last_transition_time: since,
+            observed_generation: None,
+        }];
+        fleet.progresses = vec![progress];
+        let plan = plan(&fleet, now());
+        let told = plan.actions.iter().find_map(|action| match action {
+            Action::Report { conditions, .. } => find_condition(conditions, &ConditionType::TimedOut),
+            _ => None,
+        });
+        assert_eq!(told.map(|told| told.reason.as_str()), expected, "after {minutes} minutes");
+        let withdrawn = plan.actions.iter().any(|action| matches!(action, Action::WithdrawBoot { .. }));
+        assert_eq!(withdrawn, expected.is_some(), "after {minutes} minutes");
+        assert!(
+            !plan.actions.iter().any(|action| matches!(action, Action::Uncordon { .. })),
+            "only once the leave was seen to be gone"
+        );
+    }
+}
+
+#[test]
+fn a_hand_made_object_in_its_reboot_takes_up_budget() {
+    for (phase, goes) in [
+        (ProgressPhase::Downloading, true),
+        (ProgressPhase::Rebooting, false),
+        (ProgressPhase::Confirming, false),
+        (ProgressPhase::Completed, true),
+    ] {
+        let only_a = upgrade("up").rollout(|rollout| rollout.max_unavailable = None);
+        let mut alone = fleet(&[node("a")], &only_a);
+        let order = staged(&alone);
+        let by_hand: OSUpgradeProgress = serde_json::from_value(serde_json::json!({
+            "apiVersion": "monok8s.io/v1alpha1", "kind": "OSUpgradeProgress",
+            "metadata": { "name": "by-hand", "uid": "by-hand-uid", "resourceVersion": "3" },
+            "spec": { "sourceRef": { "name": "elsewhere" }, "nodeName": "b" },
+            "status": { "phase": phase },
+        }))
+        .unwrap();
+        alone.nodes.push(node("b").view());
+        alone.progresses = vec![order, by_hand];
+        let plan = plan(&alone, now());
+        let cordons = plan.actions.iter().any(|action| matches!(action, Action::Cordon { .. }));
+        assert_eq!(cordons, goes, "while the hand-made one is {phase}");
+    }
+}
+
+#[test]
+fn a_kubelets_word_neither_proves_nor_denies_an_image_revision() {
+    for (situation, nodes, ordered) in [
+        ("the agent runs the revision", node("a").running("v1.35.4+r2"), false),
+        ("the agent runs the plain image", node("a").running("v1.35.4"), true),
+        ("only the kubelet speaks", node("a").running("v1.35.4").without_report(), true),
+    ] {
+        let revision = upgrade("up").to("v1.35.4+r2");
+        let fleet = fleet(&[nodes], &revision);
+        let actions = plan(&fleet, now()).actions;
+        let created = actions.iter().any(|action| matches!(action, Action::CreateProgress(_)));
+        assert_eq!(created, ordered, "{situation}");
+    }
+
+    // A node that says it is done with the revision is believed, whatever its kubelet cannot know.
+    let silent = node("a").running("v1.35.1").without_report();
+    let revision = upgrade("up").to("v1.35.4+r2");
+    let mut order = staged(&fleet(&[silent], &revision));
+    order.status.as_mut().unwrap().phase = Some(ProgressPhase::Completed);
+    order.status.as_mut().unwrap().completed_at = Some(Time(now() - SignedDuration::from_mins(5)));
+    for (runs, up_to_date) in [("v1.35.4", 1), ("v1.35.1", 0)] {
+        let mut fleet = fleet(&[node("a").running(runs).without_report()], &revision);
+        fleet.progresses = vec![order.clone()];
+        let plan = plan(&fleet, now());
+        assert_eq!(plan.outlooks["up-uid"].nodes.up_to_date, up_to_date, "the kubelet says {runs}");
+    }
+}
+
+#[test]
+fn a_node_that_has_arrived_gets_its_turn_to_go_back_and_not_without_being_asked() {
+    for (nonce, goes) in [(None, false), (Some(""), false), (Some("back-1"), true)] {
+        let up = upgrade("up");
+        let mut order = staged(&fleet(&[node("a")], &up));
+        order.spec.rollback_nonce = nonce.map(str::to_owned);
+        order.status.as_mut().unwrap().phase = Some(ProgressPhase::Completed);
+        let mut fleet = fleet(&[node("a").running("v1.35.4").with_good_other_slot("v1.35.1")], &up);
+        fleet.progresses = vec![order];
+        let cordons =
+            plan(&fleet, now()).actions.iter().any(|action| matches!(action, Action::Cordon { .. }));
+        assert_eq!(cordons, goes, "{nonce:?}");
+    }
+}
