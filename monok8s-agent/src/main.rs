@@ -14,6 +14,10 @@ use tracing_subscriber::EnvFilter;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+
+    /// What is logged: a level such as debug, or directives of tracing-subscriber.
+    #[arg(long, env = "MONOK8S_LOG", default_value = "info", global = true)]
+    log: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -38,7 +42,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider was installed first"))?;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::builder().parse(&cli.log).context("--log cannot be understood")?;
     let colour = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -329,6 +329,9 @@ impl Executor<'_> {
         match tokio::time::timeout(REQUEST_TIMEOUT, api.get_opt(&of.name)).await {
             Ok(Ok(Some(object))) => cache.wrote(object),
             Ok(Ok(None)) => forget(cache, of),
+            // Another look will not resolve it: an object that this release cannot read is in the
+            // way of this one action, and must not be in the way of the others.
+            Ok(Err(kube::Error::SerdeError(_))) => return error,
             // Whatever is wrong, the watch will tell.
             Ok(Err(_)) | Err(_) => {}
         }

@@ -397,8 +397,7 @@ impl Power {
             .arg("--reboot-command")
             .arg(format!("touch {}", self.paths.reboot.display()))
             .args(&self.spec.agent_arguments)
-            .env("KUBECONFIG", &self.kubeconfig)
-            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()));
+            .env("KUBECONFIG", &self.kubeconfig);
         Child::spawn(&format!("the agent of {}", self.spec.node.name), command, &self.paths.log)
     }
 }
