@@ -5,13 +5,15 @@
 //! counted as skipped. In CI a skip is a failure, because there it would hide a missing proof.
 
 use std::fmt;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::thread;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
 
 /// What was counted so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,7 +83,7 @@ pub async fn run() -> Result<()> {
     crate::host::provide(&crate::host::FIXTURES)?;
     crate::controlplane::Binaries::find().await?;
     let started = Instant::now();
-    let tally = tokio::task::spawn_blocking(move || run_steps(root, STEPS)).await??;
+    let tally = run_steps(root, STEPS).await?;
     let ci = std::env::var("CI").is_ok_and(|value| value == "true");
     print!("{}", Summary { tally: &tally, took: started.elapsed() });
     std::io::stdout().flush()?;
@@ -90,12 +92,12 @@ pub async fn run() -> Result<()> {
     Ok(())
 }
 
-fn run_steps(root: &Path, steps: &[Step]) -> Result<Tally> {
+async fn run_steps(root: &Path, steps: &[Step]) -> Result<Tally> {
     let mut total = Tally::default();
     for step in steps {
         let began = Instant::now();
         println!("==> {}: {} {}", step.name, step.program, step.args.join(" "));
-        let tally = run_step(root, step)?;
+        let tally = run_step(root, step).await?;
         println!("==> {}: {} in {:.0?}", step.name, verdict(&tally), began.elapsed());
         total.passed += tally.passed;
         total.failed += tally.failed;
@@ -110,28 +112,46 @@ fn verdict(tally: &Tally) -> &'static str {
 }
 
 /// Runs one step with its output passed on as it comes.
-fn run_step(root: &Path, step: &Step) -> Result<Tally> {
+async fn run_step(root: &Path, step: &Step) -> Result<Tally> {
     let mut child = Command::new(step.program)
         .args(step.args)
         .envs(step.env.iter().copied())
         .current_dir(root)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .process_group(0)
         .spawn()
         .with_context(|| format!("start {} for the step {}", step.program, step.name))?;
-    let output = child.stdout.take().context("the step's output is not a pipe")?;
-    let reader = thread::spawn(move || {
-        let mut tally = Tally::default();
-        for line in BufReader::new(output).lines() {
-            let line = line?;
-            println!("{line}");
-            tally.count(&line);
+    let mut group = Group::of(&child);
+    let mut output =
+        BufReader::new(child.stdout.take().context("the step's output is not a pipe")?).split(b'\n');
+    let mut tally = Tally::default();
+    while let Some(line) = output.next_segment().await? {
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        tally.count(&line);
+    }
+    let status = child.wait().await?;
+    group.0 = None;
+    Ok(conclude(step, tally, status.success()))
+}
+
+/// A step and everything it started. Dropped before the step has ended, as by Ctrl-C, it ends them.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // The only failure is that the group is gone already.
+            let _ = kill_process_group(group, Signal::TERM);
         }
-        anyhow::Ok(tally)
-    });
-    let status = child.wait()?;
-    let counted = reader.join().map_err(|_| anyhow::anyhow!("the reader of {} panicked", step.name))??;
-    Ok(conclude(step, counted, status.success()))
+    }
 }
 
 /// A step passes by its exit code alone; what was counted in its output only adds detail.
