@@ -1,6 +1,6 @@
 //! The node agent: observe, decide, act, report.
 //!
-//! One loop drives everything ([`node`]): it looks at the kernel, the disk, the loader, the record
+//! One loop drives everything (`node`): it looks at the kernel, the disk, the loader, the record
 //! and the API objects, asks `monok8s_sdk::node_upgrade::decide` for the one next step, and carries
 //! it out. It makes no choice of its own about what a node does next. Downloads and read-backs run
 //! beside it and end when the decision asks for something else.
