@@ -175,7 +175,15 @@ async fn there_and_back_again() -> Result<()> {
         &[ProgressPhase::Downloading, ProgressPhase::Verifying, ProgressPhase::Staged],
     )
     .await?;
-    apply(&testbed, "up", NEW, json!({})).await?;
+    // Paused, so that nobody gets there before the way back is seen.
+    apply(&testbed, "up", NEW, json!({ "paused": true })).await?;
+    testbed
+        .wait_for("the second run", LONG, || async {
+            let upgrade = testbed.upgrades().await?.remove("up").context("the upgrade is gone")?;
+            let run = upgrade.status.and_then(|status| status.run);
+            Ok((run == Some(2)).then_some(()))
+        })
+        .await?;
     apply(&testbed, "up", MIDDLE, json!({})).await?;
     let upgrade = ends(&testbed, "up", UpgradePhase::Completed).await?;
     no_cordon_is_left(&testbed).await?;
@@ -183,7 +191,7 @@ async fn there_and_back_again() -> Result<()> {
         assert_eq!(testbed.machine(node)?.boots().last().unwrap().version, MIDDLE, "{node}");
     }
     let run = upgrade.status.unwrap().run.unwrap();
-    assert!(run >= 2, "a changed version begins a new run, but it is still run {run}");
+    assert_eq!(run, 3, "each changed version begins a run of its own");
 
     // Done, then on to the new one and back: refused, and allowed.
     apply(&testbed, "up", NEW, json!({})).await?;
