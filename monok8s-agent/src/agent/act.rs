@@ -115,7 +115,11 @@ impl Node {
                 self.record(&Step::Written { image_digest, image_len })?;
                 match spawn_blocking(move || body.finish()).await {
                     Ok(Err(error)) => self.fail(&Failure::of(&error.into())),
-                    Ok(Ok(_)) | Err(_) => Ok(()),
+                    Ok(Ok(written)) => {
+                        self.effort.keep(written);
+                        Ok(())
+                    }
+                    Err(_) => Ok(()),
                 }
             }
             Outcome::Verified(token) => {

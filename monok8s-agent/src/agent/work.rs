@@ -8,7 +8,7 @@ use std::time::Duration;
 use monok8s_sdk::api::{ByteProgress, FailureReason, ImageRef};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::digest::Sha256Digest;
-use monok8s_sdk::disk::{GuardError, HostView, SlotLayout, SlotMap, VerifiedSlot, VerifyError};
+use monok8s_sdk::disk::{GuardError, HostView, SlotLayout, SlotMap, VerifiedSlot, WrittenSlot};
 use monok8s_sdk::image::{
     self, BodyWritten, Cancel, Download, DownloadLimits, Expected, ImageError, Inspection, Progress, Retry,
     Source,
@@ -48,6 +48,12 @@ impl Job {
             _ => None,
         }
     }
+
+    /// Whether it is to verify just what was written.
+    fn verifies(&self, written: &WrittenSlot) -> bool {
+        matches!(self, Self::Verify { slot, digest, len, version: _ }
+            if (*slot, *digest, *len) == (written.slot(), written.image(), written.length()))
+    }
 }
 
 /// What a job came to.
@@ -82,12 +88,12 @@ struct Work {
 }
 
 impl Work {
-    fn start(workshop: &Workshop, job: Job) -> Self {
+    fn start(workshop: &Workshop, job: Job, written: Option<WrittenSlot>) -> Self {
         let (progress, cancel) = (Progress::default(), Cancel::default());
         let workshop = workshop.clone();
         let task = {
             let (job, progress, cancel) = (job.clone(), progress.clone(), cancel.clone());
-            tokio::spawn(async move { workshop.carry_out(job, progress, cancel).await })
+            tokio::spawn(async move { workshop.carry_out(job, written, progress, cancel).await })
         };
         Self { job, progress, cancel, task, outcome: None }
     }
@@ -128,6 +134,9 @@ impl Work {
 /// The long work of a node, its pauses and how long it is tried.
 pub(super) struct Effort {
     work: Option<Work>,
+    /// The slot that was just written, most of it read back already; it is held until its
+    /// verification, or any other work, begins.
+    written: Option<WrittenSlot>,
     pause: Option<Pause>,
     /// For how long networks and disk reads are tried again after the first failure.
     patience: Duration,
@@ -155,7 +164,7 @@ pub(super) enum Standing {
 
 impl Effort {
     pub(super) fn new(patience: Duration) -> Self {
-        Self { work: None, pause: None, patience, bytes: None }
+        Self { work: None, written: None, pause: None, patience, bytes: None }
     }
 
     /// Gets `job` done: starts it, or lets it go on, and stops any other.
@@ -183,8 +192,14 @@ impl Effort {
         }
         self.pause = pause;
         self.bytes = matches!(job, Job::Verify { .. }).then_some(self.bytes).flatten();
-        self.work = Some(Work::start(workshop, job.clone()));
+        let written = self.written.take().filter(|written| job.verifies(written));
+        self.work = Some(Work::start(workshop, job.clone(), written));
         Standing::UnderWay
+    }
+
+    /// Keeps a slot that was written, so that what was read back of it is not read again.
+    pub(super) fn keep(&mut self, written: WrittenSlot) {
+        self.written = Some(written);
     }
 
     /// What passes is tried again for as long as the patience lasts.
@@ -209,7 +224,7 @@ impl Effort {
 
     /// Stops whatever is under way.
     pub(super) async fn stop(&mut self) {
-        self.pause = None;
+        (self.pause, self.written) = (None, None);
         if let Some(work) = self.work.take() {
             work.stop().await;
         }
@@ -243,11 +258,17 @@ impl Drop for Work {
 }
 
 impl Workshop {
-    async fn carry_out(self, job: Job, progress: Progress, cancel: Cancel) -> Outcome {
+    async fn carry_out(
+        self,
+        job: Job,
+        written: Option<WrittenSlot>,
+        progress: Progress,
+        cancel: Cancel,
+    ) -> Outcome {
         let done = match job {
             Job::Write { hop, slot, .. } => self.write(hop, slot, progress, cancel).await,
             Job::Verify { slot, digest, len, version } => {
-                self.verify(slot, digest, len, version, cancel).await
+                self.verify(written, slot, digest, len, version, cancel).await
             }
         };
         done.unwrap_or_else(|error| error)
@@ -271,11 +292,12 @@ impl Workshop {
         image::write(inactive, Source::Http(download), expected, &progress, &cancel)
             .await
             .map(Outcome::Written)
-            .map_err(ended)
+            .map_err(|error| ended(&error))
     }
 
     async fn verify(
         self,
+        written: Option<WrittenSlot>,
         slot: Slot,
         digest: Sha256Digest,
         len: u64,
@@ -285,13 +307,14 @@ impl Workshop {
         blocking(move || {
             let observe =
                 |_| if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-            let verified = self
-                .open(slot)?
-                .verify_observed(digest, len, observe)
-                .map_err(|error| ended(ImageError::Verify(error)))?;
+            let verified = match written {
+                Some(written) => written.verify(),
+                None => self.open(slot)?.verify_observed(digest, len, observe),
+            }
+            .map_err(|error| ended(&ImageError::Verify(error)))?;
             let found: Inspection =
-                image::inspect(&verified, &self.guard_paths).map_err(|error| ended(error.into()))?;
-            found.require(slot, &version, &self.guard_paths).map_err(|error| ended(error.into()))?;
+                image::inspect(&verified, &self.guard_paths).map_err(|error| ended(&error.into()))?;
+            found.require(slot, &version, &self.guard_paths).map_err(|error| ended(&error.into()))?;
             Ok(Outcome::Verified(verified))
         })
         .await
@@ -301,7 +324,7 @@ impl Workshop {
         let map = SlotMap::discover(&self.host, &self.layout).map_err(|error| {
             Outcome::Failed(Failure::lasting(FailureReason::UnexpectedDevice, chain(&error)))
         })?;
-        map.open_for_writing(&self.host, slot).map_err(|error: GuardError| ended(ImageError::Guard(error)))
+        map.open_for_writing(&self.host, slot).map_err(|error: GuardError| ended(&ImageError::Guard(error)))
     }
 }
 
@@ -312,14 +335,14 @@ fn parse(url: &str) -> Result<Url, Outcome> {
     })
 }
 
-fn ended(error: ImageError) -> Outcome {
+fn ended(error: &ImageError) -> Outcome {
     if error.is_cancelled() {
         return Outcome::Cancelled;
     }
-    match error {
-        ImageError::Verify(VerifyError::Mismatch { .. }) => Outcome::ReadBackDiffers(chain(&error)),
-        error => Outcome::Failed(Failure::of(&error)),
+    if error.reason() == FailureReason::ReadBackMismatch {
+        return Outcome::ReadBackDiffers(chain(&error));
     }
+    Outcome::Failed(Failure::of(error))
 }
 
 /// Runs `work` on a thread that may block. It is cut short only by the end of the runtime, or by

@@ -19,6 +19,7 @@ pub mod gpt;
 mod guard;
 mod host;
 mod layout;
+mod readback;
 mod slots;
 mod target;
 mod token;
@@ -28,6 +29,8 @@ pub use direct::DirectTarget;
 pub use guard::{GuardError, InactiveSlot};
 pub use host::{BlockDevice, HostError, HostView, LoopBacking};
 pub use layout::{DiskSource, PartitionId, SlotLayout};
+#[cfg(feature = "image")]
+pub(crate) use readback::{Comparison, Written, is_zero};
 pub use slots::{SlotDevice, SlotMap, SlotPartition, SlotsError};
 #[cfg(feature = "image")]
 pub(crate) use target::Bytes;

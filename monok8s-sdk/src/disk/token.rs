@@ -9,6 +9,7 @@ use sha2::Digest as _;
 
 use super::aligned::AlignedBuf;
 use super::guard::InactiveSlot;
+use super::readback::{Comparison, Written};
 use super::target::{Bytes, DiskError};
 use crate::api::FailureReason;
 use crate::digest::Sha256Digest;
@@ -18,13 +19,16 @@ use crate::version::OsVersion;
 /// How much is read at a time, in bytes.
 const STEP: usize = 1 << 20;
 
-/// A slot whose image was written and flushed. It may still differ on the medium.
+/// A slot whose image was written and flushed. Some of it was not read back yet, so it may still
+/// differ on the medium.
 #[derive(Debug)]
 #[must_use = "a written slot is of no use until it is verified"]
 pub struct WrittenSlot {
     slot: InactiveSlot,
     image: Sha256Digest,
     length: u64,
+    /// All of the image that was not read back.
+    unread: Vec<Written>,
 }
 
 /// A slot that was read back from the medium and holds the image.
@@ -64,6 +68,20 @@ pub enum VerifyError {
         /// How many bytes were read.
         length: u64,
     },
+    /// A part of the medium holds other bytes than were just written there.
+    #[error(
+        "slot {slot} ({device}) reads back differently than it was written at byte {offset} ({length} bytes compared): the medium or a cache on the way to it loses data, replace the disk if a retry fails too"
+    )]
+    PartDiffers {
+        /// The slot.
+        slot: Slot,
+        /// Its device.
+        device: String,
+        /// Where the part begins, in bytes.
+        offset: u64,
+        /// The part's length in bytes.
+        length: u64,
+    },
     /// The slot cannot be read.
     #[error("cannot read back slot {slot}")]
     Read {
@@ -85,7 +103,7 @@ impl VerifyError {
     #[must_use]
     pub fn reason(&self) -> FailureReason {
         match self {
-            Self::Mismatch { .. } => FailureReason::ReadBackMismatch,
+            Self::Mismatch { .. } | Self::PartDiffers { .. } => FailureReason::ReadBackMismatch,
             Self::Read { source, .. } => source.reason(),
             Self::Cancelled { .. } => FailureReason::Cancelled,
         }
@@ -93,10 +111,11 @@ impl VerifyError {
 }
 
 impl WrittenSlot {
-    /// Only the writer, after its last flush, may say that a slot is written.
+    /// Only the writer, after its last flush, may say that a slot is written, and that everything
+    /// but `unread` was read back since.
     #[cfg_attr(not(feature = "image"), expect(dead_code, reason = "the writer is part of `image`"))]
-    pub(crate) fn new(slot: InactiveSlot, image: Sha256Digest, length: u64) -> Self {
-        Self { slot, image, length }
+    pub(crate) fn new(slot: InactiveSlot, image: Sha256Digest, length: u64, unread: Vec<Written>) -> Self {
+        Self { slot, image, length, unread }
     }
 
     /// Which slot it is.
@@ -117,18 +136,22 @@ impl WrittenSlot {
         self.length
     }
 
-    /// Reads the slot back from the medium. Blocks until every byte of the image was read.
+    /// Reads back from the medium what the writer has not read back itself.
     pub fn verify(self) -> Result<VerifiedSlot, VerifyError> {
-        self.verify_observed(|_| ControlFlow::Continue(()))
-    }
-
-    /// [`verify`](Self::verify), telling `observe` after each step how many bytes were read so
-    /// far; it may break off.
-    pub fn verify_observed(
-        self,
-        observe: impl FnMut(u64) -> ControlFlow<()>,
-    ) -> Result<VerifiedSlot, VerifyError> {
-        self.slot.verify_observed(self.image, self.length, observe)
+        let slot = self.slot.slot();
+        let mut scratch = AlignedBuf::zeroed(STEP);
+        for part in &self.unread {
+            let compared = part.compare(&**self.slot.target(), &mut scratch);
+            match compared.map_err(|source| VerifyError::Read { slot, source })? {
+                Comparison::Same => {}
+                Comparison::Differs => {
+                    let device = self.slot.description().to_owned();
+                    let Written { offset, length, .. } = *part;
+                    return Err(VerifyError::PartDiffers { slot, device, offset, length });
+                }
+            }
+        }
+        Ok(VerifiedSlot { slot: self.slot, image: self.image, length: self.length })
     }
 }
 

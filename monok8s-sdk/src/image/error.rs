@@ -4,7 +4,7 @@ use super::fetch_error::FetchError;
 use super::inspect::InspectError;
 use super::write_error::WriteError;
 use crate::api::FailureReason;
-use crate::disk::{DiskError, GuardError, VerifyError};
+use crate::disk::{Action, DiskError, GuardError, VerifyError};
 
 /// Why an image did not get into a slot. Grouped by the step that failed.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,8 @@ impl ImageError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Fetch(error) => error.retry(),
-            Self::Verify(VerifyError::Read { source: DiskError::Io { .. }, .. })
+            Self::Write(WriteError::Disk { source: DiskError::Io { action: Action::Read, .. }, .. })
+            | Self::Verify(VerifyError::Read { source: DiskError::Io { .. }, .. })
             | Self::Inspect(InspectError::Read { source: DiskError::Io { .. }, .. }) => Retry::Later,
             Self::Guard(_) | Self::Write(_) | Self::Verify(_) | Self::Inspect(_) => Retry::Never,
         }

@@ -39,18 +39,22 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod decode;
+mod economy;
 mod error;
+mod expand;
 mod fetch;
 mod fetch_error;
+mod frame;
 mod inspect;
+mod pool;
 mod progress;
 mod resume;
+mod run;
+mod slot_writer;
 mod source;
+mod wire;
 mod write;
 mod write_error;
-
-use std::ops::ControlFlow;
 
 pub use error::{ImageError, Retry};
 pub use fetch::{Download, DownloadLimits};
@@ -61,7 +65,7 @@ pub use source::Source;
 pub use write::{BodyWritten, Expected, write_body};
 pub use write_error::WriteError;
 
-use crate::disk::{InactiveSlot, VerifiedSlot, VerifyError, WrittenSlot};
+use crate::disk::{InactiveSlot, VerifiedSlot, WrittenSlot};
 use source::blocking;
 
 /// Puts an image into a slot and reads it back: all steps, for callers that keep no record.
@@ -74,10 +78,10 @@ pub async fn flash(
 ) -> Result<VerifiedSlot, ImageError> {
     let body = write(slot, source, expected, progress, cancel).await?;
     let written = blocking(move || body.finish()).await?;
-    verify(written, progress, cancel).await
+    verify(written, progress).await
 }
 
-/// Streams an artifact into a slot, all but the slot's first 64 KiB.
+/// Streams an artifact into a slot, all but the slot's first 64 KiB, and reads that back.
 ///
 /// On any error the slot is left without its first 64 KiB, so that nothing can boot it; or as it
 /// was, if the first bytes of the image never came. To start over, open the slot again.
@@ -91,19 +95,9 @@ pub async fn write(
     source.write(slot, expected, progress.clone(), cancel.clone()).await
 }
 
-/// Reads a written slot back from the medium.
-pub async fn verify(
-    written: WrittenSlot,
-    progress: &Progress,
-    cancel: &Cancel,
-) -> Result<VerifiedSlot, ImageError> {
-    let (progress, cancel) = (progress.clone(), cancel.clone());
-    let verified: Result<VerifiedSlot, VerifyError> = blocking(move || {
-        written.verify_observed(|bytes| {
-            progress.set_verified(bytes);
-            if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })
-    })
-    .await;
-    Ok(verified?)
+/// Reads back from the medium what was not read back while the slot was written: its first 64 KiB.
+pub async fn verify(written: WrittenSlot, progress: &Progress) -> Result<VerifiedSlot, ImageError> {
+    let verified = blocking(move || written.verify()).await?;
+    progress.set_verified(verified.length());
+    Ok(verified)
 }

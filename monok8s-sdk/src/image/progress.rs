@@ -62,6 +62,14 @@ impl Progress {
         self.0.written.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    pub(super) fn add_reused(&self, bytes: u64) {
+        self.0.reused.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_verified(&self, bytes: u64) {
+        self.0.verified.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     pub(super) fn set_verified(&self, bytes: u64) {
         self.0.verified.store(bytes, Ordering::Relaxed);
     }

@@ -1,28 +1,34 @@
-//! From the artifact's bytes to the slot's, in bounded memory.
+//! A whole artifact into a slot, in bounded memory, on several threads:
 //!
-//! The stack, outermost last: the source, counted, capped and hashed as the checksum covers it,
-//! and the zstd decoder ([`Decoder`]); the 1 MiB buffer that the slot is written from ([`Body`]).
-//! Nothing else holds image bytes, so memory is the decoder's window plus constants.
+//! ```text
+//! source → hash, frames → expand (several) → order, hash → write (several) → read back
+//! ```
+//!
+//! Image bytes are in the buffers of one [`Pool`] from the decoder to the device, so memory is the
+//! pool, the decoders' windows and constants.
 
+use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::Arc;
+use std::thread;
 
+use crossbeam_channel::{Receiver, bounded};
 use sha2::Digest as _;
 
-use super::decode::Decoder;
+use super::expand::{Numbered, Outlets, PIECE, expand_frames, feed};
+use super::pool::{Buffer, Pool};
 use super::progress::{Cancel, Progress};
+use super::slot_writer::{HEAD, Halt, Head, SlotWriter, write_slot};
+use super::wire::Wire;
 use super::write_error::WriteError;
 use crate::digest::Sha256Digest;
-use crate::disk::{AlignedBuf, BlockTarget, DiskError, InactiveSlot, WrittenSlot};
+use crate::disk::{InactiveSlot, Written, WrittenSlot, is_zero};
 
-/// What is kept back until the end, in bytes: it holds the superblock, without which nothing
-/// mounts or boots the slot.
-const HEAD: usize = 64 * 1024;
-/// How much is decoded and written at a time, in bytes.
-const STEP: usize = 1 << 20;
-/// The shortest run of zeroes that is zeroed rather than written, in bytes.
-const ZERO_RUN: usize = 64 * 1024;
-static ZEROES: [u8; ZERO_RUN] = [0; ZERO_RUN];
+/// Buffers of one piece each: enough for every thread to hold one and for some to wait.
+const BUFFERS: usize = 12;
+/// More threads than this do not expand faster than a device writes.
+const MOST_EXPANDERS: usize = 4;
+/// A run of zeroes is handed on when it has this length in bytes, so that progress shows.
+const ZERO_RUN: u64 = 64 << 20;
 
 /// What is known of an artifact before it is read. Whatever is given is enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,8 +41,8 @@ pub struct Expected {
     pub image_checksum: Option<Sha256Digest>,
 }
 
-/// A slot that holds its image, checksums proven, but for the first 64 KiB: those are zero on the
-/// medium, so that the slot cannot be booted.
+/// A slot that holds its image, checksums proven and read back, but for the first 64 KiB: those are
+/// zero on the medium, so that the slot cannot be booted.
 ///
 /// A caller that keeps a record notes [`image`](Self::image) and [`length`](Self::length) durably
 /// now, and calls [`finish`](Self::finish) after that. Whatever a power cut leaves can then be
@@ -44,8 +50,7 @@ pub struct Expected {
 #[must_use = "the slot is not bootable before finish()"]
 pub struct BodyWritten {
     slot: InactiveSlot,
-    head: AlignedBuf,
-    head_length: usize,
+    head: Head,
     image: Sha256Digest,
     length: u64,
 }
@@ -72,15 +77,17 @@ impl BodyWritten {
     /// Writes the first 64 KiB and flushes. Blocks on the disk.
     pub fn finish(self) -> Result<WrittenSlot, WriteError> {
         let failed = |source| WriteError::Disk { written: self.length, source };
-        let head = self.head.get(..self.head_length).unwrap_or_default();
+        let length = usize::try_from(self.length).unwrap_or(HEAD).min(HEAD);
+        let head = self.head.get(..length).unwrap_or_default();
         self.slot.target().write_at(0, head).map_err(failed)?;
         self.slot.target().flush().map_err(failed)?;
-        Ok(WrittenSlot::new(self.slot, self.image, self.length))
+        let unread = vec![Written::data(0, head)];
+        Ok(WrittenSlot::new(self.slot, self.image, self.length, unread))
     }
 }
 
-/// Expands `artifact` into the slot, all but its first 64 KiB, and flushes. Blocks until done;
-/// async callers use [`write`](super::write()).
+/// Expands `artifact` into the slot, all but its first 64 KiB, flushes it and reads it back. Blocks
+/// until done; async callers use [`write`](super::write()).
 ///
 /// On any error the slot is left without its first 64 KiB, so that nothing can boot it; or as it
 /// was, if the first bytes of the image never came.
@@ -94,146 +101,141 @@ pub fn write_body(
     if let Some(size) = expected.size {
         slot.require_room(size).map_err(WriteError::TooLarge)?;
     }
-    let mut decoder = Decoder::new(artifact, slot.size(), progress.clone());
-    decoder.check_magic()?;
-    let mut decoder = decoder.start()?;
-    let mut step = AlignedBuf::zeroed(STEP);
-    let mut body = Body::new(Arc::clone(slot.target()), progress.clone());
-    loop {
-        let filled = decoder.fill(&mut step)?;
-        if cancel.is_cancelled() {
-            return Err(WriteError::Cancelled);
-        }
-        if filled == 0 {
-            break;
-        }
-        refuse_excess(&slot, expected, body.offset + filled as u64)?;
-        body.append(step.get(..filled).unwrap_or_default())?;
-    }
-    let (received, checksum) = decoder.finish();
+    let mut wire = Wire::new(artifact, slot.size(), progress.clone());
+    let (image, head) = write_slot(&**slot.target(), progress, cancel, |writer| {
+        let image = expand(&mut wire, &slot, expected, writer)?;
+        let (received, checksum) = wire.finish();
+        judge(expected, &image, received, checksum)?;
+        Ok(image)
+    })?;
+    Ok(BodyWritten { slot, head, image: image.digest, length: image.length })
+}
+
+/// What came out of an artifact.
+struct Image {
+    digest: Sha256Digest,
+    length: u64,
+}
+
+/// Whether it is what was ordered.
+fn judge(
+    expected: &Expected,
+    image: &Image,
+    received: u64,
+    checksum: Sha256Digest,
+) -> Result<(), WriteError> {
     if let Some(expected) = expected.checksum.filter(|expected| *expected != checksum) {
         return Err(WriteError::ChecksumMismatch { expected, found: checksum, received });
     }
-    if body.offset == 0 {
+    if image.length == 0 {
         return Err(WriteError::Truncated { received });
     }
-    let (head, length, image) = body.end()?;
-    if let Some(declared) = expected.size.filter(|declared| *declared != length) {
-        return Err(WriteError::SizeMismatch { declared, found: length });
+    if let Some(declared) = expected.size.filter(|declared| *declared != image.length) {
+        return Err(WriteError::SizeMismatch { declared, found: image.length });
     }
-    if let Some(expected) = expected.image_checksum.filter(|expected| *expected != image) {
-        return Err(WriteError::ImageChecksumMismatch { expected, found: image });
-    }
-    let head_length = usize::try_from(length).unwrap_or(HEAD).min(HEAD);
-    Ok(BodyWritten { slot, head, head_length, image, length })
-}
-
-/// Stops an image that grows past its bounds, before the bytes in excess are written.
-fn refuse_excess(slot: &InactiveSlot, expected: &Expected, length: u64) -> Result<(), WriteError> {
-    if let Some(declared) = expected.size.filter(|declared| length > *declared) {
-        return Err(WriteError::ExpandsBeyondSize { declared });
-    }
-    if length > slot.size() {
-        return Err(WriteError::ExpandsBeyondSlot { slot: slot.slot(), slot_size: slot.size() });
+    if let Some(expected) = expected.image_checksum.filter(|expected| *expected != image.digest) {
+        return Err(WriteError::ImageChecksumMismatch { expected, found: image.digest });
     }
     Ok(())
 }
 
-/// The slot while it is written: everything but the first 64 KiB, which are collected.
-struct Body {
-    target: Arc<dyn BlockTarget>,
-    progress: Progress,
+/// Expands the artifact's frames, in parallel where they allow it, and puts them into the slot.
+fn expand<R: Read>(
+    wire: &mut Wire<R>,
+    slot: &InactiveSlot,
+    expected: &Expected,
+    writer: &SlotWriter<'_>,
+) -> Result<Image, Halt> {
+    let pool = Pool::new(BUFFERS, PIECE);
+    let expanders = thread::available_parallelism().map_or(1, usize::from).min(MOST_EXPANDERS);
+    let (collected, fed) = thread::scope(|scope| {
+        let (pieces, numbered) = bounded(BUFFERS);
+        let (frames, waiting) = bounded(expanders);
+        let (emptied, spare) = bounded(BUFFERS);
+        for _ in 0..expanders {
+            let (waiting, pieces, emptied) = (waiting.clone(), pieces.clone(), emptied.clone());
+            scope.spawn(move || expand_frames(&waiting, &pieces, &emptied));
+        }
+        drop((waiting, emptied));
+        let collector = scope.spawn(move || Collector::new(slot, expected, writer).run(&numbered));
+        let fed = feed(wire, &Outlets { pool: &pool, frames, pieces, spare });
+        (collector.join(), fed)
+    });
+    match (collected, fed) {
+        (Err(panic), _) => std::panic::resume_unwind(panic),
+        // What the pieces are is known better than why no more of them were taken.
+        (Ok(Err(halt)), Err(Halt::Stopped) | Ok(())) | (_, Err(halt)) => Err(halt),
+        (Ok(Ok(image)), Ok(())) => Ok(image),
+    }
+}
+
+/// Puts pieces into order, hashes them and hands them to the writers.
+struct Collector<'a> {
+    slot: &'a InactiveSlot,
+    expected: &'a Expected,
+    writer: &'a SlotWriter<'a>,
     hasher: sha2::Sha256,
-    head: AlignedBuf,
-    /// How much of the image was appended, in bytes.
+    /// How much of the image was taken, in bytes.
     offset: u64,
-    /// A run of zeroes that ends at `offset` and is not on the target yet.
+    /// A run of zeroes that ends at `offset` and was not handed on yet.
     zeroes: u64,
 }
 
-impl Body {
-    fn new(target: Arc<dyn BlockTarget>, progress: Progress) -> Self {
-        let (head, hasher) = (AlignedBuf::zeroed(HEAD), sha2::Sha256::new());
-        Self { target, progress, hasher, head, offset: 0, zeroes: 0 }
+impl<'a> Collector<'a> {
+    fn new(slot: &'a InactiveSlot, expected: &'a Expected, writer: &'a SlotWriter<'a>) -> Self {
+        Self { slot, expected, writer, hasher: sha2::Sha256::new(), offset: 0, zeroes: 0 }
     }
 
-    /// Makes the slot unbootable, durably, before anything else of it changes.
-    fn invalidate(&self) -> Result<(), WriteError> {
-        let head = self.target.size().min(HEAD as u64);
-        self.target.zero(0, head).map_err(|source| self.failed(source))?;
-        self.target.flush().map_err(|source| self.failed(source))
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        if self.offset == 0 {
-            self.invalidate()?;
-        }
-        self.hasher.update(bytes);
-        let kept = usize::try_from(self.offset).unwrap_or(HEAD);
-        let room = self.head.get_mut(kept..).unwrap_or_default();
-        let (head, body) = bytes.split_at(room.len().min(bytes.len()));
-        room.iter_mut().zip(head).for_each(|(place, byte)| *place = *byte);
-        self.offset += head.len() as u64;
-        for run in runs(body) {
-            match run {
-                Run::Zero(length) => self.zeroes += length as u64,
-                Run::Data(data) => {
-                    self.put_zeroes()?;
-                    self.target.write_at(self.offset, data).map_err(|source| self.failed(source))?;
-                }
+    fn run(mut self, numbered: &Receiver<Numbered>) -> Result<Image, Halt> {
+        // Bounded by the pool: every piece in it holds a buffer.
+        let mut early = BTreeMap::new();
+        let mut next = 0;
+        for (number, piece) in numbered {
+            early.insert(number, piece);
+            while let Some(piece) = early.remove(&next) {
+                self.take(piece?)?;
+                next += 1;
             }
-            self.offset += run.len() as u64;
         }
-        self.progress.add_written(bytes.len() as u64);
+        self.put_zeroes()?;
+        let digest = <[u8; 32]>::from(self.hasher.finalize()).into();
+        Ok(Image { digest, length: self.offset })
+    }
+
+    fn take(&mut self, piece: Buffer) -> Result<(), Halt> {
+        let length = piece.len() as u64;
+        self.refuse_excess(self.offset + length)?;
+        self.hasher.update(&piece[..]);
+        let at = self.offset;
+        self.offset += length;
+        if is_zero(&piece) {
+            self.zeroes += length;
+            return if self.zeroes >= ZERO_RUN { self.put_zeroes() } else { Ok(()) };
+        }
+        // The run ends where this piece begins.
+        let run = std::mem::take(&mut self.zeroes);
+        if run > 0 {
+            self.writer.put_zeroes(at - run, run)?;
+        }
+        self.writer.put(at, piece)
+    }
+
+    fn put_zeroes(&mut self) -> Result<(), Halt> {
+        let run = std::mem::take(&mut self.zeroes);
+        if run == 0 { Ok(()) } else { self.writer.put_zeroes(self.offset - run, run) }
+    }
+
+    /// Stops an image that grows past its bounds, before the bytes in excess are written.
+    fn refuse_excess(&self, length: u64) -> Result<(), WriteError> {
+        if let Some(declared) = self.expected.size.filter(|declared| length > *declared) {
+            return Err(WriteError::ExpandsBeyondSize { declared });
+        }
+        if length > self.slot.size() {
+            let (slot, slot_size) = (self.slot.slot(), self.slot.size());
+            return Err(WriteError::ExpandsBeyondSlot { slot, slot_size });
+        }
         Ok(())
     }
-
-    fn put_zeroes(&mut self) -> Result<(), WriteError> {
-        let length = std::mem::take(&mut self.zeroes);
-        self.target.zero(self.offset - length, length).map_err(|source| self.failed(source))
-    }
-
-    /// Flushes; returns the first 64 KiB, and the length and the digest of the whole image.
-    fn end(mut self) -> Result<(AlignedBuf, u64, Sha256Digest), WriteError> {
-        self.put_zeroes()?;
-        self.target.flush().map_err(|source| self.failed(source))?;
-        Ok((self.head, self.offset, <[u8; 32]>::from(self.hasher.finalize()).into()))
-    }
-
-    fn failed(&self, source: DiskError) -> WriteError {
-        WriteError::Disk { written: self.offset, source }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Run<'a> {
-    Zero(usize),
-    Data(&'a [u8]),
-}
-
-impl Run<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Zero(length) => *length,
-            Self::Data(data) => data.len(),
-        }
-    }
-}
-
-/// Cuts bytes into runs of zeroes and of data, in units of [`ZERO_RUN`].
-fn runs(bytes: &[u8]) -> Vec<Run<'_>> {
-    let is_zero = |unit: &[u8]| ZEROES.get(..unit.len()) == Some(unit);
-    let units: Vec<&[u8]> = bytes.chunks(ZERO_RUN).collect();
-    let mut rest = bytes;
-    units
-        .chunk_by(|left, right| is_zero(left) == is_zero(right))
-        .map(|group| {
-            let length = group.iter().map(|unit| unit.len()).sum();
-            let (run, behind) = rest.split_at(length);
-            rest = behind;
-            if group.first().is_some_and(|unit| is_zero(unit)) { Run::Zero(length) } else { Run::Data(run) }
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::decode::WINDOW_LOG_MAX;
+use super::expand::WINDOW_LOG_MAX;
 use crate::api::FailureReason;
 use crate::digest::Sha256Digest;
 use crate::disk::{Bytes, DiskError, GuardError};
@@ -89,6 +89,9 @@ pub enum WriteError {
     /// The artifact needs more memory to decode than is granted.
     #[error("the artifact's zstd window is larger than {} MiB: compress it without --ultra -21 or above and without --long", 1 << (WINDOW_LOG_MAX - 20))]
     WindowTooLarge,
+    /// The artifact was compressed with a dictionary.
+    #[error("the artifact needs a zstd dictionary, which a node does not have: compress it without -D")]
+    Dictionary,
     /// The artifact's compressed data is damaged, or followed by something else.
     #[error("the artifact's compressed data is damaged near byte {received}: upload it again")]
     Corrupt {
@@ -113,6 +116,18 @@ pub enum WriteError {
         /// Why.
         source: DiskError,
     },
+    /// The medium does not hold what was written to it.
+    #[error(
+        "{device} reads back differently than it was written at byte {offset} ({length} bytes compared): the medium or a cache on the way to it loses data, replace the disk if a retry fails too"
+    )]
+    ReadBack {
+        /// The device.
+        device: String,
+        /// Where the part begins, in bytes.
+        offset: u64,
+        /// The part's length in bytes.
+        length: u64,
+    },
     /// The caller asked to stop.
     #[error("writing the slot was cancelled: write it again before it is booted")]
     Cancelled,
@@ -132,9 +147,10 @@ impl WriteError {
             Self::ArtifactTooLong { .. } => FailureReason::ArtifactTooLong,
             Self::NotZstd { .. } => FailureReason::NotZstd,
             Self::WindowTooLarge => FailureReason::WindowTooLarge,
-            Self::Corrupt { .. } => FailureReason::CorruptArtifact,
+            Self::Corrupt { .. } | Self::Dictionary => FailureReason::CorruptArtifact,
             Self::Source { .. } => FailureReason::ArtifactUnreadable,
             Self::Disk { source, .. } => source.reason(),
+            Self::ReadBack { .. } => FailureReason::ReadBackMismatch,
             Self::Cancelled => FailureReason::Cancelled,
         }
     }

@@ -1,12 +1,12 @@
 use crate::api::FailureReason;
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
-use super::super::decode::WINDOW_LOG_MAX;
+use super::super::expand::WINDOW_LOG_MAX;
 use super::*;
-use crate::disk::{Action, CacheBypass};
+use crate::disk::{Action, BlockTarget, CacheBypass, DiskError};
 use crate::slot::Slot;
 
 /// A disk in memory that notes what is done to it and fails when told to.
@@ -20,6 +20,8 @@ struct State {
     bytes: Vec<u8>,
     log: Vec<(Action, u64, u64)>,
     fail_at: Option<usize>,
+    /// A place where the medium stores other bytes than it is given.
+    rotten: Option<usize>,
 }
 
 impl MemoryDisk {
@@ -53,6 +55,10 @@ impl MemoryDisk {
         }
         state.log.push((action, offset, length));
         change(&mut state.bytes[usize::try_from(offset).unwrap()..][..usize::try_from(length).unwrap()]);
+        if let Some(place) = state.rotten.filter(|place| (offset..offset + length).contains(&(*place as u64)))
+        {
+            state.bytes[place] ^= 1;
+        }
         Ok(())
     }
 }
@@ -139,7 +145,9 @@ fn the_head_goes_first_to_zero_and_last_to_its_bytes() {
         log[log.len() - 3..],
         [(Action::Flush, 0, 0), (Action::Write, 0, head), (Action::Flush, 0, 0)]
     );
-    assert!(log[2..log.len() - 3].iter().all(|(_, offset, _)| *offset >= head));
+    assert!(
+        log[2..log.len() - 3].iter().all(|(action, offset, _)| *action == Action::Flush || *offset >= head)
+    );
 }
 
 #[test]
@@ -149,9 +157,11 @@ fn runs_of_zeroes_are_zeroed_in_one_go() {
     image[1 << 20..(2 << 20) + HEAD].fill(0);
     let _ = write(&disk, &zstd(&image), Expected::default()).unwrap();
     assert_eq!(disk.bytes()[HEAD..image.len()], image[HEAD..]);
-    let zeroed: Vec<_> =
+    let mut zeroed: Vec<_> =
         disk.log().into_iter().filter(|(action, ..)| *action == Action::Zero).skip(1).collect();
-    assert_eq!(zeroed, [(Action::Zero, 1 << 20, (1 << 20) + HEAD as u64)]);
+    zeroed.sort_by_key(|(_, offset, _)| *offset);
+    // A whole piece, and the start of the next one.
+    assert_eq!(zeroed, [(Action::Zero, 1 << 20, 1 << 20), (Action::Zero, 2 << 20, HEAD as u64)]);
 }
 
 #[test]
@@ -247,11 +257,84 @@ fn no_io_error_leaves_a_bootable_slot() {
 
 #[test]
 fn a_lost_write_is_found_by_the_read_back() {
+    let artifact = zstd(&image(2 << 20));
+    for (place, zeroed) in
+        [(1_500_000, false), (70_000, false), (HEAD, false), ((2 << 20) - 1, false), (1_500_000, true)]
+    {
+        let disk = MemoryDisk::filled(SLOT, 0xAA);
+        disk.state.lock().unwrap().rotten = Some(place);
+        let zeroes = zstd(&vec![0; 2 << 20]);
+        let artifact = if zeroed { &zeroes } else { &artifact };
+        let error = write(&disk, artifact, Expected::default()).unwrap_err();
+        assert_eq!(error.reason(), FailureReason::ReadBackMismatch, "{place}");
+        assert!(disk.has_no_head());
+    }
+    // The first 64 KiB are written last, and read back by themselves.
     let disk = MemoryDisk::filled(SLOT, 0xAA);
-    let written = write(&disk, &zstd(&image(2 << 20)), Expected::default()).unwrap().finish().unwrap();
-    disk.state.lock().unwrap().bytes[1_500_000] ^= 1;
-    let error = written.verify().unwrap_err();
+    let body = write(&disk, &artifact, Expected::default()).unwrap();
+    disk.state.lock().unwrap().rotten = Some(1000);
+    let error = body.finish().unwrap().verify().unwrap_err();
     assert_eq!(error.reason(), FailureReason::ReadBackMismatch);
+}
+
+#[test]
+fn what_is_right_already_is_read_and_not_written() {
+    let image = image(32 << 20);
+    let disk = MemoryDisk::filled(40 << 20, 0xAA);
+    disk.state.lock().unwrap().bytes[..image.len()].copy_from_slice(&image);
+    // A block in the middle differs.
+    disk.state.lock().unwrap().bytes[20_000_000] ^= 1;
+    let slot = InactiveSlot::on_test_storage(Slot::B, Arc::clone(&disk) as Arc<dyn BlockTarget>);
+    let progress = Progress::default();
+    let artifact = zstd(&image);
+    let body =
+        write_body(slot, artifact.as_slice(), &Expected::default(), &progress, &Cancel::default()).unwrap();
+    let _ = body.finish().unwrap().verify().unwrap();
+    assert!(disk.bytes()[..image.len()] == image);
+    let counted = progress.snapshot();
+    assert_eq!(counted.bytes_written + counted.bytes_reused, image.len() as u64);
+    // Everything but the head, that block, and what a pair of eyes on the economy may cost.
+    assert!(counted.bytes_reused >= 28 << 20, "{counted:?}");
+    let written: u64 =
+        disk.log().iter().filter(|(action, ..)| *action == Action::Write).map(|(_, _, length)| length).sum();
+    assert_eq!(written, counted.bytes_written, "what is counted as written was written");
+}
+
+#[test]
+fn frames_are_expanded_beside_each_other_and_land_in_order() {
+    let mut image = image(5 << 20);
+    image[700_000..2_000_000].fill(0);
+    // Small frames, a large one, an empty one, and one that decoders skip.
+    let skipped: &[u8] = &[0x5E, 0x2A, 0x4D, 0x18, 3, 0, 0, 0, 1, 2, 3];
+    let (small, rest) = image.split_at(1 << 20);
+    let (large, last) = rest.split_at(3 << 20);
+    let small: Vec<u8> = small.chunks(100_000).flat_map(zstd_sized).collect();
+    let artifact = [
+        &small[..],
+        skipped,
+        &zstd(large),
+        &zstd_sized(&[]),
+        &zstd_sized(&last[..77]),
+        &zstd_sized(&last[77..]),
+    ]
+    .concat();
+    let disk = MemoryDisk::filled(8 << 20, 0xAA);
+    let body = write(&disk, &artifact, Expected::default()).unwrap();
+    assert_eq!((body.image(), body.length()), (Sha256Digest::of(&image), image.len() as u64));
+    let _ = body.finish().unwrap().verify().unwrap();
+    assert!(disk.bytes()[..image.len()] == image);
+    // A frame that is cut, one with rubbish behind it, one that lies about its content.
+    let refuse = |artifact: &[u8]| refused(8 << 20, artifact, Expected::default()).reason();
+    assert_eq!(refuse(&artifact[..small.len() / 2]), FailureReason::TruncatedArtifact);
+    assert_eq!(refuse(&[&small[..], b"?????????????????????"].concat()), FailureReason::CorruptArtifact);
+    let mut liar = zstd_sized(&image[..200]);
+    liar[5] += 1;
+    assert_eq!(refuse(&liar), FailureReason::CorruptArtifact);
+}
+
+/// A frame that says how much it holds, as `zstd` makes them of files.
+fn zstd_sized(bytes: &[u8]) -> Vec<u8> {
+    zstd::bulk::compress(bytes, 1).unwrap()
 }
 
 #[test]
@@ -318,23 +401,5 @@ proptest! {
         prop_assert!(disk.bytes()[image.len().max(HEAD)..].iter().all(|byte| *byte == 0xAA));
         prop_assert_eq!(progress.snapshot().bytes_done, artifact.len() as u64);
         prop_assert_eq!(progress.snapshot().bytes_written, image.len() as u64);
-    }
-
-    #[test]
-    fn runs_cover_the_bytes_in_order(lengths in proptest::collection::vec((any::<bool>(), 0_usize..200_000), 0..6)) {
-        let bytes: Vec<u8> = lengths
-            .iter()
-            .flat_map(|(zero, length)| std::iter::repeat_n(u8::from(!zero), *length))
-            .collect();
-        let mut rebuilt = Vec::new();
-        let runs = runs(&bytes);
-        for run in &runs {
-            match run {
-                Run::Zero(length) => rebuilt.resize(rebuilt.len() + length, 0),
-                Run::Data(data) => rebuilt.extend_from_slice(data),
-            }
-        }
-        prop_assert!(rebuilt == bytes);
-        prop_assert!(runs.windows(2).all(|pair| matches!(pair, [Run::Zero(_), Run::Data(_)] | [Run::Data(_), Run::Zero(_)])));
     }
 }
