@@ -39,28 +39,34 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod build;
 mod economy;
 mod error;
 mod expand;
 mod fetch;
 mod fetch_error;
 mod frame;
+mod index;
 mod inspect;
 mod pool;
 mod progress;
 mod resume;
 mod run;
+mod seek_table;
 mod slot_writer;
 mod source;
 mod wire;
 mod write;
 mod write_error;
 
+pub use build::{BuildError, BuildOptions, build};
 pub use error::{ImageError, Retry};
 pub use fetch::{Download, DownloadLimits};
 pub use fetch_error::{FetchError, Interruption};
+pub use index::{Index, IndexError, MAX_INDEX_BYTES};
 pub use inspect::{DEFAULT_GUARD_PATHS, InspectError, Inspection, inspect};
 pub use progress::{Cancel, Progress, ProgressSnapshot};
+pub use seek_table::{SeekEntry, SeekTableError, parse_seek_table};
 pub use source::Source;
 pub use write::{BodyWritten, Expected, write_body};
 pub use write_error::WriteError;

@@ -1,0 +1,417 @@
+//! The block index of an artifact: what every frame and every block of the image must be.
+//!
+//! With it a node takes what it has in either slot, fetches only the frames that it has not, checks
+//! each of them before it is written, and goes on after a crash without any other state: what is on
+//! the medium tells how far it came. An index is trusted because its sha256 stands in the catalog.
+//!
+//! # Format
+//!
+//! Version 1; numbers are little-endian and unsigned.
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 8 | `MK8SIDX` and a newline |
+//! | 8 | 2 | version, 1 |
+//! | 10 | 1 | log2 of the block size, 12 |
+//! | 11 | 1 | log2 of the frame size, 16 to 20 |
+//! | 12 | 4 | 0 |
+//! | 16 | 8 | length of the image in bytes |
+//! | 24 | 8 | length of the artifact in bytes |
+//! | 32 | 32 | sha256 of the image |
+//! | 64 | 32 | sha256 of the artifact |
+//! | 96 | 36 each | the frames: length in the artifact (4), sha256 of what it expands to (32) |
+//! | then | 1 per 8 | one bit a block, lowest first, set if the block is all zero |
+//! | then | 16 each | the other blocks: the first 16 bytes of their sha256 |
+//!
+//! A frame holds one frame size of the image, the last one less; frames follow each other in the
+//! artifact from its first byte. 16 bytes are enough: blocks are only candidates until the whole
+//! frame that they were put together to has its sha256.
+
+use std::fmt;
+use std::ops::Range;
+
+use sha2::Digest as _;
+
+use super::expand::PIECE;
+use crate::digest::Sha256Digest;
+
+/// The largest index that is read, in bytes: about 6 GiB of blocks that are not zero. What a node
+/// needs of it stays in memory.
+pub const MAX_INDEX_BYTES: u64 = 24 << 20;
+/// The unit of reuse, in bytes; file systems allocate in it.
+pub(super) const BLOCK: usize = 4096;
+
+const MAGIC: &[u8; 8] = b"MK8SIDX\n";
+const VERSION: u16 = 1;
+const BLOCK_LOG: u8 = 12;
+const HEADER: usize = 96;
+const FRAME_ENTRY: usize = 4 + 32;
+const HASH: usize = 16;
+
+/// The first 16 bytes of a block's sha256.
+pub(super) type BlockHash = [u8; HASH];
+
+/// Why an index cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// It is something else.
+    #[error("this is not a block index: `ctl image build` makes one beside the artifact")]
+    NotAnIndex,
+    /// It is of a later format.
+    #[error(
+        "the block index has format {found}, but only {VERSION} is known here: use the release that made it"
+    )]
+    UnknownVersion {
+        /// The format's version.
+        found: u16,
+    },
+    /// It contradicts itself.
+    #[error("the block index is damaged: {what}; build it again")]
+    Damaged {
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// It is larger than what is kept in memory.
+    #[error(
+        "the block index has {length} bytes, more than {MAX_INDEX_BYTES}: such an image is fetched whole"
+    )]
+    TooLarge {
+        /// Its length in bytes.
+        length: u64,
+    },
+    /// It belongs to another artifact or image.
+    #[error(
+        "the block index is of another {what} than was ordered ({found} instead of {expected}): build it again, with the artifact"
+    )]
+    OfAnother {
+        /// Artifact, image or size.
+        what: &'static str,
+        /// What was ordered.
+        expected: String,
+        /// What the index says.
+        found: String,
+    },
+}
+
+/// What an artifact holds, block by block.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Index {
+    frame_size: u32,
+    image: Whole,
+    artifact: Whole,
+    frames: Vec<Entry>,
+    /// The file itself; the bitmap and the hashes are used where they are.
+    raw: Vec<u8>,
+    zeroes: Range<usize>,
+    hashes: Range<usize>,
+}
+
+/// A whole file: its length in bytes and its sha256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Whole {
+    pub(super) length: u64,
+    pub(super) digest: Sha256Digest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    /// Where the frame begins in the artifact.
+    start: u64,
+    length: u32,
+    /// The first of its hashes.
+    first_hash: u32,
+    digest: Sha256Digest,
+}
+
+/// One frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct IndexedFrame {
+    /// Its bytes in the image.
+    pub(super) image: Range<u64>,
+    /// Its bytes in the artifact.
+    pub(super) artifact: Range<u64>,
+    /// The sha256 of what it expands to.
+    pub(super) digest: Sha256Digest,
+}
+
+impl IndexedFrame {
+    /// How many bytes it expands to.
+    pub(super) fn len(&self) -> usize {
+        // A frame has at most PIECE bytes.
+        usize::try_from(self.image.end - self.image.start).unwrap_or(PIECE)
+    }
+}
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Index")
+            .field("image", &self.image)
+            .field("artifact", &self.artifact)
+            .field("frames", &self.frames.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Index {
+    /// Reads an index.
+    pub fn parse(raw: Vec<u8>) -> Result<Self, IndexError> {
+        let damaged = |what| IndexError::Damaged { what };
+        if raw.len() as u64 > MAX_INDEX_BYTES {
+            return Err(IndexError::TooLarge { length: raw.len() as u64 });
+        }
+        let mut header = Fields(raw.get(..HEADER).ok_or(IndexError::NotAnIndex)?);
+        if header.take::<8>() != *MAGIC {
+            return Err(IndexError::NotAnIndex);
+        }
+        let version = u16::from_le_bytes(header.take());
+        if version != VERSION {
+            return Err(IndexError::UnknownVersion { found: version });
+        }
+        let [block_log, frame_log] = header.take();
+        if block_log != BLOCK_LOG || !(16..=20).contains(&frame_log) || header.take::<4>() != [0; 4] {
+            return Err(damaged("its sizes are none that exist"));
+        }
+        let frame_size: u32 = 1 << frame_log;
+        let (image_length, artifact_length) =
+            (u64::from_le_bytes(header.take()), u64::from_le_bytes(header.take()));
+        let image = Whole { length: image_length, digest: header.take::<32>().into() };
+        let artifact = Whole { length: artifact_length, digest: header.take::<32>().into() };
+        let layout = Layout::of(&raw, image_length, frame_size).ok_or(damaged("its length is wrong"))?;
+        let mut index = Self {
+            frame_size,
+            image,
+            artifact,
+            frames: Vec::new(),
+            zeroes: layout.zeroes,
+            hashes: layout.hashes,
+            raw,
+        };
+        index.frames = index.entries(layout.frames)?;
+        Ok(index)
+    }
+
+    fn entries(&self, range: Range<usize>) -> Result<Vec<Entry>, IndexError> {
+        let damaged = |what| IndexError::Damaged { what };
+        let bytes = self.raw.get(range).unwrap_or_default();
+        let mut entries = Vec::with_capacity(bytes.len() / FRAME_ENTRY);
+        let (mut start, mut first_hash) = (0_u64, 0_usize);
+        for (number, entry) in (0_u64..).zip(bytes.chunks_exact(FRAME_ENTRY)) {
+            let mut entry = Fields(entry);
+            let length = u32::from_le_bytes(entry.take());
+            if length == 0 || length > self.frame_size + self.frame_size / 64 + 1024 {
+                return Err(damaged("a frame's length is impossible"));
+            }
+            let first = u32::try_from(first_hash).map_err(|_| damaged("it has too many blocks"))?;
+            entries.push(Entry { start, length, first_hash: first, digest: entry.take::<32>().into() });
+            start += u64::from(length);
+            first_hash += self.blocks_of(number).filter(|block| !self.is_zero(*block)).count();
+        }
+        if start > self.artifact.length {
+            return Err(damaged("its frames are longer than the artifact"));
+        }
+        if first_hash != self.hash_count() {
+            return Err(damaged("it does not have as many hashes as blocks"));
+        }
+        Ok(entries)
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.raw
+    }
+
+    /// The sha256 of the image.
+    #[must_use]
+    pub fn image(&self) -> Sha256Digest {
+        self.image.digest
+    }
+
+    /// The image's length in bytes.
+    #[must_use]
+    pub fn image_length(&self) -> u64 {
+        self.image.length
+    }
+
+    /// The sha256 of the artifact.
+    #[must_use]
+    pub fn artifact(&self) -> Sha256Digest {
+        self.artifact.digest
+    }
+
+    /// The artifact's length in bytes.
+    #[must_use]
+    pub fn artifact_length(&self) -> u64 {
+        self.artifact.length
+    }
+
+    /// How many frames the artifact has.
+    #[must_use]
+    pub fn frame_count(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// How many bytes of the image a frame holds; the last one may hold less.
+    #[must_use]
+    pub fn frame_size(&self) -> usize {
+        usize::try_from(self.frame_size).unwrap_or(PIECE)
+    }
+
+    /// A frame by its number.
+    pub(super) fn frame(&self, number: usize) -> Option<IndexedFrame> {
+        let Entry { start, length, digest, .. } = *self.frames.get(number)?;
+        let from = number as u64 * u64::from(self.frame_size);
+        let to = (from + u64::from(self.frame_size)).min(self.image.length);
+        Some(IndexedFrame { image: from..to, artifact: start..start + u64::from(length), digest })
+    }
+
+    /// Whether a frame is all zero.
+    pub(super) fn is_zero_frame(&self, number: usize) -> bool {
+        self.blocks_of(number as u64).all(|block| self.is_zero(block))
+    }
+
+    /// The numbers of a frame's hashes, in order; `None` for blocks that are zero.
+    pub(super) fn hash_numbers(&self, number: usize) -> impl Iterator<Item = Option<usize>> + '_ {
+        let mut next = self.frames.get(number).map_or(0, |entry| entry.first_hash as usize);
+        self.blocks_of(number as u64).map(move |block| {
+            if self.is_zero(block) {
+                return None;
+            }
+            next += 1;
+            Some(next - 1)
+        })
+    }
+
+    pub(super) fn hash_count(&self) -> usize {
+        self.hashes.len() / HASH
+    }
+
+    /// A block's hash by its number.
+    pub(super) fn hash(&self, number: usize) -> Option<&BlockHash> {
+        self.raw.get(self.hashes.clone())?.get(number * HASH..)?.first_chunk()
+    }
+
+    /// The numbers of a frame's blocks.
+    fn blocks_of(&self, frame: u64) -> Range<u64> {
+        let per_frame = u64::from(self.frame_size) / BLOCK as u64;
+        let blocks = self.image.length.div_ceil(BLOCK as u64);
+        (frame * per_frame).min(blocks)..((frame + 1) * per_frame).min(blocks)
+    }
+
+    fn is_zero(&self, block: u64) -> bool {
+        let byte = usize::try_from(block / 8).ok().and_then(|at| self.raw.get(self.zeroes.clone())?.get(at));
+        byte.is_some_and(|byte| byte >> (block % 8) & 1 == 1)
+    }
+}
+
+/// Where the parts of the file are.
+struct Layout {
+    frames: Range<usize>,
+    zeroes: Range<usize>,
+    hashes: Range<usize>,
+}
+
+impl Layout {
+    /// `None` if the file's length contradicts its header.
+    fn of(raw: &[u8], image_length: u64, frame_size: u32) -> Option<Self> {
+        let frames = usize::try_from(image_length.div_ceil(u64::from(frame_size))).ok()?;
+        let blocks = usize::try_from(image_length.div_ceil(BLOCK as u64)).ok()?;
+        let frames = HEADER..HEADER.checked_add(frames.checked_mul(FRAME_ENTRY)?)?;
+        let zeroes = frames.end..frames.end.checked_add(blocks.div_ceil(8))?;
+        let bitmap = raw.get(zeroes.clone())?;
+        let zero: usize = bitmap.iter().map(|byte| byte.count_ones() as usize).sum();
+        let unused = blocks.div_ceil(8) * 8 - blocks;
+        let spare = bitmap.last().map_or(0, |last| last.leading_zeros() as usize);
+        let hashes = zeroes.end..zeroes.end.checked_add(blocks.checked_sub(zero)?.checked_mul(HASH)?)?;
+        (image_length > 0 && spare >= unused && hashes.end == raw.len()).then_some(Self {
+            frames,
+            zeroes,
+            hashes,
+        })
+    }
+}
+
+/// Fields of a fixed size, one after the other.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    /// The next `N` bytes; zeroes behind the end, which callers have checked for.
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let Some((field, rest)) = self.0.split_first_chunk::<N>() else { return [0; N] };
+        self.0 = rest;
+        *field
+    }
+}
+
+/// Puts an index together while an artifact is made.
+pub(super) struct IndexBuilder {
+    frame_size: u32,
+    image: (u64, sha2::Sha256),
+    frames: Vec<u8>,
+    zeroes: Vec<u8>,
+    blocks: u64,
+    hashes: Vec<u8>,
+}
+
+impl IndexBuilder {
+    /// For frames of `1 << frame_log` bytes, 16 to 20.
+    pub(super) fn new(frame_log: u8) -> Self {
+        Self {
+            frame_size: 1 << frame_log,
+            image: (0, sha2::Sha256::new()),
+            frames: Vec::new(),
+            zeroes: Vec::new(),
+            blocks: 0,
+            hashes: Vec::new(),
+        }
+    }
+
+    /// Takes in the next frame: what it holds, and how long it is in the artifact.
+    pub(super) fn add(&mut self, content: &[u8], length: u32) {
+        self.image.0 += content.len() as u64;
+        self.image.1.update(content);
+        self.frames.extend_from_slice(&length.to_le_bytes());
+        self.frames.extend_from_slice(&sha2::Sha256::digest(content));
+        for block in content.chunks(BLOCK) {
+            if self.blocks.is_multiple_of(8) {
+                self.zeroes.push(0);
+            }
+            if crate::disk::is_zero(block) {
+                if let Some(byte) = self.zeroes.last_mut() {
+                    *byte |= 1 << (self.blocks % 8);
+                }
+            } else {
+                self.hashes.extend_from_slice(&block_hash(block));
+            }
+            self.blocks += 1;
+        }
+    }
+
+    /// The index of an artifact of this length and digest.
+    pub(super) fn finish(self, artifact: Whole) -> Result<Index, IndexError> {
+        let mut raw = Vec::with_capacity(HEADER + self.frames.len() + self.zeroes.len() + self.hashes.len());
+        raw.extend_from_slice(MAGIC);
+        raw.extend_from_slice(&VERSION.to_le_bytes());
+        raw.extend_from_slice(&[BLOCK_LOG, u8::try_from(self.frame_size.trailing_zeros()).unwrap_or(0)]);
+        raw.extend_from_slice(&[0; 4]);
+        raw.extend_from_slice(&self.image.0.to_le_bytes());
+        raw.extend_from_slice(&artifact.length.to_le_bytes());
+        raw.extend_from_slice(&self.image.1.finalize());
+        raw.extend_from_slice(artifact.digest.as_bytes());
+        for part in [&self.frames, &self.zeroes, &self.hashes] {
+            raw.extend_from_slice(part);
+        }
+        Index::parse(raw)
+    }
+}
+
+/// The hash by which blocks are looked up.
+pub(super) fn block_hash(block: &[u8]) -> BlockHash {
+    let digest = sha2::Sha256::digest(block);
+    digest.first_chunk().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod tests;
