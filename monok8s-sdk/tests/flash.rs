@@ -133,7 +133,11 @@ async fn a_good_image_arrives_byte_for_byte() {
     assert_eq!(counted.bytes_total, Some(artifact.len() as u64));
     assert_eq!(counted.bytes_done, artifact.len() as u64);
     assert_eq!((counted.bytes_written, counted.bytes_verified), (2 << 20, 2 << 20));
-    assert_eq!(server.requests()[0].accept_encoding.as_deref(), Some("identity"));
+    let request = &server.requests()[0];
+    assert_eq!(
+        (request.path.as_str(), request.accept_encoding.as_deref()),
+        ("/rootfs.ext4.zst", Some("identity"))
+    );
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ pub mod gpt;
 mod guard;
 mod host;
 mod layout;
+mod read_only;
 mod readback;
 mod slots;
 mod target;
@@ -29,6 +30,7 @@ pub use direct::DirectTarget;
 pub use guard::{GuardError, InactiveSlot};
 pub use host::{BlockDevice, HostError, HostView, LoopBacking};
 pub use layout::{DiskSource, PartitionId, SlotLayout};
+pub use read_only::ReadOnlySlot;
 #[cfg(feature = "image")]
 pub(crate) use readback::{Comparison, Written, is_zero};
 pub use slots::{SlotDevice, SlotMap, SlotPartition, SlotsError};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
+use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -69,21 +70,23 @@ impl Download {
         Self { limits, ..self }
     }
 
-    /// Sends the artifact's bytes in order. Ends without an error when nobody takes them any more.
+    /// Hands on the bytes of `part` in order. Ends without an error when nobody takes them any more.
     pub(super) async fn run(
         &self,
-        into: mpsc::Sender<Bytes>,
+        part: Part,
+        into: impl Outlet,
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Taken, FetchError> {
         let first = self.urls.first().ok_or(FetchError::NoUrl)?;
-        let mut transfer = Transfer {
-            download: self,
-            into,
-            progress,
-            received: Received::default(),
-            known: vec![None; self.urls.len()],
+        let received = match part {
+            Part::Whole => Received::default(),
+            Part::Of { bytes, total } => {
+                Received { offset: bytes.start, end: Some(bytes.end), total: Some(total), known: None }
+            }
         };
+        let known = vec![None; self.urls.len()];
+        let mut transfer = Transfer { download: self, into, progress, received, known };
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(FetchError::Cancelled),
@@ -92,6 +95,34 @@ impl Download {
                 Err(FetchError::TimedOut { url: shown(first), limit, received })
             }),
         }
+    }
+}
+
+/// What of a file is downloaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All of it.
+    Whole,
+    /// These bytes, of a file of this length. A server that sends the whole file instead is of no
+    /// use, unless they are its first.
+    Of { bytes: Range<u64>, total: u64 },
+}
+
+/// Whoever takes what arrives.
+pub(super) trait Outlet: Send {
+    /// Takes the next bytes; breaks when no more are wanted.
+    fn take(&mut self, bytes: Bytes) -> impl Future<Output = ControlFlow<()>> + Send;
+}
+
+impl Outlet for mpsc::Sender<Bytes> {
+    async fn take(&mut self, mut bytes: Bytes) -> ControlFlow<()> {
+        while !bytes.is_empty() {
+            let part = bytes.split_to(bytes.len().min(MAX_CHUNK));
+            if self.send(part).await.is_err() {
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
     }
 }
 
@@ -115,16 +146,16 @@ enum Ended {
     Fatal(FetchError),
 }
 
-struct Transfer<'a> {
+struct Transfer<'a, O> {
     download: &'a Download,
-    into: mpsc::Sender<Bytes>,
+    into: O,
     progress: &'a Progress,
     received: Received,
     /// What each mirror said about the file.
     known: Vec<Option<Identity>>,
 }
 
-impl Transfer<'_> {
+impl<O: Outlet> Transfer<'_, O> {
     async fn run(&mut self) -> Result<Taken, FetchError> {
         let limits = &self.download.limits;
         let mut mirrors: std::collections::VecDeque<usize> = (0..self.download.urls.len()).collect();
@@ -165,7 +196,10 @@ impl Transfer<'_> {
         if let Some(known) = self.known.get_mut(mirror) {
             *known = Some(Identity::of(&answer));
         }
-        if let Some(total) = total {
+        if answer.status == 200 && skip > 0 && self.received.end.is_some() {
+            return Ended::Useless(FetchError::NoRanges { url: shown(url) });
+        }
+        if let (Some(total), None) = (total, self.received.end) {
             self.progress.set_total(total);
         }
         self.received.total = total;
@@ -174,8 +208,9 @@ impl Transfer<'_> {
 
     async fn request(&self, url: &Url) -> Result<Response, Ended> {
         let mut request = self.download.client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity");
-        if self.received.offset > 0 {
-            request = request.header(header::RANGE, format!("bytes={}-", self.received.offset));
+        if self.received.is_part() {
+            let last = self.received.end.map_or(String::new(), |end| (end - 1).to_string());
+            request = request.header(header::RANGE, format!("bytes={}-{last}", self.received.offset));
             if let Some(value) = self.received.known.as_ref().and_then(Identity::if_range) {
                 request = request.header(header::IF_RANGE, value);
             }
@@ -205,31 +240,31 @@ impl Transfer<'_> {
                 Ok(Ok(Some(bytes))) => bytes,
                 Ok(Ok(None)) => break,
                 // Everything is here; how the connection ends does not matter.
-                _ if self.is_complete() => break,
+                _ if self.received.is_complete() => break,
                 Ok(Err(error)) => return Ended::Interrupted(Interruption::Network(error.without_url())),
                 Err(_) => return Ended::Interrupted(Interruption::Stalled { after: stall }),
             };
             let skipped = skip.min(bytes.len() as u64);
             skip -= skipped;
             drop(bytes.split_to(usize::try_from(skipped).unwrap_or(bytes.len())));
+            if let Some(end) = self.received.end {
+                let left = end.saturating_sub(self.received.offset);
+                bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            }
             self.received.offset += bytes.len() as u64;
-            while !bytes.is_empty() {
-                let part = bytes.split_to(bytes.len().min(MAX_CHUNK));
-                if self.into.send(part).await.is_err() {
-                    return Ended::Taken(Taken::Abandoned);
-                }
+            if self.into.take(bytes).await.is_break() {
+                return Ended::Taken(Taken::Abandoned);
+            }
+            if self.received.end.is_some() && self.received.is_complete() {
+                break;
             }
         }
-        match self.received.total {
+        match self.received.end.or(self.received.total) {
             Some(total) if self.received.offset < total => {
                 Ended::Interrupted(Interruption::EndedEarly { received: self.received.offset, total })
             }
             _ => Ended::Taken(Taken::Whole),
         }
-    }
-
-    fn is_complete(&self) -> bool {
-        self.received.total.is_some_and(|total| self.received.offset >= total)
     }
 }
 

@@ -36,6 +36,12 @@ pub enum FetchError {
         /// What is wrong.
         what: String,
     },
+    /// No mirror sends parts of files.
+    #[error("{url} sends the whole file when a part of it is asked for")]
+    NoRanges {
+        /// The last URL that was asked.
+        url: String,
+    },
     /// The file was replaced while it was downloaded.
     #[error("{url} changed during the download: start it again from the beginning")]
     Changed {
@@ -108,7 +114,7 @@ impl FetchError {
             Self::NoUrl => FailureReason::NoArtifactUrl,
             Self::NotFound { .. } => FailureReason::ArtifactNotFound,
             Self::Forbidden { .. } => FailureReason::ArtifactForbidden,
-            Self::Unusable { .. } => FailureReason::UnusableAnswer,
+            Self::Unusable { .. } | Self::NoRanges { .. } => FailureReason::UnusableAnswer,
             Self::Changed { .. } => FailureReason::ArtifactChanged,
             Self::Interrupted { .. } => FailureReason::DownloadInterrupted,
             Self::TimedOut { .. } => FailureReason::DownloadTimedOut,
@@ -125,6 +131,7 @@ impl FetchError {
             | Self::NotFound { .. }
             | Self::Forbidden { .. }
             | Self::Unusable { .. }
+            | Self::NoRanges { .. }
             | Self::Cancelled => Retry::Never,
         }
     }

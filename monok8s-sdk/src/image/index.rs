@@ -33,6 +33,7 @@ use std::ops::Range;
 use sha2::Digest as _;
 
 use super::expand::PIECE;
+use super::write::Expected;
 use crate::digest::Sha256Digest;
 
 /// The largest index that is read, in bytes: about 6 GiB of blocks that are not zero. What a node
@@ -214,6 +215,25 @@ impl Index {
             return Err(damaged("it does not have as many hashes as blocks"));
         }
         Ok(entries)
+    }
+
+    /// Refuses an index of something else than what was ordered.
+    pub(super) fn require(&self, expected: &Expected) -> Result<(), IndexError> {
+        let other = |what, expected: &dyn fmt::Display, found: &dyn fmt::Display| IndexError::OfAnother {
+            what,
+            expected: expected.to_string(),
+            found: found.to_string(),
+        };
+        if let Some(checksum) = expected.checksum.filter(|checksum| *checksum != self.artifact.digest) {
+            return Err(other("artifact", &checksum, &self.artifact.digest));
+        }
+        if let Some(size) = expected.size.filter(|size| *size != self.image.length) {
+            return Err(other("size", &size, &self.image.length));
+        }
+        match expected.image_checksum.filter(|checksum| *checksum != self.image.digest) {
+            Some(checksum) => Err(other("image", &checksum, &self.image.digest)),
+            None => Ok(()),
+        }
     }
 
     /// The file.

@@ -32,15 +32,16 @@ fn an_index_tells_where_everything_is_and_what_it_must_be() {
     assert_eq!(index.frame_count(), 11);
     let table = parse_seek_table(&artifact).unwrap();
     let mut hashes = 0;
-    for number in 0..index.frame_count() {
+    assert_eq!(table.len(), index.frame_count());
+    for (number, listed) in table.into_iter().enumerate() {
         let frame = index.frame(number).unwrap();
         let content = &image[usize::try_from(frame.image.start).unwrap()..][..frame.len()];
         let packed = &artifact
             [usize::try_from(frame.artifact.start).unwrap()..usize::try_from(frame.artifact.end).unwrap()];
         assert_eq!(zstd::decode_all(packed).unwrap(), content);
         assert_eq!(frame.digest, Sha256Digest::of(content));
-        assert_eq!(table[number].compressed as usize, packed.len());
-        assert_eq!(table[number].expanded as usize, content.len());
+        assert_eq!(listed.compressed as usize, packed.len());
+        assert_eq!(listed.expanded as usize, content.len());
         assert_eq!(index.is_zero_frame(number), content.iter().all(|byte| *byte == 0));
         let blocks: Vec<&[u8]> = content.chunks(BLOCK).collect();
         let numbers: Vec<Option<usize>> = index.hash_numbers(number).collect();

@@ -40,14 +40,18 @@
 //! ```
 
 mod build;
+mod delta;
 mod economy;
 mod error;
 mod expand;
 mod fetch;
 mod fetch_error;
+mod fetch_frames;
 mod frame;
 mod index;
+mod indexed;
 mod inspect;
+mod lookup;
 mod pool;
 mod progress;
 mod resume;
@@ -55,6 +59,7 @@ mod run;
 mod seek_table;
 mod slot_writer;
 mod source;
+mod spans;
 mod wire;
 mod write;
 mod write_error;
@@ -64,6 +69,7 @@ pub use error::{ImageError, Retry};
 pub use fetch::{Download, DownloadLimits};
 pub use fetch_error::{FetchError, Interruption};
 pub use index::{Index, IndexError, MAX_INDEX_BYTES};
+pub use indexed::{Delivery, Indexed};
 pub use inspect::{DEFAULT_GUARD_PATHS, InspectError, Inspection, inspect};
 pub use progress::{Cancel, Progress, ProgressSnapshot};
 pub use seek_table::{SeekEntry, SeekTableError, parse_seek_table};

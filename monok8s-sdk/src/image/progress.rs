@@ -24,9 +24,10 @@ struct Counters {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProgressSnapshot {
-    /// The artifact's length as served; `None` until it is known.
+    /// How much is downloaded: the artifact's length as served, or what of it is missing and its
+    /// index; `None` until it is known.
     pub bytes_total: Option<u64>,
-    /// How much of the artifact arrived.
+    /// How much of that arrived.
     pub bytes_done: u64,
     /// How much of the expanded image was put into the slot, zeroes included.
     pub bytes_written: u64,
@@ -52,6 +53,10 @@ impl Progress {
 
     pub(super) fn set_total(&self, bytes: u64) {
         self.0.total.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_total(&self, bytes: u64) {
+        self.0.total.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn add_done(&self, bytes: u64) {

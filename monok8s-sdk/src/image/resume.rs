@@ -17,6 +17,8 @@ pub(super) struct Answer {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Received {
     pub(super) offset: u64,
+    /// Where the part ends that is wanted; `None` is the end of the file.
+    pub(super) end: Option<u64>,
     pub(super) total: Option<u64>,
     pub(super) known: Option<Identity>,
 }
@@ -65,6 +67,18 @@ impl Identity {
     }
 }
 
+impl Received {
+    /// Whether a part of the file is asked for, not all of it.
+    pub(super) fn is_part(&self) -> bool {
+        self.offset > 0 || self.end.is_some()
+    }
+
+    /// Whether everything that is wanted is there.
+    pub(super) fn is_complete(&self) -> bool {
+        self.end.or(self.total).is_some_and(|end| self.offset >= end)
+    }
+}
+
 /// Judges a response to a request for everything from `received.offset` on.
 pub(super) fn judge(received: &Received, answer: &Answer) -> Verdict {
     if let Some(encoding) = answer.content_encoding.as_deref().filter(|encoding| *encoding != "identity") {
@@ -108,7 +122,7 @@ fn beyond_the_end(received: &Received) -> Verdict {
 }
 
 fn part(received: &Received, answer: &Answer) -> Verdict {
-    if received.offset == 0 {
+    if !received.is_part() {
         return Verdict::Unusable("it sends a part of the file, but the whole was asked for".to_owned());
     }
     let range = answer.content_range.as_deref().unwrap_or_default();
@@ -149,7 +163,7 @@ mod tests {
 
     fn received(offset: u64) -> Received {
         let known = Identity { etag: Some("\"one\"".into()), last_modified: None };
-        Received { offset, total: Some(100), known: (offset > 0).then_some(known) }
+        Received { offset, end: None, total: Some(100), known: (offset > 0).then_some(known) }
     }
 
     fn answer(status: u16) -> Answer {
@@ -187,6 +201,9 @@ mod tests {
             assert!(matches!(judge(&received(40), &ranged(wrong)), Verdict::Unusable(_)), "{wrong}");
         }
         assert!(matches!(judge(&Received::default(), &ranged("bytes 0-99/100")), Verdict::Unusable(_)));
+        let start = Received { end: Some(50), total: Some(100), ..Received::default() };
+        assert_eq!(judge(&start, &ranged("bytes 0-49/100")), take(0), "the start was asked for");
+        assert_eq!(judge(&start, &ranged("bytes 0-49/101")), Verdict::Changed);
     }
 
     #[test]
@@ -234,7 +251,7 @@ mod tests {
         #[test]
         fn no_answer_panics_or_misplaces_bytes(offset in 0_u64..200, status in 100_u16..600, range in "bytes [0-9]{1,3}-[0-9]{1,20}/([0-9]{1,20}|\\*)", length in proptest::option::of(0_u64..300)) {
             let answer = Answer { status, content_range: Some(range.clone()), content_length: length, ..Answer::default() };
-            if let Verdict::Take { skip, .. } = judge(&Received { offset, total: None, known: None }, &answer) {
+            if let Verdict::Take { skip, .. } = judge(&Received { offset, ..Received::default() }, &answer) {
                 if status == 206 {
                     prop_assert_eq!(skip, 0);
                     let place = format!("bytes {offset}-");

@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
 use super::error::ImageError;
-use super::fetch::{Download, Taken};
+use super::fetch::{Download, Part, Taken};
 use super::fetch_error::FetchError;
+use super::indexed::{Attempt, Delivery, Indexed};
 use super::progress::{Cancel, Progress};
 use super::write::{BodyWritten, Expected, write_body};
 use super::write_error::WriteError;
@@ -29,6 +30,9 @@ pub(super) const MAX_CHUNK: usize = 64 * 1024;
 pub enum Source {
     /// HTTP, from one or several servers.
     Http(Download),
+    /// The same with a block index, which says what need not be fetched. If the index is of no
+    /// use, or no server sends parts of files, the artifact is fetched whole.
+    Indexed(Box<Indexed>),
     /// A local file.
     File(PathBuf),
     /// Anything that can be read, such as standard input. It is read on a thread of its own and
@@ -40,6 +44,7 @@ impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Http(download) => write!(f, "Http({download})"),
+            Self::Indexed(indexed) => write!(f, "Indexed({})", indexed.artifact),
             Self::File(path) => write!(f, "File({})", path.display()),
             Self::Reader(_) => f.write_str("Reader"),
         }
@@ -56,6 +61,16 @@ impl Source {
     ) -> Result<BodyWritten, ImageError> {
         match self {
             Self::Http(download) => from_network(&download, slot, expected, progress, cancel).await,
+            Self::Indexed(indexed) => {
+                let artifact = indexed.artifact.clone();
+                match indexed.write(slot, expected, &progress, &cancel).await? {
+                    Attempt::Written(body) => Ok(body),
+                    Attempt::Whole(slot, reason) => {
+                        let body = from_network(&artifact, slot, expected, progress, cancel).await?;
+                        Ok(body.delivered(Delivery::WholeInstead { reason }))
+                    }
+                }
+            }
             Self::File(path) => {
                 let body = blocking(move || {
                     let artifact = open(&path, &progress)?;
@@ -98,7 +113,7 @@ async fn from_network(
         blocking(move || write_body(slot, artifact, &expected, &progress, &cancel))
     };
     let transfer = async {
-        let ended = download.run(sender.clone(), &progress, &cancel).await;
+        let ended = download.run(Part::Whole, sender.clone(), &progress, &cancel).await;
         if ended.as_ref().is_ok_and(|taken| *taken == Taken::Whole) {
             // An empty chunk says that the artifact is whole. A channel that closes without one,
             // because the download failed or its future was dropped, is an interruption.

@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, bounded};
 use sha2::Digest as _;
 
 use super::expand::{Numbered, Outlets, PIECE, expand_frames, feed};
+use super::indexed::Delivery;
 use super::pool::{Buffer, Pool};
 use super::progress::{Cancel, Progress};
 use super::slot_writer::{HEAD, Halt, Head, SlotWriter, write_slot};
@@ -53,6 +54,7 @@ pub struct BodyWritten {
     head: Head,
     image: Sha256Digest,
     length: u64,
+    delivery: Delivery,
 }
 
 impl std::fmt::Debug for BodyWritten {
@@ -62,6 +64,26 @@ impl std::fmt::Debug for BodyWritten {
 }
 
 impl BodyWritten {
+    pub(super) fn new(
+        slot: InactiveSlot,
+        head: Head,
+        image: Sha256Digest,
+        length: u64,
+        delivery: Delivery,
+    ) -> Self {
+        Self { slot, head, image, length, delivery }
+    }
+
+    /// How the image came here.
+    #[must_use]
+    pub fn delivery(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    pub(super) fn delivered(self, delivery: Delivery) -> Self {
+        Self { delivery, ..self }
+    }
+
     /// The digest of the expanded image.
     #[must_use]
     pub fn image(&self) -> Sha256Digest {
@@ -108,7 +130,7 @@ pub fn write_body(
         judge(expected, &image, received, checksum)?;
         Ok(image)
     })?;
-    Ok(BodyWritten { slot, head, image: image.digest, length: image.length })
+    Ok(BodyWritten::new(slot, head, image.digest, image.length, Delivery::Whole))
 }
 
 /// What came out of an artifact.

@@ -25,6 +25,16 @@ pub enum WriteError {
         /// How many bytes arrived.
         received: u64,
     },
+    /// A part of the artifact is not what the index says. It was not written.
+    #[error(
+        "frame {frame} of the artifact (at byte {offset}) is not what its index says: another file is served there, upload artifact and index again"
+    )]
+    OtherFrame {
+        /// The frame's number, from 0.
+        frame: usize,
+        /// Where it begins in the artifact, in bytes.
+        offset: u64,
+    },
     /// The expanded image is another one than was ordered.
     #[error(
         "the expanded image's checksum is {found}, but {expected} was ordered: correct imageChecksum in the catalog, or the artifact"
@@ -139,7 +149,7 @@ impl WriteError {
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::TooLarge(_) | Self::ExpandsBeyondSlot { .. } => FailureReason::ImageTooLarge,
-            Self::ChecksumMismatch { .. } => FailureReason::ChecksumMismatch,
+            Self::ChecksumMismatch { .. } | Self::OtherFrame { .. } => FailureReason::ChecksumMismatch,
             Self::ImageChecksumMismatch { .. } => FailureReason::ImageChecksumMismatch,
             Self::ExpandsBeyondSize { .. } => FailureReason::ExpandsBeyondSize,
             Self::SizeMismatch { .. } => FailureReason::SizeMismatch,

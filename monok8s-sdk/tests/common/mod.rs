@@ -10,7 +10,10 @@ use std::time::Duration;
 /// A request as the server saw it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Request {
+    pub(crate) path: String,
     pub(crate) range_from: Option<usize>,
+    /// The last byte of the range, if it names one.
+    pub(crate) range_last: Option<usize>,
     pub(crate) if_range: Option<String>,
     pub(crate) accept_encoding: Option<String>,
 }
@@ -43,11 +46,12 @@ impl Reply {
         match request.range_from.filter(|_| current) {
             Some(from) if from >= file.len() => Self::status("416 Range Not Satisfiable"),
             Some(from) => {
-                let range = format!("bytes {from}-{}/{}", file.len() - 1, file.len());
-                let length = (file.len() - from).to_string();
+                let last = request.range_last.unwrap_or(usize::MAX).min(file.len() - 1);
+                let range = format!("bytes {from}-{last}/{}", file.len());
+                let length = (last + 1 - from).to_string();
                 let headers =
                     [("Content-Length", length.as_str()), ("Content-Range", &range), ("ETag", etag)];
-                Self::new("206 Partial Content", &headers, &file[from..])
+                Self::new("206 Partial Content", &headers, &file[from..=last])
             }
             None => {
                 let length = file.len().to_string();
@@ -124,8 +128,8 @@ impl Drop for Server {
 
 fn read_request(connection: &TcpStream) -> Option<Request> {
     let mut lines = BufReader::new(connection).lines();
-    lines.next()?.ok()?;
-    let mut request = Request::default();
+    let path = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
+    let mut request = Request { path, ..Request::default() };
     for line in lines {
         let line = line.ok()?;
         if line.is_empty() {
@@ -134,8 +138,9 @@ fn read_request(connection: &TcpStream) -> Option<Request> {
         let (name, value) = line.split_once(": ")?;
         match name.to_ascii_lowercase().as_str() {
             "range" => {
-                let from = value.strip_prefix("bytes=")?.strip_suffix('-')?;
+                let (from, last) = value.strip_prefix("bytes=")?.split_once('-')?;
                 request.range_from = from.parse().ok();
+                request.range_last = last.parse().ok();
             }
             "if-range" => request.if_range = Some(value.to_owned()),
             "accept-encoding" => request.accept_encoding = Some(value.to_owned()),

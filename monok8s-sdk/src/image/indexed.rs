@@ -1,0 +1,179 @@
+//! A slot written by an index: from what the node has, and from what it fetches.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::delta::Delta;
+use super::error::ImageError;
+use super::fetch::{Download, Outlet, Part, Taken};
+use super::fetch_error::FetchError;
+use super::fetch_frames::{Fetched, WAITING_FRAMES, fetch_frames, take_frames};
+use super::index::{Index, IndexError, MAX_INDEX_BYTES};
+use super::pool::Pool;
+use super::progress::{Cancel, Progress};
+use super::slot_writer::{Head, write_slot};
+use super::source::blocking;
+use super::write::{BodyWritten, Expected};
+use super::write_error::WriteError;
+use crate::digest::Sha256Digest;
+use crate::disk::{InactiveSlot, ReadOnlySlot};
+
+/// How many bytes of frames are in memory at a time.
+const POOLED: usize = 8 << 20;
+
+/// An artifact with a block index.
+#[derive(Debug)]
+pub struct Indexed {
+    /// The artifact.
+    pub artifact: Download,
+    /// Its index.
+    pub index: Download,
+    /// The sha256 of the index. Whoever vouches for it vouches for the image.
+    pub checksum: Sha256Digest,
+    /// Slots whose blocks are used again, the likeliest first: the booted one, and the one that is
+    /// written. What is in them is trusted for nothing; every frame is checked.
+    pub reuse: Vec<ReadOnlySlot>,
+}
+
+/// How an image came into a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Delivery {
+    /// The whole artifact was read; it has no index, or none was given.
+    Whole,
+    /// The whole artifact was read although there is an index.
+    WholeInstead {
+        /// Why the index could not be used.
+        reason: String,
+    },
+    /// By the index.
+    Indexed,
+}
+
+/// Why an index was of no use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unusable {
+    #[error("the index cannot be downloaded")]
+    Download(#[from] FetchError),
+    #[error("the index's checksum is {found}, but {expected} was ordered")]
+    Checksum { expected: Sha256Digest, found: Sha256Digest },
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+/// A body that is written, or what is left to try.
+pub(super) enum Attempt {
+    Written(BodyWritten),
+    /// The artifact must be read whole, into the slot that is given back.
+    Whole(InactiveSlot, String),
+}
+
+/// Collects a small file.
+struct Collected<'a> {
+    into: &'a mut Vec<u8>,
+}
+
+impl Outlet for Collected<'_> {
+    async fn take(&mut self, bytes: Bytes) -> std::ops::ControlFlow<()> {
+        if (self.into.len() + bytes.len()) as u64 > MAX_INDEX_BYTES {
+            return std::ops::ControlFlow::Break(());
+        }
+        self.into.extend_from_slice(&bytes);
+        std::ops::ControlFlow::Continue(())
+    }
+}
+
+impl Indexed {
+    pub(super) async fn write(
+        self,
+        slot: InactiveSlot,
+        expected: Expected,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Attempt, ImageError> {
+        let index = match self.fetch_index(&expected, progress, cancel).await {
+            Ok(index) => Arc::new(index),
+            Err(Unusable::Download(FetchError::Cancelled)) => return Err(FetchError::Cancelled.into()),
+            Err(error) => return Ok(Attempt::Whole(slot, crate::causes::chain(&error))),
+        };
+        slot.require_room(index.image_length()).map_err(WriteError::TooLarge)?;
+        let (ask, asked) = oneshot::channel::<Vec<bool>>();
+        let (frames, fetched) = mpsc::channel(WAITING_FRAMES);
+        let writer = {
+            let (index, progress, cancel) = (Arc::clone(&index), progress.clone(), cancel.clone());
+            let sources = self.reuse;
+            blocking(move || {
+                let body = write_by_index(&index, &slot, &sources, ask, fetched, &progress, &cancel);
+                (slot, body)
+            })
+        };
+        let download = async {
+            let Ok(missing) = asked.await else { return Ok(()) };
+            fetch_frames(&self.artifact, &index, &missing, frames, progress, cancel).await
+        };
+        // Both are awaited whatever happens: when this returns, no thread holds the slot any more.
+        let (fetched, (slot, written)) = tokio::join!(download, writer);
+        match (fetched, written) {
+            (_, Ok(head)) => {
+                let (image, length) = (index.image(), index.image_length());
+                Ok(Attempt::Written(BodyWritten::new(slot, head, image, length, Delivery::Indexed)))
+            }
+            (Err(error @ FetchError::NoRanges { .. }), Err(WriteError::Source { .. })) => {
+                Ok(Attempt::Whole(slot, error.to_string()))
+            }
+            // The writer only noticed that the download broke off.
+            (Err(error), Err(WriteError::Source { .. })) => Err(error.into()),
+            (_, Err(error)) => Err(error.into()),
+        }
+    }
+
+    async fn fetch_index(
+        &self,
+        expected: &Expected,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Index, Unusable> {
+        let mut raw = Vec::new();
+        // The transfer counts for itself; only what it came to belongs to the artifact's count.
+        let taken =
+            self.index.run(Part::Whole, Collected { into: &mut raw }, &Progress::default(), cancel).await?;
+        if taken == Taken::Abandoned {
+            return Err(IndexError::TooLarge { length: raw.len() as u64 + 1 }.into());
+        }
+        progress.add_total(raw.len() as u64);
+        progress.add_done(raw.len() as u64);
+        let (expected_digest, found) = (self.checksum, Sha256Digest::of(&raw));
+        if found != expected_digest {
+            return Err(Unusable::Checksum { expected: expected_digest, found });
+        }
+        let index = Index::parse(raw)?;
+        index.require(expected)?;
+        Ok(index)
+    }
+}
+
+fn write_by_index(
+    index: &Index,
+    slot: &InactiveSlot,
+    sources: &[ReadOnlySlot],
+    ask: oneshot::Sender<Vec<bool>>,
+    fetched: mpsc::Receiver<Fetched>,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<Head, WriteError> {
+    let target = &**slot.target();
+    let pool = Pool::new((POOLED / index.frame_size()).max(6), index.frame_size());
+    let ((), head) = write_slot(target, progress, cancel, |writer| {
+        let delta = Delta { index, target, sources, writer, pool: &pool, progress, cancel };
+        let missing = delta.put_what_is_here()?;
+        if missing.contains(&true) {
+            // If nobody listens any more, the channel of frames is closed too.
+            let _ = ask.send(missing);
+            take_frames(&delta, fetched)?;
+        }
+        Ok(())
+    })?;
+    Ok(head)
+}

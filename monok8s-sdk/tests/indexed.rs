@@ -1,0 +1,371 @@
+//! Images by their index: what a node has is not fetched, and what is fetched is checked first.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod common;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{Reply, Request, Server};
+use monok8s_sdk::api::FailureReason;
+use monok8s_sdk::digest::Sha256Digest;
+use monok8s_sdk::disk::SlotMap;
+use monok8s_sdk::disk::fixture::FileMachine;
+use monok8s_sdk::http::{HttpOptions, http_client};
+use monok8s_sdk::image::{
+    BuildOptions, Cancel, Delivery, Download, DownloadLimits, Expected, ImageError, Index, Indexed, Progress,
+    ProgressSnapshot, Source, build, verify, write,
+};
+use monok8s_sdk::slot::Slot;
+
+const SLOT_SIZE: u64 = 24 << 20;
+const BLOCK: usize = 4096;
+const FRAME: usize = 64 * 1024;
+
+/// An image in whole blocks: those of `numbers`, each with bytes of its own; 0 is zeroes.
+fn image(numbers: impl IntoIterator<Item = u64>) -> Vec<u8> {
+    numbers.into_iter().flat_map(block).collect()
+}
+
+fn block(number: u64) -> Vec<u8> {
+    let mut state = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut step = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..BLOCK).map(|_| step()).collect()
+}
+
+/// An artifact and its index.
+struct Release {
+    image: Vec<u8>,
+    artifact: Vec<u8>,
+    index: Index,
+}
+
+impl Release {
+    fn of(image: Vec<u8>) -> Self {
+        let mut artifact = Vec::new();
+        let options = BuildOptions { frame_log: 16, level: 1 };
+        let index = build(&mut image.as_slice(), &mut artifact, options).unwrap();
+        Self { image, artifact, index }
+    }
+
+    fn expected(&self) -> Expected {
+        Expected {
+            checksum: Some(Sha256Digest::of(&self.artifact)),
+            size: Some(self.image.len() as u64),
+            image_checksum: Some(Sha256Digest::of(&self.image)),
+        }
+    }
+
+    /// An honest server of both.
+    fn serve(&self) -> Server {
+        let (artifact, index) = (self.artifact.clone(), self.index.as_bytes().to_vec());
+        Server::start(move |_, request| match request.path.as_str() {
+            "/index" => Reply::file(request, &index, "\"i\""),
+            _ => Reply::file(request, &artifact, "\"a\""),
+        })
+    }
+
+    fn source(&self, machine: &Machine, server: &Server) -> Source {
+        let checksum = Sha256Digest::of(self.index.as_bytes());
+        machine.source(server, checksum)
+    }
+}
+
+/// A machine that runs from slot A.
+struct Machine {
+    _dir: tempfile::TempDir,
+    files: FileMachine,
+}
+
+/// What came of a write.
+struct Outcome {
+    delivery: Delivery,
+    counted: ProgressSnapshot,
+}
+
+impl Machine {
+    fn new(a: &[u8], b: &[u8]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let files = FileMachine::create(dir.path(), SLOT_SIZE).unwrap();
+        files.write(Slot::A, a).unwrap();
+        files.write(Slot::B, b).unwrap();
+        Self { _dir: dir, files }
+    }
+
+    fn map(&self) -> SlotMap {
+        SlotMap::discover(&self.files.host(), &self.files.layout()).unwrap()
+    }
+
+    fn source(&self, server: &Server, checksum: Sha256Digest) -> Source {
+        let map = self.map();
+        Source::Indexed(Box::new(Indexed {
+            artifact: download([server.url("/rootfs.ext4.zst")]),
+            index: download([server.url("/index")]),
+            checksum,
+            reuse: vec![map.open_to_read(Slot::A).unwrap(), map.open_to_read(Slot::B).unwrap()],
+        }))
+    }
+
+    async fn flash(&self, source: Source, expected: Expected) -> Result<Outcome, ImageError> {
+        self.flash_until(source, expected, &Progress::default(), &Cancel::default()).await
+    }
+
+    async fn flash_until(
+        &self,
+        source: Source,
+        expected: Expected,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Outcome, ImageError> {
+        let booted = self.files.read_all(Slot::A).unwrap();
+        let slot = self.map().open_inactive(&self.files.host()).unwrap();
+        let ended = write(slot, source, expected, progress, cancel).await;
+        assert!(self.files.read_all(Slot::A).unwrap() == booted, "the booted slot changed");
+        let body = ended?;
+        let delivery = body.delivery().clone();
+        verify(body.finish().unwrap(), progress).await?;
+        Ok(Outcome { delivery, counted: progress.snapshot() })
+    }
+
+    fn holds(&self, image: &[u8]) {
+        assert!(self.files.read(Slot::B, image.len()).unwrap() == image, "slot B is not the image");
+    }
+
+    fn cannot_boot(&self) {
+        assert!(self.files.read(Slot::B, 64 * 1024).unwrap().iter().all(|byte| *byte == 0));
+    }
+}
+
+fn download(urls: impl IntoIterator<Item = reqwest::Url>) -> Download {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let limits = DownloadLimits {
+        total: Duration::from_secs(60),
+        stall: Duration::from_millis(1500),
+        attempts: 4,
+        first_backoff: Duration::from_millis(5),
+        longest_backoff: Duration::from_millis(20),
+    };
+    Download::new(http_client(&HttpOptions::default()).unwrap(), urls).with_limits(limits)
+}
+
+/// The bytes of the artifact that were asked for.
+fn asked(server: &Server) -> Vec<Range<usize>> {
+    let artifact = |request: &Request| request.path != "/index";
+    let range = |request: &Request| {
+        let last = request.range_last.map_or(usize::MAX, |last| last + 1);
+        request.range_from.unwrap_or(0)..last
+    };
+    server.requests().iter().filter(|request| artifact(request)).map(range).collect()
+}
+
+fn bytes(ranges: &[Range<usize>]) -> usize {
+    ranges.iter().map(ExactSizeIterator::len).sum()
+}
+
+/// 16 MiB, a quarter of it zeroes.
+fn old() -> Vec<u64> {
+    (1..=4096).map(|number| if (1000..2024).contains(&number) { 0 } else { number }).collect()
+}
+
+/// The same blocks after a rebuild: some files moved, some changed, some were added.
+fn rebuilt() -> Vec<u64> {
+    let mut blocks = old();
+    blocks.splice(500..500, 10_000..10_037);
+    blocks.drain(3000..3100);
+    blocks.splice(3500..3520, 20_000..20_020);
+    blocks
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_install_fetches_the_frames_and_no_more() {
+    let release = Release::of(image(old()));
+    let server = release.serve();
+    let machine = Machine::new(&[], &image(5000..6000));
+    let done = machine.flash(release.source(&machine, &server), release.expected()).await.unwrap();
+    assert_eq!(done.delivery, Delivery::Indexed);
+    machine.holds(&release.image);
+    let fetched = bytes(&asked(&server));
+    assert!(fetched <= release.artifact.len(), "{fetched} of {}", release.artifact.len());
+    assert_eq!(done.counted.bytes_total, Some(done.counted.bytes_done));
+    assert_eq!(done.counted.bytes_verified, release.image.len() as u64, "{:?}", done.counted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuilt_image_is_put_together_from_the_booted_slot() {
+    let release = Release::of(image(rebuilt()));
+    let server = release.serve();
+    let machine = Machine::new(&image(old()), &image(7000..8000));
+    let done = machine.flash(release.source(&machine, &server), release.expected()).await.unwrap();
+    assert_eq!(done.delivery, Delivery::Indexed);
+    machine.holds(&release.image);
+    // 57 new blocks in at most 8 frames, and the first frame of the image is in the old slot too.
+    let fetched = bytes(&asked(&server));
+    assert!((57 * BLOCK..=9 * FRAME).contains(&fetched), "{fetched} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_in_the_slot_is_not_written_again() {
+    let release = Release::of(image(old()));
+    let mut stale = old();
+    stale[2500] = 9999;
+    let server = release.serve();
+    let machine = Machine::new(&[], &image(stale));
+    let done = machine.flash(release.source(&machine, &server), release.expected()).await.unwrap();
+    machine.holds(&release.image);
+    // The frame that changed and the first one, whose superblock was zeroed.
+    assert!(bytes(&asked(&server)) <= 2 * (FRAME + 100), "{:?}", asked(&server));
+    // 4 MiB are zeroes, which were right as well.
+    assert!(done.counted.bytes_reused >= (11 << 20), "{:?}", done.counted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_ranges_or_a_usable_index_the_artifact_is_fetched_whole() {
+    let release = Release::of(image(rebuilt()));
+    let (artifact, index) = (release.artifact.clone(), release.index.as_bytes().to_vec());
+    let other = Release::of(image(1..100));
+    // What the server does with (the artifact, the index), and the checksum that was ordered.
+    let good = Sha256Digest::of(&index);
+    type Serve = fn(&Request, &[u8]) -> Reply;
+    let honest: Serve = |request, file| Reply::file(request, file, "\"x\"");
+    let whole: Serve = |request, file| {
+        Reply::file(&Request { range_from: None, if_range: None, ..request.clone() }, file, "\"x\"")
+    };
+    let absent: Serve = |_, _| Reply::status("404 Not Found");
+    for (name, serve_artifact, serve_index, listed, served) in [
+        ("no ranges", whole, honest, good, index.clone()),
+        ("no index", honest, absent, good, index.clone()),
+        ("a damaged index", honest, honest, good, index[1..].to_vec()),
+        ("garbage that is listed", honest, honest, Sha256Digest::of(&index[1..]), index[1..].to_vec()),
+        (
+            "the index of another artifact",
+            honest,
+            honest,
+            Sha256Digest::of(other.index.as_bytes()),
+            other.index.as_bytes().to_vec(),
+        ),
+    ] {
+        let file = artifact.clone();
+        let server = Server::start(move |_, request| match request.path.as_str() {
+            "/index" => serve_index(request, &served),
+            _ => serve_artifact(request, &file),
+        });
+        let machine = Machine::new(&image(old()), &[]);
+        let done = machine.flash(machine.source(&server, listed), release.expected()).await.unwrap();
+        println!("{name}: {:?}", done.delivery);
+        assert!(matches!(done.delivery, Delivery::WholeInstead { .. }), "{name}: {:?}", done.delivery);
+        machine.holds(&release.image);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_artifact_is_noticed_before_it_reaches_the_slot() {
+    let release = Release::of(image(old()));
+    let mut artifact = release.artifact.clone();
+    let middle = artifact.len() / 2;
+    artifact[middle] ^= 1;
+    let index = release.index.as_bytes().to_vec();
+    let server = Server::start(move |_, request| match request.path.as_str() {
+        "/index" => Reply::file(request, &index, "\"i\""),
+        _ => Reply::file(request, &artifact, "\"a\""),
+    });
+    let machine = Machine::new(&[], &[]);
+    let ended = machine.flash(release.source(&machine, &server), release.expected()).await;
+    let error = ended.map(|_| ()).unwrap_err();
+    assert_eq!(error.reason(), FailureReason::ChecksumMismatch, "{error}");
+    machine.cannot_boot();
+    let frame = usize::try_from(release.index.artifact_length()).unwrap();
+    assert!(error.to_string().contains("frame"), "{error} {frame}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_does_not_fit_is_refused_before_a_frame_is_fetched() {
+    let release = Release::of(image(1..=6145));
+    let server = release.serve();
+    let machine = Machine::new(&[], &image(5000..6000));
+    let before = machine.files.read_all(Slot::B).unwrap();
+    let expected = Expected::default();
+    let ended = machine.flash(release.source(&machine, &server), expected).await.map(|_| ());
+    assert_eq!(ended.unwrap_err().reason(), FailureReason::ImageTooLarge);
+    assert!(asked(&server).is_empty());
+    assert!(machine.files.read_all(Slot::B).unwrap() == before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_break_cost_the_rest_of_their_range() {
+    let release = Release::of(image(old()));
+    let (artifact, index) = (release.artifact.clone(), release.index.as_bytes().to_vec());
+    let cuts = AtomicUsize::new(0);
+    let server = Server::start(move |_, request| match request.path.as_str() {
+        "/index" => Reply::file(request, &index, "\"i\""),
+        _ => {
+            let reply = Reply::file(request, &artifact, "\"a\"");
+            // Two of three break, at places that are no frame's end.
+            match cuts.fetch_add(1, Ordering::Relaxed) % 3 {
+                2 => reply,
+                _ => reply.cut(1_234_567),
+            }
+        }
+    });
+    let machine = Machine::new(&[], &[]);
+    let done = machine.flash(release.source(&machine, &server), release.expected()).await.unwrap();
+    assert_eq!(done.delivery, Delivery::Indexed);
+    machine.holds(&release.image);
+}
+
+/// The frames that stand in slot B.
+fn standing(machine: &Machine, release: &Release) -> Vec<usize> {
+    let slot = machine.files.read(Slot::B, release.image.len()).unwrap();
+    let same = |(_, (found, wanted)): &(usize, (&[u8], &[u8]))| found == wanted;
+    let frames = slot.chunks(FRAME).zip(release.image.chunks(FRAME)).enumerate();
+    frames.filter(same).map(|(number, _)| number).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_cut_off_is_gone_on_with() {
+    let release = Release::of(image(1..=2048));
+    let mut resumed = 0;
+    for delay in 0..40 {
+        let machine = Machine::new(&[], &[]);
+        let server = release.serve();
+        let (progress, cancel) = (Progress::default(), Cancel::default());
+        let stop = async {
+            // At a different amount each time.
+            while progress.snapshot().bytes_written < delay * 200_000 {
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+            cancel.cancel();
+            std::future::pending::<()>().await;
+        };
+        let source = release.source(&machine, &server);
+        let ended = tokio::select! {
+            ended = machine.flash_until(source, release.expected(), &progress, &cancel) => ended,
+            () = stop => unreachable!(),
+        };
+        if ended.is_ok() {
+            continue;
+        }
+        machine.cannot_boot();
+        let there = standing(&machine, &release);
+        let again = release.serve();
+        let done = machine.flash(release.source(&machine, &again), release.expected()).await.unwrap();
+        assert_eq!(done.delivery, Delivery::Indexed);
+        machine.holds(&release.image);
+        let wanted: Vec<Range<usize>> = asked(&again);
+        let mut at = 0;
+        let table = monok8s_sdk::image::parse_seek_table(&release.artifact).unwrap();
+        for (number, entry) in table.iter().enumerate() {
+            let frame = at..at + entry.compressed as usize;
+            at = frame.end;
+            let fetched = wanted.iter().any(|range| range.start < frame.end && frame.start < range.end);
+            assert!(!fetched || !there.contains(&number), "{delay}: frame {number} was there");
+        }
+        resumed += 1;
+    }
+    assert!(resumed >= 20, "only {resumed} runs were cut off");
+}
