@@ -134,7 +134,10 @@ fn reads_every_field_into_its_place() {
         "checksum": Sha256Digest::of(b"v1.35.4-amd64.zst"),
         "size": 1_350_400_002_u64,
         "imageChecksum": Sha256Digest::of(b"v1.35.4-amd64"),
-        "index": "https://images.example.com/v1.35.4-amd64.index",
+        "index": {
+            "url": "https://images.example.com/v1.35.4-amd64.index",
+            "checksum": format!("sha256:{}", "e".repeat(64)),
+        },
         "minFrom": "v1.34.6",
     });
     assert_eq!(serde_json::to_value(&resolved.image).unwrap(), expected);

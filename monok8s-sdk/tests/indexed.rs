@@ -224,6 +224,9 @@ async fn what_stands_in_the_slot_is_not_written_again() {
     assert!(done.counted.bytes_reused >= (11 << 20), "{:?}", done.counted);
 }
 
+/// How a file is served.
+type Serve = fn(&Request, &[u8]) -> Reply;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_ranges_or_a_usable_index_the_artifact_is_fetched_whole() {
     let release = Release::of(image(rebuilt()));
@@ -231,7 +234,6 @@ async fn without_ranges_or_a_usable_index_the_artifact_is_fetched_whole() {
     let other = Release::of(image(1..100));
     // What the server does with (the artifact, the index), and the checksum that was ordered.
     let good = Sha256Digest::of(&index);
-    type Serve = fn(&Request, &[u8]) -> Reply;
     let honest: Serve = |request, file| Reply::file(request, file, "\"x\"");
     let whole: Serve = |request, file| {
         Reply::file(&Request { range_from: None, if_range: None, ..request.clone() }, file, "\"x\"")
@@ -301,16 +303,13 @@ async fn connections_that_break_cost_the_rest_of_their_range() {
     let release = Release::of(image(old()));
     let (artifact, index) = (release.artifact.clone(), release.index.as_bytes().to_vec());
     let cuts = AtomicUsize::new(0);
-    let server = Server::start(move |_, request| match request.path.as_str() {
-        "/index" => Reply::file(request, &index, "\"i\""),
-        _ => {
-            let reply = Reply::file(request, &artifact, "\"a\"");
-            // Two of three break, at places that are no frame's end.
-            match cuts.fetch_add(1, Ordering::Relaxed) % 3 {
-                2 => reply,
-                _ => reply.cut(1_234_567),
-            }
+    let server = Server::start(move |_, request| {
+        if request.path == "/index" {
+            return Reply::file(request, &index, "\"i\"");
         }
+        let reply = Reply::file(request, &artifact, "\"a\"");
+        // Two of three break, at places that are no frame's end.
+        if cuts.fetch_add(1, Ordering::Relaxed) % 3 == 2 { reply } else { reply.cut(1_234_567) }
     });
     let machine = Machine::new(&[], &[]);
     let done = machine.flash(release.source(&machine, &server), release.expected()).await.unwrap();

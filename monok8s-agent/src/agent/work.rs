@@ -8,10 +8,12 @@ use std::time::Duration;
 use monok8s_sdk::api::{ByteProgress, FailureReason, ImageRef};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::digest::Sha256Digest;
-use monok8s_sdk::disk::{GuardError, HostView, SlotLayout, SlotMap, VerifiedSlot, WrittenSlot};
+use monok8s_sdk::disk::{
+    GuardError, HostView, InactiveSlot, ReadOnlySlot, SlotLayout, SlotMap, VerifiedSlot, WrittenSlot,
+};
 use monok8s_sdk::image::{
-    self, BodyWritten, Cancel, Download, DownloadLimits, Expected, ImageError, Inspection, Progress, Retry,
-    Source,
+    self, BodyWritten, Cancel, Download, DownloadLimits, Expected, ImageError, Indexed, Inspection, Progress,
+    Retry, Source,
 };
 use monok8s_sdk::node_upgrade::Action;
 use monok8s_sdk::slot::Slot;
@@ -30,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Job {
     /// Stream an artifact into a slot, all but its first 64 KiB.
-    Write { hop: ImageRef, slot: Slot, attempt: u32 },
+    Write { hop: Box<ImageRef>, slot: Slot, attempt: u32 },
     /// Read a slot back, and look into it.
     Verify { slot: Slot, digest: Sha256Digest, len: u64, version: OsVersion },
 }
@@ -40,7 +42,7 @@ impl Job {
     pub(super) fn of(action: &Action) -> Option<Self> {
         match action {
             Action::Write { hop, slot, attempt } => {
-                Some(Self::Write { hop: hop.clone(), slot: *slot, attempt: *attempt })
+                Some(Self::Write { hop: Box::new(hop.clone()), slot: *slot, attempt: *attempt })
             }
             Action::Verify { slot, digest, len, version, phase: _ } => {
                 Some(Self::Verify { slot: *slot, digest: *digest, len: *len, version: version.clone() })
@@ -266,7 +268,7 @@ impl Workshop {
         cancel: Cancel,
     ) -> Outcome {
         let done = match job {
-            Job::Write { hop, slot, .. } => self.write(hop, slot, progress, cancel).await,
+            Job::Write { hop, slot, .. } => self.write(*hop, slot, progress, cancel).await,
             Job::Verify { slot, digest, len, version } => {
                 self.verify(written, slot, digest, len, version, cancel).await
             }
@@ -282,17 +284,38 @@ impl Workshop {
         cancel: Cancel,
     ) -> Result<Outcome, Outcome> {
         let urls: Result<Vec<Url>, Outcome> = hop.urls.iter().map(|url| parse(url)).collect();
-        let download = Download::new(self.http.clone(), urls?).with_limits(self.limits);
-        let inactive = blocking(move || self.open(slot)).await?;
+        let artifact = self.download(urls?);
+        let index = match &hop.index {
+            Some(index) => Some((self.download(vec![parse(&index.url)?]), index.checksum)),
+            None => None,
+        };
+        let (inactive, source) = blocking(move || {
+            let map = self.map()?;
+            let inactive = self.open(&map, slot)?;
+            let source = match index {
+                Some((index, checksum)) => {
+                    let reuse = reusable(&map, slot);
+                    Source::Indexed(Box::new(Indexed { artifact, index, checksum, reuse }))
+                }
+                None => Source::Http(artifact),
+            };
+            Ok((inactive, source))
+        })
+        .await?;
         let expected = Expected {
             checksum: Some(hop.checksum),
             size: hop.size.and_then(|size| u64::try_from(size).ok()),
             image_checksum: hop.image_checksum,
         };
-        image::write(inactive, Source::Http(download), expected, &progress, &cancel)
+        let body = image::write(inactive, source, expected, &progress, &cancel)
             .await
-            .map(Outcome::Written)
-            .map_err(|error| ended(&error))
+            .map_err(|error| ended(&error))?;
+        tracing::info!(%slot, delivery = ?body.delivery(), "the slot is written");
+        Ok(Outcome::Written(body))
+    }
+
+    fn download(&self, urls: Vec<Url>) -> Download {
+        Download::new(self.http.clone(), urls).with_limits(self.limits)
     }
 
     async fn verify(
@@ -309,7 +332,7 @@ impl Workshop {
                 |_| if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
             let verified = match written {
                 Some(written) => written.verify(),
-                None => self.open(slot)?.verify_observed(digest, len, observe),
+                None => self.open(&self.map()?, slot)?.verify_observed(digest, len, observe),
             }
             .map_err(|error| ended(&ImageError::Verify(error)))?;
             let found: Inspection =
@@ -320,12 +343,26 @@ impl Workshop {
         .await
     }
 
-    fn open(&self, slot: Slot) -> Result<monok8s_sdk::disk::InactiveSlot, Outcome> {
-        let map = SlotMap::discover(&self.host, &self.layout).map_err(|error| {
+    fn map(&self) -> Result<SlotMap, Outcome> {
+        SlotMap::discover(&self.host, &self.layout).map_err(|error| {
             Outcome::Failed(Failure::lasting(FailureReason::UnexpectedDevice, chain(&error)))
-        })?;
+        })
+    }
+
+    fn open(&self, map: &SlotMap, slot: Slot) -> Result<InactiveSlot, Outcome> {
         map.open_for_writing(&self.host, slot).map_err(|error: GuardError| ended(&ImageError::Guard(error)))
     }
+}
+
+/// Slots whose blocks may be used again: the booted one, then what is left of the other. One that
+/// cannot be read has nothing to offer, and costs a download.
+fn reusable(map: &SlotMap, slot: Slot) -> Vec<ReadOnlySlot> {
+    let open = |slot| {
+        map.open_to_read(slot)
+            .inspect_err(|error| tracing::warn!(%slot, error = chain(error), "cannot be used again"))
+            .ok()
+    };
+    [slot.other(), slot].into_iter().filter_map(open).collect()
 }
 
 fn parse(url: &str) -> Result<Url, Outcome> {

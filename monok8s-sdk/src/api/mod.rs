@@ -33,7 +33,9 @@ pub use osnode::{
     SlotReport, TryCounting,
 };
 pub use osupgrade::{CatalogSource, ChannelPolicy, DowngradePolicy, Mode, OSUpgrade, OSUpgradeSpec};
-pub use osupgrade_status::{ImageRef, NodeCounts, OSUpgradeStatus, Resolved, RunSummary, UpgradePhase};
+pub use osupgrade_status::{
+    ImageRef, IndexRef, NodeCounts, OSUpgradeStatus, Resolved, RunSummary, UpgradePhase,
+};
 pub use percent::{IntOrPercent, Rounding};
 pub use progress::{
     BootGrant, ByteProgress, FailureReason, Installed, OSUpgradeProgress, OSUpgradeProgressSpec,

@@ -118,13 +118,23 @@ pub struct ImageRef {
     /// The sha256 of the expanded image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_checksum: Option<Sha256Digest>,
-    /// The address of the block index.
+    /// The block index of the artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 2048))]
-    pub index: Option<String>,
+    pub index: Option<IndexRef>,
     /// The oldest version that a node may come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_from: Option<OsVersion>,
+}
+
+/// A block index: what lets a node fetch only what it does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IndexRef {
+    /// Where it is.
+    #[schemars(length(max = 2048))]
+    pub url: String,
+    /// The sha256 of the index itself. Whoever vouches for it vouches for the image.
+    pub checksum: Sha256Digest,
 }
 
 /// The selected nodes, counted by where they stand. Each node is counted once, and in total.

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::ImageRef;
+use crate::api::{ImageRef, IndexRef};
 use crate::digest::Sha256Digest;
 use crate::version::OsVersion;
 
@@ -81,9 +81,9 @@ pub struct CatalogImage {
     /// SHA-256 of the expanded image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_checksum: Option<Sha256Digest>,
-    /// Where the block index of the artifact is served.
+    /// The block index of the artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub index: Option<String>,
+    pub index: Option<IndexRef>,
     /// The oldest version that may install this image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_from: Option<OsVersion>,

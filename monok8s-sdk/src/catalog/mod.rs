@@ -13,7 +13,9 @@
 //!     arch: amd64                       # as in the node label kubernetes.io/arch; absent = every node
 //!     mirrors: [https://mirror.example.com/v1.35.1/rootfs.ext4.zst]
 //!     imageChecksum: sha256:…           # of the expanded image
-//!     index: https://example.com/v1.35.1/rootfs.ext4.index
+//!     index:                            # lets nodes fetch only what they do not have
+//!       url: https://example.com/v1.35.1/rootfs.ext4.idx
+//!       checksum: sha256:…              # of the index itself
 //!     minFrom: v1.34.6                  # a node must run at least this before it takes the image
 //!     deprecated: {message: known kernel bug, replacement: v1.35.4}
 //! blocked:

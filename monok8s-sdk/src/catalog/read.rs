@@ -8,6 +8,7 @@ use super::document::{Block, Catalog, CatalogError, Channel, Entry, Limits};
 use super::image::{CatalogImage, Deprecation, Problem};
 use super::lint::{Finding, Severity};
 use super::yaml::{Mapping, Node, Value};
+use crate::api::IndexRef;
 use crate::digest::Sha256Digest;
 use crate::version::OsVersion;
 
@@ -24,6 +25,7 @@ const IMAGE_KEYS: &[&str] = &[
     "minFrom",
     "deprecated",
 ];
+const INDEX_KEYS: &[&str] = &["url", "checksum"];
 const BLOCK_KEYS: &[&str] = &["version", "reason", "url"];
 const DEPRECATED_KEYS: &[&str] = &["message", "replacement"];
 
@@ -115,7 +117,10 @@ fn entry(item: &Node<'_>, position: usize, limits: &Limits, notes: &mut Vec<Find
     let size = fields.optional("size", image_size);
     let mirrors = fields.mirrors();
     let image_checksum = fields.optional("imageChecksum", parsed);
-    let index = fields.optional("index", web_address);
+    let index = fields.index();
+    if let Some(Node { value: Value::Mapping(index), .. }) = map.get("index") {
+        note_unknown_keys(index, &name, INDEX_KEYS, notes);
+    }
     let min_from: Option<OsVersion> = fields.optional("minFrom", parsed);
     if let (Some(version), Some(min_from)) = (&version, &min_from)
         && min_from > version
@@ -162,6 +167,22 @@ impl<'a> Fields<'_, 'a> {
                 None
             }
         }
+    }
+
+    /// Where the block index is and what it must be: without a checksum nobody vouches for it.
+    fn index(&mut self) -> Option<IndexRef> {
+        let node = self.map.get("index")?;
+        let Value::Mapping(map) = &node.value else {
+            let found = node.value.kind();
+            let message = format!("`index`: found {found} where a mapping with url and checksum belongs");
+            self.problem("index", message);
+            return None;
+        };
+        let mut fields = Fields { map, line: node.line, limits: self.limits, problems: Vec::new() };
+        let (url, checksum) = (fields.required("url", web_address), fields.required("checksum", parsed));
+        let within = |Problem { line, message }| Problem { line, message: format!("`index`: {message}") };
+        self.problems.extend(fields.problems.into_iter().map(within));
+        Some(IndexRef { url: url?, checksum: checksum? })
     }
 
     fn mirrors(&mut self) -> Vec<String> {
