@@ -34,6 +34,8 @@ const WORTH: (usize, usize) = (1, 12);
 /// A frame is put together once the source was read this far beyond the frame's own place, in
 /// bytes: files move when an image is rebuilt, but most of them not far.
 const LAG: u64 = 32 << 20;
+/// How much of the image is looked at, in bytes, before what is missing of it is asked for.
+const BATCH: usize = 32 << 20;
 
 /// What goes into the slot and where it may come from.
 pub(super) struct Delta<'a> {
@@ -47,51 +49,87 @@ pub(super) struct Delta<'a> {
 }
 
 impl Delta<'_> {
-    /// Puts everything into the slot that the node has; returns which frames are missing.
-    pub(super) fn put_what_is_here(&self) -> Result<Vec<bool>, Halt> {
+    /// Puts everything into the slot that the node has, and asks for the rest, batch by batch.
+    pub(super) fn put_what_is_here(&self, mut ask: impl FnMut(Vec<usize>)) -> Result<(), Halt> {
         let mut missing = vec![true; self.index.frame_count()];
-        let looked = self.in_place(&mut missing)?;
         self.zeroes(&mut missing)?;
-        let lookup = self.lookup(&missing);
+        let lookup = Lookup::of_frames(self.index, numbers(&missing).into_iter());
+        let batch = BATCH / self.index.frame_size();
+        // The first frame is never right in its place: its head was zeroed, or will be.
+        let looked_at: Vec<usize> = numbers(&missing).into_iter().filter(|number| *number > 0).collect();
+        let sample = spread(&looked_at);
+        let pays = is_worth(self.keep_right(&sample, Some(&lookup), &mut missing)?, sample.len());
+        if pays && !self.look_in_place(&lookup, &mut missing, batch, &mut ask)? {
+            return Ok(());
+        }
         for number in 0..self.sources.len() {
             self.read_source(number, &lookup, &mut missing)?;
         }
-        if looked == Looked::AtSome {
+        for numbers in numbers(&missing).chunks(batch) {
             // Whatever would be fetched may be there from a run that was cut off.
-            let candidates = numbers(&missing);
-            self.keep_right(&candidates, &mut missing)?;
+            if !pays {
+                self.keep_right(numbers, None, &mut missing)?;
+            }
+            ask(left(numbers, &missing));
         }
-        Ok(missing)
+        Ok(())
     }
 
-    /// Finds what is right where it stands, if a look at some of it says that it is worth it.
-    fn in_place(&self, missing: &mut [bool]) -> Result<Looked, Halt> {
-        // The first frame is never right: its head was zeroed, or will be.
-        let candidates: Vec<usize> =
-            (1..self.index.frame_count()).filter(|frame| !self.index.is_zero_frame(*frame)).collect();
-        let sampled = spread(&candidates);
-        let right = self.keep_right(&sampled, missing)?;
-        let (part, of) = WORTH;
-        if right * of < sampled.len() * part {
-            return Ok(Looked::AtSome);
+    /// Looks at everything where it would stand. What is missing is asked for at once if the
+    /// sources turn out to have none of it; returns whether they may have some.
+    fn look_in_place(
+        &self,
+        lookup: &Lookup<'_>,
+        missing: &mut [bool],
+        batch: usize,
+        ask: &mut impl FnMut(Vec<usize>),
+    ) -> Result<bool, Halt> {
+        let all = numbers(missing);
+        let (mut held, mut decided) = (Vec::new(), false);
+        for (done, numbers) in (1..).zip(all.chunks(batch)) {
+            self.keep_right(numbers, Some(lookup), missing)?;
+            held.extend(left(numbers, missing));
+            if !decided && done * batch * 4 >= all.len() {
+                for source in self.sources {
+                    if self.is_worth_reading(source, lookup, &held)? {
+                        // The rest is looked at first, so that it need not be read twice.
+                        self.keep_right(all.get(done * batch..).unwrap_or_default(), Some(lookup), missing)?;
+                        return Ok(true);
+                    }
+                }
+                decided = true;
+            }
+            if decided {
+                let asked = std::mem::take(&mut held);
+                for number in &asked {
+                    if let Some(missing) = missing.get_mut(*number) {
+                        *missing = false;
+                    }
+                }
+                ask(asked);
+            }
         }
-        let rest: Vec<usize> =
-            candidates.into_iter().filter(|frame| missing.get(*frame) == Some(&true)).collect();
-        self.keep_right(&rest, missing)?;
-        Ok(Looked::AtAll)
+        ask(held);
+        Ok(false)
     }
 
-    /// Reads frames in the slot, past the page cache, which proves those that are right.
-    /// Returns how many are.
-    fn keep_right(&self, frames: &[usize], missing: &mut [bool]) -> Result<usize, Halt> {
+    /// Reads frames in the slot, past the page cache, which proves those that are right; of the
+    /// others it takes note, in `lookup`, which blocks are. Returns how many frames are right.
+    fn keep_right(
+        &self,
+        frames: &[usize],
+        lookup: Option<&Lookup<'_>>,
+        missing: &mut [bool],
+    ) -> Result<usize, Halt> {
+        let frames = left(frames, missing);
         let next = AtomicUsize::new(0);
         let right: Vec<usize> = thread::scope(|scope| {
-            let readers: Vec<_> =
-                (0..READERS).map(|_| scope.spawn(|| self.right_of(frames, &next))).collect();
-            readers
-                .into_iter()
-                .flat_map(|reader| reader.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
-                .collect()
+            let read = || scope.spawn(|| self.right_of(&frames, &next, lookup));
+            let readers = [(); READERS].map(|()| read());
+            let right = |reader: thread::ScopedJoinHandle<'_, Vec<usize>>| {
+                reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            readers.into_iter().flat_map(right).collect()
         });
         self.check_cancel()?;
         for number in &right {
@@ -105,7 +143,7 @@ impl Delta<'_> {
         Ok(right.len())
     }
 
-    fn right_of(&self, frames: &[usize], next: &AtomicUsize) -> Vec<usize> {
+    fn right_of(&self, frames: &[usize], next: &AtomicUsize, lookup: Option<&Lookup<'_>>) -> Vec<usize> {
         let mut scratch = AlignedBuf::zeroed(self.index.frame_size());
         let mut right = Vec::new();
         while let Some(number) = frames.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -115,11 +153,39 @@ impl Delta<'_> {
             let Some(frame) = self.index.frame(*number) else { continue };
             let Some(found) = scratch.get_mut(..frame.len()) else { continue };
             // What cannot be read is not right.
-            if self.target.read_at(frame.image.start, found).is_ok() && holds(&frame, found) {
+            if self.target.read_at(frame.image.start, found).is_err() {
+                continue;
+            }
+            if self.starts_right(*number, found) && holds(&frame, found) {
                 right.push(*number);
+            } else if let Some(lookup) = lookup {
+                self.note_right_blocks(*number, &frame, found, lookup);
             }
         }
         right
+    }
+
+    /// Whether the first block is right: mostly that is answer enough.
+    fn starts_right(&self, number: usize, found: &[u8]) -> bool {
+        let block = found.get(..BLOCK.min(found.len())).unwrap_or_default();
+        match self.index.hash_numbers(number).next().flatten().and_then(|number| self.index.hash(number)) {
+            Some(hash) => block_hash(block) == *hash,
+            None => is_zero(block),
+        }
+    }
+
+    /// Takes note of blocks that stand where they belong. They stay right until their frame is
+    /// written, with the same bytes in these places.
+    fn note_right_blocks(&self, number: usize, frame: &IndexedFrame, found: &[u8], lookup: &Lookup<'_>) {
+        let first = frame.image.start / BLOCK as u64;
+        for ((at, block), hash) in (first..).zip(found.chunks(BLOCK)).zip(self.index.hash_numbers(number)) {
+            let hash = hash.and_then(|number| self.index.hash(number));
+            if let (Some(hash), Ok(at)) = (hash, u32::try_from(at))
+                && block_hash(block) == *hash
+            {
+                lookup.saw(hash, Place::Target(at));
+            }
+        }
     }
 
     /// Zeroes whatever is all zero, in runs.
@@ -144,26 +210,10 @@ impl Delta<'_> {
         if run.is_empty() { Ok(()) } else { self.writer.put_zeroes(run.start, run.end - run.start) }
     }
 
-    /// The hashes of missing frames, with the places of those that are right in the slot already.
-    fn lookup(&self, missing: &[bool]) -> Lookup<'_> {
-        let lookup = Lookup::of_frames(self.index, numbers(missing).into_iter());
-        for number in (0..missing.len()).filter(|number| missing.get(*number) == Some(&false)) {
-            let Some(frame) = self.index.frame(number) else { continue };
-            for (block, hash) in (frame.image.start / BLOCK as u64..).zip(self.index.hash_numbers(number)) {
-                if let (Some(hash), Ok(block)) =
-                    (hash.and_then(|hash| self.index.hash(hash)), u32::try_from(block))
-                {
-                    lookup.saw(hash, Place::Target(block));
-                }
-            }
-        }
-        lookup
-    }
-
     /// Reads a slot, and puts frames together as soon as their blocks were seen.
     fn read_source(&self, number: usize, lookup: &Lookup<'_>, missing: &mut [bool]) -> Result<(), Halt> {
         let Some(source) = self.sources.get(number) else { return Ok(()) };
-        if !missing.contains(&true) || !self.is_worth_reading(source, lookup)? {
+        if !self.is_worth_reading(source, lookup, &numbers(missing))? {
             return Ok(());
         }
         let next = AtomicU64::new(0);
@@ -198,7 +248,16 @@ impl Delta<'_> {
         Ok(())
     }
 
-    fn is_worth_reading(&self, source: &ReadOnlySlot, lookup: &Lookup<'_>) -> Result<bool, Halt> {
+    /// Whether a sample of the source holds blocks that `missing` frames lack.
+    fn is_worth_reading(
+        &self,
+        source: &ReadOnlySlot,
+        lookup: &Lookup<'_>,
+        missing: &[usize],
+    ) -> Result<bool, Halt> {
+        if missing.is_empty() {
+            return Ok(false);
+        }
         let stripe = (STRIPE / 4) as u64;
         let stripes: Vec<u64> = (0..source.size() / stripe).collect();
         let mut buf = vec![0; STRIPE / 4];
@@ -213,8 +272,7 @@ impl Delta<'_> {
                 useful += usize::from(lookup.lacks(&block_hash(block)));
             }
         }
-        let (part, of) = WORTH;
-        Ok(useful * of >= seen * part && useful > 0 || source.size() < stripe * 4)
+        Ok(useful > 0 && is_worth(useful, seen) || source.size() < stripe * 4)
     }
 
     /// Puts a frame together from blocks whose places are known, if they all are.
@@ -284,11 +342,14 @@ impl Delta<'_> {
     }
 }
 
-/// How much of the slot was looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Looked {
-    AtSome,
-    AtAll,
+fn is_worth(useful: usize, seen: usize) -> bool {
+    let (part, of) = WORTH;
+    useful * of >= seen * part
+}
+
+/// Those of `frames` that are missing.
+fn left(frames: &[usize], missing: &[bool]) -> Vec<usize> {
+    frames.iter().copied().filter(|number| missing.get(*number) == Some(&true)).collect()
 }
 
 /// Whether `bytes` are what the frame expands to.

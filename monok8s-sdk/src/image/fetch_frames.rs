@@ -1,14 +1,14 @@
 //! Missing frames from a server, several requests in flight, each frame checked before it is
 //! written.
 
+use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use bytes::{Buf as _, Bytes};
 use crossbeam_channel::{Receiver, bounded};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use zstd::bulk::Decompressor;
 
 use super::delta::{Delta, holds};
@@ -34,21 +34,25 @@ pub(super) enum Fetched {
     Everything,
 }
 
-/// Downloads the frames that are missing.
+/// What is asked for and not begun yet.
+struct Orders {
+    batches: mpsc::UnboundedReceiver<Vec<usize>>,
+    spans: VecDeque<Span>,
+}
+
+/// Downloads frames, batch by batch as they are asked for.
 pub(super) async fn fetch_frames(
     download: &Download,
     index: &Index,
-    missing: &[bool],
+    batches: mpsc::UnboundedReceiver<Vec<usize>>,
     frames: mpsc::Sender<Fetched>,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<(), FetchError> {
-    let spans = spans(index, missing);
-    progress.add_total(spans.iter().map(|span| span.bytes.end - span.bytes.start).sum());
-    let next = AtomicUsize::new(0);
+    let orders = Mutex::new(Orders { batches, spans: VecDeque::new() });
     let request = || async {
-        while let Some(span) = spans.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let cutter = Cutter::new(index, missing, span, frames.clone(), progress);
+        while let Some(span) = next_span(&orders, index, progress).await {
+            let cutter = Cutter::new(index, &span, frames.clone(), progress);
             let part = Part::Of { bytes: span.bytes.clone(), total: index.artifact_length() };
             if download.run(part, cutter, progress, cancel).await? == Taken::Abandoned {
                 return Ok(());
@@ -62,12 +66,26 @@ pub(super) async fn fetch_frames(
     Ok(())
 }
 
+async fn next_span(orders: &Mutex<Orders>, index: &Index, progress: &Progress) -> Option<Span> {
+    let mut orders = orders.lock().await;
+    loop {
+        if let Some(span) = orders.spans.pop_front() {
+            return Some(span);
+        }
+        let batch = orders.batches.recv().await?;
+        let spans = spans(index, &batch);
+        progress.add_total(spans.iter().map(|span| span.bytes.end - span.bytes.start).sum());
+        orders.spans.extend(spans);
+    }
+}
+
 /// Cuts what arrives into frames.
 struct Cutter<'a> {
     index: &'a Index,
-    missing: &'a [bool],
     progress: &'a Progress,
     frames: mpsc::Sender<Fetched>,
+    /// The frames that are wanted.
+    wanted: VecDeque<usize>,
     number: usize,
     /// What arrived of the frame `number`, and how much it still lacks.
     begun: Vec<u8>,
@@ -75,15 +93,11 @@ struct Cutter<'a> {
 }
 
 impl<'a> Cutter<'a> {
-    fn new(
-        index: &'a Index,
-        missing: &'a [bool],
-        span: &Span,
-        frames: mpsc::Sender<Fetched>,
-        progress: &'a Progress,
-    ) -> Self {
-        let number = span.frames.start;
-        Self { index, missing, progress, frames, number, begun: Vec::new(), lacking: packed(index, number) }
+    fn new(index: &'a Index, span: &Span, frames: mpsc::Sender<Fetched>, progress: &'a Progress) -> Self {
+        let wanted: VecDeque<usize> = span.frames.iter().copied().collect();
+        let number = wanted.front().copied().unwrap_or_default();
+        let lacking = packed(index, number);
+        Self { index, progress, frames, wanted, number, begun: Vec::new(), lacking }
     }
 }
 
@@ -98,7 +112,7 @@ impl Outlet for Cutter<'_> {
         self.progress.add_done(bytes.len() as u64);
         while !bytes.is_empty() {
             let part = bytes.len().min(self.lacking);
-            if self.missing.get(self.number) == Some(&true) {
+            if self.wanted.front() == Some(&self.number) {
                 self.begun.extend_from_slice(bytes.get(..part).unwrap_or_default());
             }
             bytes.advance(part);
@@ -106,9 +120,12 @@ impl Outlet for Cutter<'_> {
             if self.lacking > 0 {
                 continue;
             }
-            let frame = std::mem::take(&mut self.begun);
-            if !frame.is_empty() && self.frames.send(Fetched::Frame(self.number, frame)).await.is_err() {
-                return ControlFlow::Break(());
+            if self.wanted.front() == Some(&self.number) {
+                self.wanted.pop_front();
+                let frame = std::mem::take(&mut self.begun);
+                if self.frames.send(Fetched::Frame(self.number, frame)).await.is_err() {
+                    return ControlFlow::Break(());
+                }
             }
             self.number += 1;
             self.lacking = packed(self.index, self.number);

@@ -1,9 +1,10 @@
 //! A slot written by an index: from what the node has, and from what it fetches.
 
 use std::sync::Arc;
+use std::thread;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::delta::Delta;
 use super::error::ImageError;
@@ -99,7 +100,7 @@ impl Indexed {
             Err(error) => return Ok(Attempt::Whole(slot, crate::causes::chain(&error))),
         };
         slot.require_room(index.image_length()).map_err(WriteError::TooLarge)?;
-        let (ask, asked) = oneshot::channel::<Vec<bool>>();
+        let (ask, asked) = mpsc::unbounded_channel();
         let (frames, fetched) = mpsc::channel(WAITING_FRAMES);
         let writer = {
             let (index, progress, cancel) = (Arc::clone(&index), progress.clone(), cancel.clone());
@@ -109,10 +110,7 @@ impl Indexed {
                 (slot, body)
             })
         };
-        let download = async {
-            let Ok(missing) = asked.await else { return Ok(()) };
-            fetch_frames(&self.artifact, &index, &missing, frames, progress, cancel).await
-        };
+        let download = fetch_frames(&self.artifact, &index, asked, frames, progress, cancel);
         // Both are awaited whatever happens: when this returns, no thread holds the slot any more.
         let (fetched, (slot, written)) = tokio::join!(download, writer);
         match (fetched, written) {
@@ -158,7 +156,7 @@ fn write_by_index(
     index: &Index,
     slot: &InactiveSlot,
     sources: &[ReadOnlySlot],
-    ask: oneshot::Sender<Vec<bool>>,
+    ask: mpsc::UnboundedSender<Vec<usize>>,
     fetched: mpsc::Receiver<Fetched>,
     progress: &Progress,
     cancel: &Cancel,
@@ -167,13 +165,15 @@ fn write_by_index(
     let pool = Pool::new((POOLED / index.frame_size()).max(6), index.frame_size());
     let ((), head) = write_slot(target, progress, cancel, |writer| {
         let delta = Delta { index, target, sources, writer, pool: &pool, progress, cancel };
-        let missing = delta.put_what_is_here()?;
-        if missing.contains(&true) {
+        thread::scope(|scope| {
+            let other = scope.spawn(|| take_frames(&delta, fetched));
             // If nobody listens any more, the channel of frames is closed too.
-            let _ = ask.send(missing);
-            take_frames(&delta, fetched)?;
-        }
-        Ok(())
+            let put = delta.put_what_is_here(|frames| drop(ask.send(frames)));
+            // Nothing more is asked for.
+            drop(ask);
+            let taken = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            put.and(taken)
+        })
     })?;
     Ok(head)
 }

@@ -5,42 +5,37 @@ use std::ops::Range;
 
 use super::index::Index;
 
-/// Up to this many requests, nothing is fetched that is not missing.
-const MANY: usize = 256;
+/// Up to this many requests for one batch of frames, nothing is fetched that is not missing.
+const MANY: usize = 24;
 /// Beyond that, gaps of up to this many bytes are fetched along: a request costs more.
 const GAP: u64 = 256 * 1024;
-/// A longer span is cut, so that several are in flight.
-const LONGEST: u64 = 32 << 20;
 
 /// Frames that are asked for by one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Span {
-    /// The frames, those between the missing ones included.
-    pub(super) frames: Range<usize>,
-    /// Their bytes in the artifact.
+    /// The missing frames in it, in order.
+    pub(super) frames: Vec<usize>,
+    /// The bytes of the artifact from the first to the last of them.
     pub(super) bytes: Range<u64>,
 }
 
-/// The spans that bring all frames that are `missing`, in order.
-pub(super) fn spans(index: &Index, missing: &[bool]) -> Vec<Span> {
+/// The spans that bring these frames, which are in order.
+pub(super) fn spans(index: &Index, missing: &[usize]) -> Vec<Span> {
     let exact = joined(index, missing, 0);
     if exact.len() > MANY { joined(index, missing, GAP) } else { exact }
 }
 
-/// Missing frames, joined over gaps of up to `gap` bytes.
-fn joined(index: &Index, missing: &[bool], gap: u64) -> Vec<Span> {
+/// Frames, joined over gaps of up to `gap` bytes.
+fn joined(index: &Index, missing: &[usize], gap: u64) -> Vec<Span> {
     let mut spans: Vec<Span> = Vec::new();
-    for (number, _) in (0..).zip(missing).filter(|(_, missing)| **missing) {
-        let Some(frame) = index.frame(number) else { continue };
+    for number in missing {
+        let Some(frame) = index.frame(*number) else { continue };
         match spans.last_mut() {
-            Some(last)
-                if frame.artifact.start - last.bytes.end <= gap
-                    && frame.artifact.end - last.bytes.start <= LONGEST =>
-            {
-                last.frames.end = number + 1;
+            Some(last) if frame.artifact.start - last.bytes.end <= gap => {
+                last.frames.push(*number);
                 last.bytes.end = frame.artifact.end;
             }
-            _ => spans.push(Span { frames: number..number + 1, bytes: frame.artifact }),
+            _ => spans.push(Span { frames: vec![*number], bytes: frame.artifact }),
         }
     }
     spans
@@ -71,34 +66,31 @@ mod tests {
     #[test]
     fn neighbours_are_asked_for_together() {
         let index = index();
-        let missing = |frames: &[usize], gap| {
-            let mut missing = vec![false; 64];
-            for frame in frames {
-                missing[*frame] = true;
-            }
-            let ends = |span: Span| (span.frames.start, span.frames.end);
-            joined(&index, &missing, gap).into_iter().map(ends).collect::<Vec<_>>()
+        let frames = |missing: &[usize], gap| {
+            joined(&index, missing, gap).into_iter().map(|span| span.frames).collect::<Vec<_>>()
         };
-        assert!(missing(&[], 0).is_empty());
-        assert_eq!(missing(&[5], 0), [(5, 6)]);
-        assert_eq!(missing(&[5, 6, 8], 0), [(5, 7), (8, 9)]);
-        assert_eq!(missing(&[5, 6, 8], GAP), [(5, 9)], "a small gap is fetched along");
-        assert_eq!(missing(&[5, 30], GAP), [(5, 6), (30, 31)]);
+        assert!(frames(&[], 0).is_empty());
+        assert_eq!(frames(&[5], 0), [[5]]);
+        assert_eq!(frames(&[5, 6, 8], 0), [vec![5, 6], vec![8]]);
+        assert_eq!(frames(&[5, 6, 8], GAP), [[5, 6, 8]], "a small gap is fetched along");
+        assert_eq!(frames(&[5, 30], GAP), [[5], [30]]);
+        let every_other: Vec<usize> = (0..64).step_by(2).collect();
+        assert_eq!(spans(&index, &every_other).len(), 1, "many requests cost more than the gaps");
+        assert_eq!(spans(&index, &every_other[..10]).len(), 10);
     }
 
     proptest! {
         #[test]
-        fn every_missing_frame_is_in_one_span(missing in proptest::collection::vec(any::<bool>(), 64)) {
+        fn every_missing_frame_is_in_one_span(missing in proptest::collection::btree_set(0_usize..64, 0..64)) {
             let index = index();
+            let missing: Vec<usize> = missing.into_iter().collect();
             let spans = spans(&index, &missing);
-            for (number, missing) in missing.iter().enumerate() {
-                let times = spans.iter().filter(|span| span.frames.contains(&number)).count();
-                prop_assert!(times <= 1 && (!missing || times == 1));
-            }
+            let asked: Vec<usize> = spans.iter().flat_map(|span| span.frames.clone()).collect();
+            prop_assert_eq!(asked, missing);
             for span in &spans {
-                prop_assert!(missing[span.frames.start] && missing[span.frames.end - 1]);
-                prop_assert_eq!(span.bytes.start, index.frame(span.frames.start).unwrap().artifact.start);
-                prop_assert_eq!(span.bytes.end, index.frame(span.frames.end - 1).unwrap().artifact.end);
+                let (first, last) = (span.frames[0], span.frames[span.frames.len() - 1]);
+                prop_assert_eq!(span.bytes.start, index.frame(first).unwrap().artifact.start);
+                prop_assert_eq!(span.bytes.end, index.frame(last).unwrap().artifact.end);
             }
         }
     }
