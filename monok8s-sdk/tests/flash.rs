@@ -6,6 +6,7 @@
 
 mod common;
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use common::{Reply, Request, Server};
@@ -107,6 +108,7 @@ fn download(urls: impl IntoIterator<Item = reqwest::Url>) -> Download {
         attempts: 4,
         first_backoff: Duration::from_millis(5),
         longest_backoff: Duration::from_millis(20),
+        rate: None,
     };
     Download::new(http_client(&HttpOptions::default()).unwrap(), urls).with_limits(limits)
 }
@@ -138,6 +140,20 @@ async fn a_good_image_arrives_byte_for_byte() {
         (request.path.as_str(), request.accept_encoding.as_deref()),
         ("/rootfs.ext4.zst", Some("identity"))
     );
+}
+
+#[tokio::test]
+async fn a_rate_is_kept() {
+    let (machine, image) = (Machine::new(), noise(9, 600_000));
+    let artifact = zstd(&image);
+    let file = artifact.clone();
+    let server = Server::start(move |_, request| Reply::file(request, &file, "\"1\""));
+    let limits = DownloadLimits { rate: NonZeroU64::new(1_000_000), ..DownloadLimits::default() };
+    let source = Source::Http(download([server.url("/rootfs.ext4.zst")]).with_limits(limits));
+    let began = std::time::Instant::now();
+    machine.flash(source, ordered(&artifact)).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(600), "{:?}", began.elapsed());
+    machine.holds(&image);
 }
 
 #[tokio::test]

@@ -150,6 +150,7 @@ fn download(urls: impl IntoIterator<Item = reqwest::Url>) -> Download {
         attempts: 4,
         first_backoff: Duration::from_millis(5),
         longest_backoff: Duration::from_millis(20),
+        rate: None,
     };
     Download::new(http_client(&HttpOptions::default()).unwrap(), urls).with_limits(limits)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::direct::DirectTarget;
 use super::host::{BlockDevice, HostError, HostView, Mount};
+use super::pace::{Pace, PacedTarget};
 use super::slots::{SlotDevice, SlotMap, SlotPartition};
 use super::target::{BlockTarget, Bytes, DeviceNumber, DiskError};
 use crate::api::FailureReason;
@@ -257,6 +258,12 @@ impl InactiveSlot {
     #[must_use]
     pub fn target(&self) -> &Arc<dyn BlockTarget> {
         &self.target
+    }
+
+    /// The same slot, written and read back no faster than this.
+    #[must_use]
+    pub fn paced(self, pace: Pace) -> Self {
+        Self { slot: self.slot, target: Arc::new(PacedTarget::new(self.target, pace)) }
     }
 
     /// Refuses an image of `image_size` expanded bytes that does not fit.

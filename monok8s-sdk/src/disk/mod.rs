@@ -19,6 +19,7 @@ pub mod gpt;
 mod guard;
 mod host;
 mod layout;
+mod pace;
 mod read_only;
 mod readback;
 mod slots;
@@ -30,6 +31,7 @@ pub use direct::DirectTarget;
 pub use guard::{GuardError, InactiveSlot};
 pub use host::{BlockDevice, HostError, HostView, LoopBacking};
 pub use layout::{DiskSource, PartitionId, SlotLayout};
+pub use pace::{Pace, Pressure};
 pub use read_only::ReadOnlySlot;
 #[cfg(feature = "image")]
 pub(crate) use readback::{Comparison, Written, is_zero};

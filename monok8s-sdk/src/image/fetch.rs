@@ -2,14 +2,16 @@
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
+use std::num::NonZeroU64;
 use std::ops::{ControlFlow, Range};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{self, HeaderMap, HeaderName};
 use reqwest::{Client, Response, Url};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::fetch_error::{FetchError, Interruption};
 use super::progress::{Cancel, Progress};
@@ -26,6 +28,8 @@ pub struct Download {
     client: Client,
     urls: Vec<Url>,
     limits: DownloadLimits,
+    /// When everything that the rate granted so far is used up; shared by all connections.
+    spent_until: Arc<Mutex<Option<Instant>>>,
 }
 
 /// When to give up, and how long to wait in between.
@@ -42,17 +46,21 @@ pub struct DownloadLimits {
     pub first_backoff: Duration,
     /// The longest wait.
     pub longest_backoff: Duration,
+    /// Bytes a second, over all connections together; `None` is as fast as it goes.
+    pub rate: Option<NonZeroU64>,
 }
 
 impl Default for DownloadLimits {
-    /// One hour in all, 30 s without a byte, 10 attempts, waits from 1 s to 30 s.
+    /// One hour in all, 30 s without a byte, as many attempts as that takes, waits from 1 s to 30 s,
+    /// no rate.
     fn default() -> Self {
         Self {
             total: Duration::from_secs(3600),
             stall: Duration::from_secs(30),
-            attempts: 10,
+            attempts: u32::MAX,
             first_backoff: Duration::from_secs(1),
             longest_backoff: Duration::from_secs(30),
+            rate: None,
         }
     }
 }
@@ -61,13 +69,31 @@ impl Download {
     /// A download of the same file from any of `urls`, with the default limits. The client should
     /// come from [`http_client`](crate::http::http_client); it must not decompress bodies.
     pub fn new(client: Client, urls: impl IntoIterator<Item = Url>) -> Self {
-        Self { client, urls: urls.into_iter().collect(), limits: DownloadLimits::default() }
+        Self {
+            client,
+            urls: urls.into_iter().collect(),
+            limits: DownloadLimits::default(),
+            spent_until: Arc::default(),
+        }
     }
 
     /// The same with other limits.
     #[must_use]
     pub fn with_limits(self, limits: DownloadLimits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// Waits until the rate allows what was just received.
+    async fn keep_pace(&self, bytes: usize) {
+        let Some(rate) = self.limits.rate else { return };
+        let now = Instant::now();
+        let until = {
+            let mut spent_until = self.spent_until.lock().unwrap_or_else(PoisonError::into_inner);
+            let until = after(spent_until.unwrap_or(now).max(now), bytes, rate);
+            *spent_until = Some(until);
+            until
+        };
+        sleep_until(until).await;
     }
 
     /// Hands on the bytes of `part` in order. Ends without an error when nobody takes them any more.
@@ -252,6 +278,7 @@ impl<O: Outlet> Transfer<'_, O> {
                 bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             }
             self.received.offset += bytes.len() as u64;
+            self.download.keep_pace(bytes.len()).await;
             if self.into.take(bytes).await.is_break() {
                 return Ended::Taken(Taken::Abandoned);
             }
@@ -302,6 +329,12 @@ fn backoff(limits: &DownloadLimits, fruitless: u32, random: u64) -> Duration {
     let whole = doubled.min(limits.longest_backoff);
     let thousandths = u32::try_from(random % 1001).unwrap_or(0);
     whole / 2 + whole / 2000 * thousandths
+}
+
+/// When `bytes` are used up at this rate, from `start` on.
+fn after(start: Instant, bytes: usize, rate: NonZeroU64) -> Instant {
+    let nanoseconds = (bytes as u128) * 1_000_000_000 / u128::from(rate.get());
+    start + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
 }
 
 /// A URL for messages: without what may be secret.
