@@ -17,8 +17,9 @@ use crate::version::OsVersion;
 /// short enough that a grant nobody saw does not stand for hours.
 pub(super) const GRANT_LIFETIME: SignedDuration = SignedDuration::from_mins(10);
 
-/// How long a Node object may contradict a node's `Completed`. The two are read by different
-/// watches, and the younger word may arrive first.
+/// How long a Node object may contradict a node's `Completed`, from when the operator first saw it:
+/// the clock of the node may be hours off. The two are read by different watches, and the younger
+/// word may arrive first.
 const SETTLING_TIME: SignedDuration = SignedDuration::from_secs(30);
 
 /// A progress object as read.
@@ -207,13 +208,12 @@ impl<'f> OrderView<'f> {
                 (self.boot().is_some() && granted.status == "True")
                     .then(|| later(granted.last_transition_time.0, reboot))
             }
-            State::Settling => self.settles_at(),
+            State::Settling => {
+                let seen = find_condition(self.progress.conditions(), &ConditionType::Degraded)?;
+                Some(later(seen.last_transition_time.0, SETTLING_TIME))
+            }
             _ => None,
         }
-    }
-
-    fn settles_at(self) -> Option<Timestamp> {
-        self.status()?.completed_at.as_ref().map(|at| later(at.0, SETTLING_TIME))
     }
 
     /// Where the node stands, deadlines included.
@@ -222,21 +222,23 @@ impl<'f> OrderView<'f> {
         let over = self.deadline(node, rollout, now).is_some_and(|deadline| deadline <= now);
         match state {
             State::Committed if over => State::Lost,
-            State::Settling if over || self.settles_at().is_none() => self.contradiction(node),
+            State::Settling
+                if self.is_contradicted(node) && (over || self.says(&ConditionType::Degraded)) =>
+            {
+                State::Unexplained
+            }
             State::Staging(_) | State::Staged(_) if over || self.timed_out_before(now) => State::Failed,
             state => state,
         }
     }
 
-    /// A node that is merely not ready yet has not gone back.
-    fn contradiction(self, node: &NodeView) -> State<'f> {
-        let here = self.target().is_some_and(|target| !node.contradicts(target));
-        if here && self.installs_target() { State::Settling } else { State::Unexplained }
-    }
-
-    fn installs_target(self) -> bool {
+    /// Whether something says that the node does not run the target. One that is merely not ready
+    /// yet has not gone back.
+    pub(super) fn is_contradicted(self, node: &NodeView) -> bool {
         let installed = self.status().and_then(|status| status.installed.as_ref());
-        installed.is_none_or(|installed| Some(&installed.version) == self.target())
+        self.target().is_none_or(|target| {
+            node.contradicts(target) || installed.is_some_and(|installed| installed.version != *target)
+        })
     }
 
     /// Whether this attempt was given up for its time. A new attempt starts with a clean slate.
@@ -274,9 +276,8 @@ impl<'f> OrderView<'f> {
     }
 
     fn completed(self, node: &NodeView) -> State<'f> {
-        let here = self.target().is_some_and(|target| !node.contradicts(target));
-        match (here && self.installs_target(), node.readiness) {
-            (true, Readiness::Ready) => State::Done,
+        match (self.is_contradicted(node), node.readiness) {
+            (false, Readiness::Ready) => State::Done,
             _ => State::Settling,
         }
     }

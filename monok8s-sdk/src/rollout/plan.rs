@@ -24,7 +24,7 @@ pub fn plan(fleet: &Fleet, now: Timestamp) -> Plan {
     stage::stage(&survey, &stands, &mut draft);
     boot::take_turns(&survey, &stands, &mut draft);
     sweep::withdraw(&survey, &wanted, &mut draft);
-    sweep::uncordon(&survey, &mut draft);
+    sweep::uncordon(&survey, &wanted, &mut draft);
     sweep::collect_garbage(&survey, &mut draft);
     report::report(&survey, &stands, &wanted, &mut draft);
 

@@ -43,7 +43,7 @@ pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Want
             _ => findings.extend(superseded(survey, stands, order, node)),
         }
         let conditions = conditions(order, findings, survey.now);
-        if !same(order, &conditions) && !draft.deletes(order.uid()) {
+        if !same(order, &conditions, survey.now) && !draft.deletes(order.uid()) {
             draft.push(Action::Report { progress: order.object(), conditions });
         }
     }
@@ -81,11 +81,22 @@ fn timed_out(order: OrderView<'_>, state: &State<'_>) -> Option<Finding> {
     }
 }
 
+/// False while the Node object may merely be late: its transition time is when that began.
 fn degraded(state: &State<'_>, node: &NodeView, order: OrderView<'_>) -> Option<Finding> {
-    let target = order.target().filter(|_| *state == State::Unexplained)?;
+    let target = order.target()?;
     let running = node.version.as_ref().map_or_else(|| "something unknown".to_owned(), ToString::to_string);
-    let message = format!("the node said that {target} is done, but runs {running}");
-    Some((ConditionType::Degraded, Truth::True, "UnexplainedRollback", message))
+    match state {
+        State::Settling if order.is_contradicted(node) => {
+            let message =
+                format!("the node says that {target} is done; its Node object still says {running}");
+            Some((ConditionType::Degraded, Truth::False, "Settling", message))
+        }
+        State::Unexplained => {
+            let message = format!("the node said that {target} is done, but runs {running}");
+            Some((ConditionType::Degraded, Truth::True, "UnexplainedRollback", message))
+        }
+        _ => None,
+    }
 }
 
 /// Said when nothing of the order can be acted on any more; and never taken back, because it
@@ -136,7 +147,7 @@ fn conditions(order: OrderView<'_>, mut findings: Vec<Finding>, now: Timestamp) 
     findings.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
     let condition = |(kind, truth, reason, message): Finding| {
         let before = find_condition(order.progress.conditions(), &kind);
-        let since = before.filter(|before| before.status == truth.as_str());
+        let since = before.filter(|before| before.status == truth.as_str() && !is_of_the_future(before, now));
         Condition {
             type_: kind.into(),
             status: truth.as_str().to_owned(),
@@ -149,15 +160,22 @@ fn conditions(order: OrderView<'_>, mut findings: Vec<Finding>, now: Timestamp) 
     findings.into_iter().map(condition).collect()
 }
 
+/// Deadlines are counted from these times. Only an operator with another clock, or a person, writes
+/// one that lies ahead; it is written anew, so that no clock makes a deadline last for hours.
+fn is_of_the_future(condition: &Condition, now: Timestamp) -> bool {
+    condition.last_transition_time.0 > now
+}
+
 /// Generations are left out: a grant alone is no reason to write every condition again.
-fn same(order: OrderView<'_>, conditions: &[Condition]) -> bool {
+fn same(order: OrderView<'_>, conditions: &[Condition], now: Timestamp) -> bool {
     let words = |condition: &Condition| {
         let Condition { type_, status, reason, message, .. } = condition;
         (type_.clone(), status.clone(), reason.clone(), message.clone())
     };
     let ours = order.progress.conditions().iter();
     let ours = ours.filter(|condition| OURS.iter().any(|kind| kind.as_str() == condition.type_));
-    let mut before: Vec<_> = ours.map(words).collect();
+    let mut before: Vec<_> =
+        ours.clone().filter(|condition| !is_of_the_future(condition, now)).map(words).collect();
     before.sort();
-    before == conditions.iter().map(words).collect::<Vec<_>>()
+    ours.count() == before.len() && before == conditions.iter().map(words).collect::<Vec<_>>()
 }

@@ -53,14 +53,14 @@ pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_>, draft: &mut Dra
 }
 
 /// Takes off the cordons of ours that nothing needs any more, wherever they are.
-pub(super) fn uncordon(survey: &Survey<'_>, draft: &mut Draft) {
+pub(super) fn uncordon(survey: &Survey<'_>, wanted: &Wanted<'_>, draft: &mut Draft) {
     for node in &survey.fleet.nodes {
         let Some(uid) = node.cordoned_for.as_deref() else { continue };
         let needed = survey.orders_of(node).find(|order| order.uid() == uid).is_some_and(|order| {
             order.boot().is_some()
                 || order.is_committed()
                 || draft.admitted.contains(uid)
-                || is_settling(survey, order, node)
+                || (wanted.contains(order) && is_settling(survey, order, node))
         });
         if !needed {
             draft.push(Action::Uncordon { node: node.object() });
@@ -70,8 +70,9 @@ pub(super) fn uncordon(survey: &Survey<'_>, draft: &mut Draft) {
 
 /// A node that says it is done keeps its cordon until the cluster sees it back.
 fn is_settling(survey: &Survey<'_>, order: OrderView<'_>, node: &NodeView) -> bool {
-    let rollout = survey.campaign_of(order).map(|campaign| campaign.rollout.clone()).unwrap_or_default();
-    order.state(node, &rollout, survey.now) == State::Settling
+    survey
+        .campaign_of(order)
+        .is_some_and(|campaign| order.state(node, &campaign.rollout, survey.now) == State::Settling)
 }
 
 /// Deletes what belongs to runs that are no longer remembered.

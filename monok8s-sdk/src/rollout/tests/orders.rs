@@ -7,7 +7,7 @@ use crate::api::{
     BootGrant, ConditionType, OSUpgradeProgress, OSUpgradeProgressStatus, ProgressPhase, find_condition,
 };
 use crate::rollout::fixtures::{NodeFixture, UpgradeFixture, node, upgrade};
-use crate::rollout::{Action, Fleet, plan};
+use crate::rollout::{Action, Fleet, Plan, plan};
 
 fn now() -> Timestamp {
     "2026-11-24T12:00:00Z".parse().unwrap()
@@ -149,5 +149,93 @@ fn a_node_that_has_arrived_gets_its_turn_to_go_back_and_not_without_being_asked(
         let cordons =
             plan(&fleet, now()).actions.iter().any(|action| matches!(action, Action::Cordon { .. }));
         assert_eq!(cordons, goes, "{nonce:?}");
+    }
+}
+
+/// What an operator would write into the object, written.
+fn told(progress: &mut OSUpgradeProgress, plan: &Plan) {
+    let reported = plan.actions.iter().find_map(|action| match action {
+        Action::Report { conditions, .. } => Some(conditions.clone()),
+        _ => None,
+    });
+    if let Some(reported) = reported {
+        progress.status.as_mut().unwrap().conditions = reported;
+    }
+}
+
+fn degraded(progress: &OSUpgradeProgress) -> Option<(&str, &str)> {
+    let told = find_condition(progress.conditions(), &ConditionType::Degraded)?;
+    Some((told.status.as_str(), told.reason.as_str()))
+}
+
+/// The order of a node that says it is done, and its fleet, in which the Node runs `running`.
+fn said_to_be_done(running: &str, completed_at: Option<Timestamp>) -> Fleet {
+    let up = upgrade("up");
+    let mut order = staged(&fleet(&[node("a")], &up));
+    let status = order.status.as_mut().unwrap();
+    status.phase = Some(ProgressPhase::Completed);
+    status.completed_at = completed_at.map(Time);
+    let mut fleet = fleet(&[node("a").running(running).cordoned_for("order-uid")], &up);
+    fleet.progresses = vec![order];
+    fleet
+}
+
+#[test]
+fn a_node_object_may_be_late_for_as_long_whatever_the_clock_of_its_node_says() {
+    let hours = |hours| Some(now() + SignedDuration::from_hours(hours));
+    for completed_at in [hours(0), hours(5), hours(-5), None, Some(Timestamp::MAX)] {
+        let mut fleet = said_to_be_done("v1.35.1", completed_at);
+        let after = |seconds| now() + SignedDuration::from_secs(seconds);
+        for (seconds, expected, phase) in [
+            (0, ("False", "Settling"), "Accepted"),
+            (29, ("False", "Settling"), "Accepted"),
+            (30, ("True", "UnexplainedRollback"), "Failed"),
+            (31, ("True", "UnexplainedRollback"), "Failed"),
+        ] {
+            let plan = plan(&fleet, after(seconds));
+            told(&mut fleet.progresses[0], &plan);
+            assert_eq!(degraded(&fleet.progresses[0]), Some(expected), "{completed_at:?} {seconds}");
+            assert_eq!(plan.outlooks["up-uid"].phase.as_str(), phase, "{completed_at:?} {seconds}");
+            let uncordons = plan.actions.iter().any(|action| matches!(action, Action::Uncordon { .. }));
+            assert_eq!(uncordons, phase == "Failed", "{completed_at:?} {seconds}");
+        }
+
+        // The Node object was only late.
+        let mut fleet = said_to_be_done("v1.35.1", completed_at);
+        let first = plan(&fleet, now());
+        told(&mut fleet.progresses[0], &first);
+        let second = plan(&fleet, now());
+        assert_eq!((&second.actions[..], second.next_event), (&[][..], Some(after(30))));
+        fleet.nodes = vec![node("a").running("v1.35.4").view()];
+        let last = plan(&fleet, after(20));
+        told(&mut fleet.progresses[0], &last);
+        assert_eq!(degraded(&fleet.progresses[0]), None, "{completed_at:?}");
+        assert_eq!(last.outlooks["up-uid"].phase.as_str(), "Completed", "{completed_at:?}");
+    }
+}
+
+#[test]
+fn a_time_that_an_operator_with_another_clock_wrote_is_written_anew() {
+    let mut fleet = said_to_be_done("v1.35.1", None);
+    let ahead = now() + SignedDuration::from_hours(5);
+    let first = plan(&fleet, ahead);
+    told(&mut fleet.progresses[0], &first);
+    let second = plan(&fleet, now());
+    told(&mut fleet.progresses[0], &second);
+    let stamp = find_condition(fleet.progresses[0].conditions(), &ConditionType::Degraded).unwrap();
+    assert_eq!((stamp.status.as_str(), stamp.last_transition_time.0), ("False", now()));
+    assert_eq!(plan(&fleet, now()).actions, []);
+}
+
+#[test]
+fn an_order_that_nobody_wants_any_more_keeps_no_cordon_for_a_node_that_contradicts_it() {
+    let next_run = upgrade("up").run(2, now());
+    let another = upgrade("other").to("v1.35.2").allowing_downgrades().run(1, now());
+    for upgrades in [vec![next_run], vec![upgrade("up"), another]] {
+        let mut fleet = said_to_be_done("v1.35.1", None);
+        fleet.upgrades = upgrades.iter().map(UpgradeFixture::view).collect();
+        let actions = plan(&fleet, now()).actions;
+        let uncordons = actions.iter().any(|action| matches!(action, Action::Uncordon { .. }));
+        assert!(uncordons, "{upgrades:?}: {actions:?}");
     }
 }
