@@ -143,14 +143,14 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// The progress objects that the planner may judge: not those of an upgrade that this release
-    /// cannot read, which would look as if their upgrade were gone.
+    /// The progress objects that the planner may judge: not those of an upgrade or a Node that this
+    /// release cannot read, which would look as if it were gone.
     #[must_use]
     pub fn judged_progresses(&self) -> Vec<OSUpgradeProgress> {
-        let hidden: BTreeSet<&str> =
-            self.upgrades.unreadable.iter().map(|object| object.name.as_str()).collect();
-        let judged =
-            self.progresses.objects.iter().filter(|object| !hidden.contains(upgrade_name_of(object)));
+        let (upgrades, nodes) = (names(&self.upgrades.unreadable), names(&self.nodes.unreadable));
+        let judged = self.progresses.objects.iter().filter(|object| {
+            !upgrades.contains(upgrade_name_of(object)) && !nodes.contains(object.spec.node_name.as_str())
+        });
         judged.map(|object| object.as_ref().clone()).collect()
     }
 
@@ -185,13 +185,16 @@ impl Observed {
     }
 
     fn unjudged_uids(&self) -> BTreeSet<String> {
-        let hidden: BTreeSet<&str> =
-            self.upgrades.unreadable.iter().map(|object| object.name.as_str()).collect();
+        let hidden = names(&self.upgrades.unreadable);
         let of_hidden =
             self.progresses.objects.iter().filter(|object| hidden.contains(upgrade_name_of(object)));
         let unreadable = self.progresses.unreadable.iter().map(|object| object.uid.clone());
         of_hidden.filter_map(|object| object.uid()).chain(unreadable).collect()
     }
+}
+
+fn names(unreadable: &[Unreadable]) -> BTreeSet<&str> {
+    unreadable.iter().map(|object| object.name.as_str()).collect()
 }
 
 #[cfg(test)]
@@ -212,7 +215,7 @@ mod tests {
     fn progress(uid: &str, upgrade: &str) -> Arc<OSUpgradeProgress> {
         let spec = OSUpgradeProgressSpec {
             source_ref: SourceRef { name: upgrade.to_owned() },
-            node_name: "node".to_owned(),
+            node_name: format!("node-of-{uid}"),
             retry_nonce: None,
             rollback_nonce: None,
             order: None,
@@ -229,9 +232,13 @@ mod tests {
     #[test]
     fn a_cordon_for_what_cannot_be_read_is_somebody_elses() {
         let nodes = ["readable", "of-odd-upgrade", "odd-progress", "gone"].map(cordoned_for).to_vec();
-        let objects = vec![progress("readable", "up"), progress("of-odd-upgrade", "odd-upgrade")];
+        let objects = vec![
+            progress("readable", "up"),
+            progress("of-odd-upgrade", "odd-upgrade"),
+            progress("of-odd-node", "up"),
+        ];
         let observed = Observed {
-            nodes: Snapshot { objects: nodes, unreadable: vec![] },
+            nodes: Snapshot { objects: nodes, unreadable: vec![unreadable("node-of-of-odd-node")] },
             upgrades: Snapshot { objects: vec![], unreadable: vec![unreadable("odd-upgrade")] },
             progresses: Snapshot { objects, unreadable: vec![unreadable("odd-progress")] },
             os_nodes: Snapshot { objects: vec![], unreadable: vec![] },

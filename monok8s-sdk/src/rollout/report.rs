@@ -119,22 +119,25 @@ fn superseded(
             .then_some(())
     };
     match order.progress.phase() {
-        _ if order.is_committed() || order.has_grants_in_use() => return None,
+        // Nothing is ever heard again of a Node that is gone, whatever its order says.
+        _ if node.is_some() && (order.is_committed() || order.has_grants_in_use()) => return None,
         ProgressPhase::Failed | ProgressPhase::RolledBack => return None,
         ProgressPhase::Completed => moved_on()?,
         _ => {}
     }
     let governor = survey.campaign_of(order).and_then(|campaign| governor(campaign, stands, node?));
-    let (reason, message) = match governor {
-        Some(name) => (GOVERNED, format!("the upgrade {name} governs the node")),
-        None => (LET_GO, "the upgrade no longer wants this of the node".to_owned()),
+    let (reason, message) = match (node, governor) {
+        (None, _) => (NODE_GONE, "the Node that this was ordered of is gone".to_owned()),
+        (Some(_), Some(name)) => (GOVERNED, format!("the upgrade {name} governs the node")),
+        (Some(_), None) => (LET_GO, "the upgrade no longer wants this of the node".to_owned()),
     };
     Some((ConditionType::Superseded, Truth::True, reason, message))
 }
 
 const GOVERNED: &str = "GovernedByAnother";
 const LET_GO: &str = "LetGo";
-const REASONS: [&str; 2] = [GOVERNED, LET_GO];
+const NODE_GONE: &str = "NodeGone";
+const REASONS: [&str; 3] = [GOVERNED, LET_GO, NODE_GONE];
 
 fn governor<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, node: &NodeView) -> Option<&'f str> {
     stands.of(campaign).find(|(other, _)| other.uid == node.uid).and_then(|(_, stand)| match stand {

@@ -75,16 +75,21 @@ fn is_settling(survey: &Survey<'_>, order: OrderView<'_>, node: &NodeView) -> bo
         .is_some_and(|campaign| order.state(node, &campaign.rollout, survey.now) == State::Settling)
 }
 
-/// Deletes what belongs to runs that are no longer remembered.
+/// Deletes what belongs to runs that are no longer remembered. What a node may still act on stays,
+/// as long as its Node is there: one that was deleted and made again has another UID, and obeys no
+/// order of the one before.
 pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft) {
     let kept_runs = i64::try_from(KEPT_RUNS).unwrap_or(i64::MAX);
     for campaign in &survey.campaigns {
         let Some(current) = run::current_run(campaign.view) else { continue };
+        let is_over = |order: OrderView<'_>| {
+            let may_act = order.is_committed() || order.has_grants_in_use();
+            !may_act || !survey.fleet.nodes.iter().any(|node| order.is_for(node))
+        };
         let forgotten = survey.orders.iter().filter(|order| {
             order.upgrade_uid() == Some(campaign.view.uid())
                 && order.order().is_some_and(|ordered| ordered.run <= current - kept_runs)
-                && !order.is_committed()
-                && !order.has_grants_in_use()
+                && is_over(**order)
         });
         for order in forgotten {
             draft.push(Action::DeleteProgress { progress: order.object() });

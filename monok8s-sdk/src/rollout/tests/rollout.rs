@@ -1,6 +1,7 @@
 //! Whole rollouts, from the first look to rest.
 
 use super::world::{Mishap, World};
+use crate::api::{ConditionType, ProgressPhase, find_condition};
 use crate::rollout::Action;
 use crate::rollout::fixtures::upgrade;
 
@@ -134,6 +135,39 @@ fn the_objects_of_the_last_five_runs_are_kept() {
         world.progresses.values().filter_map(|progress| Some(progress.spec.order.as_ref()?.run)).collect();
     assert_eq!(runs.into_iter().collect::<Vec<_>>(), [3, 4, 5, 6, 7]);
     assert_eq!(world.upgrade("up").status.as_ref().unwrap().history.len(), 5);
+}
+
+#[test]
+fn the_order_of_a_node_that_went_away_in_its_reboot_holds_up_nothing_and_is_forgotten_with_its_run() {
+    let mut world = three_nodes();
+    world.apply(&upgrade("up").to("v1.35.4").allowing_downgrades().object());
+    let name = loop {
+        world.operator(usize::MAX);
+        for node in ["cp-1", "w-1", "w-2"] {
+            world.agent(node);
+        }
+        let left = world.progresses.values().find(|progress| {
+            progress.spec.node_name == "w-1" && progress.phase() == ProgressPhase::Rebooting
+        });
+        if let Some(left) = left {
+            break left.metadata.name.clone().unwrap();
+        }
+    };
+    world.machines.remove("w-1");
+    world.settle(500);
+    assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+    assert_eq!(world.progresses[&name].phase(), ProgressPhase::Rebooting);
+    let superseded = find_condition(world.progresses[&name].conditions(), &ConditionType::Superseded);
+    assert_eq!(superseded.unwrap().reason, "NodeGone");
+    // Another machine under the name.
+    world.add("w-1", false, "v1.35.1");
+    for run in 1..=6 {
+        let to = if run % 2 == 0 { "v1.35.4" } else { "v1.35.1" };
+        assert_eq!(world.progresses.contains_key(&name), run < 6, "run {run}");
+        world.apply(&upgrade("up").to(to).allowing_downgrades().object());
+        world.settle(500);
+        assert_eq!(world.says("up"), says("Completed", "UpToDate"), "run {run}");
+    }
 }
 
 #[test]
