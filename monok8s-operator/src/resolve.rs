@@ -55,7 +55,7 @@ pub fn view(upgrade: &OSUpgrade, reading: &Reading, running: &BTreeSet<OsVersion
         }
         Reading::Unknown { error: None } => told_error(upgrade),
     };
-    let evaluation = match upgrade.spec.node_selector.parse() {
+    let evaluation = match upgrade.selector() {
         Ok(_) => evaluate(upgrade, reading, running),
         Err(error) => Evaluation::Rejected {
             reason: "InvalidNodeSelector".to_owned(),
@@ -149,7 +149,7 @@ fn unread(upgrade: &OSUpgrade, error: Option<&Failure>) -> Evaluation {
 
 #[cfg(test)]
 mod tests {
-    use monok8s_sdk::api::{CatalogSource, NodeSelector, OSUpgradeSpec, OSUpgradeStatus};
+    use monok8s_sdk::api::{Canary, CatalogSource, NodeSelector, OSUpgradeSpec, OSUpgradeStatus};
     use monok8s_sdk::catalog::Limits;
     use monok8s_sdk::digest::Sha256Digest;
     use monok8s_sdk::rollout::run_digest;
@@ -286,9 +286,15 @@ mod tests {
 
     #[test]
     fn a_selector_that_is_not_understood_is_refused_before_anything_is_read() {
-        let mut mixed = upgrade("v1.35.1");
-        mixed.spec.node_selector = serde_json::from_str(r#"{"disktype": "ssd", "matchLabels": {}}"#).unwrap();
-        let words = words(&mixed, &Reading::Unknown { error: None });
-        assert_eq!(words, "rejected InvalidNodeSelector v1.35.1");
+        let selector: NodeSelector =
+            serde_json::from_str(r#"{"disktype": "ssd", "matchLabels": {}}"#).unwrap();
+        let (mut mixed, mut canary) = (upgrade("v1.35.1"), upgrade("v1.35.1"));
+        mixed.spec.node_selector = selector.clone();
+        canary.spec.rollout.get_or_insert_default().canary =
+            Some(Canary { node_selector: selector, soak_seconds: None });
+        for upgrade in [mixed, canary] {
+            let words = words(&upgrade, &Reading::Unknown { error: None });
+            assert_eq!(words, "rejected InvalidNodeSelector v1.35.1");
+        }
     }
 }

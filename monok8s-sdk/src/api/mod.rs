@@ -20,6 +20,7 @@ mod progress;
 mod rollout_spec;
 mod scalars;
 mod selector;
+mod spec_selectors;
 
 pub use conditions::{
     ConditionType, Conditions, Truth, find as find_condition, is_true as condition_is_true,
@@ -46,6 +47,7 @@ pub use rollout_spec::{
     PodsCheck, RolloutSpec, TrialCheck, TrialSpec, UnmanagedPods, Window, WindowKind, WindowScope,
 };
 pub use selector::{NodeSelector, Selector, SelectorError};
+pub use spec_selectors::InvalidSelector;
 
 /// The API group of all kinds.
 pub const GROUP: &str = "monok8s.io";

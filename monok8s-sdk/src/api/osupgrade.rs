@@ -3,14 +3,10 @@
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::open_enum::closed_enum;
 use super::rollout_spec::RolloutSpec;
-use super::{NodeSelector, OSUpgradeStatus, Selector, SelectorError};
-
-/// Where `kubectl apply` keeps the manifest that it applied last.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+use super::{NodeSelector, OSUpgradeStatus};
 
 /// Moves the selected nodes to an OS version. The spec is an intent that stands: a matching node
 /// that joins later is brought to the same version.
@@ -146,41 +142,6 @@ closed_enum! {
     }
 }
 
-impl OSUpgrade {
-    /// The node selector, understood as it was written.
-    ///
-    /// Always use this, not the spec's field alone. In YAML `disktype:` with nothing after it is a
-    /// null, and `kubectl apply` sends a null as the wish to have no such key: what is stored then is
-    /// the selector of every node. The copy of the manifest that `kubectl apply` keeps in an
-    /// annotation still shows the null, and such a selector is refused.
-    ///
-    /// # Errors
-    /// The selector selects nothing, and the error says what is wrong with it.
-    pub fn selector(&self) -> Result<Selector, SelectorError> {
-        let selector = self.spec.node_selector.parse()?;
-        match self.lost_key() {
-            Some(path) => Err(SelectorError::Malformed { path, expected: "given a value" }),
-            None => Ok(selector),
-        }
-    }
-
-    /// The path of a selector key that was a null in the applied manifest and is not stored.
-    fn lost_key(&self) -> Option<String> {
-        let annotations = self.metadata.annotations.as_ref()?;
-        let applied: Value = serde_json::from_str(annotations.get(LAST_APPLIED)?).ok()?;
-        let stored = &self.spec.node_selector.0;
-        let applied = applied.pointer("/spec/nodeSelector")?.as_object()?;
-        applied.iter().find_map(|(key, value)| match (value, stored.get(key)) {
-            (Value::Null, None) => Some(key.clone()),
-            (Value::Object(labels), Some(Value::Object(stored))) => labels
-                .iter()
-                .find(|(label, value)| value.is_null() && !stored.contains_key(*label))
-                .map(|(label, _)| format!("{key}.{label}")),
-            _ => None,
-        })
-    }
-}
-
 impl OSUpgradeSpec {
     /// The retry nonce; absent and empty are the same.
     #[must_use]
@@ -192,41 +153,5 @@ impl OSUpgradeSpec {
     #[must_use]
     pub fn rollout(&self) -> RolloutSpec {
         self.rollout.clone().unwrap_or_default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_key_that_kubectl_dropped_for_its_null_is_missed() {
-        let parse = |stored: Value, applied: Option<Value>| {
-            let annotations = applied.map_or(
-                json!({}),
-                |applied| json!({ LAST_APPLIED: json!({ "spec": { "nodeSelector": applied } }).to_string() }),
-            );
-            let upgrade: OSUpgrade = serde_json::from_value(json!({
-                "apiVersion": "monok8s.io/v1alpha1",
-                "kind": "OSUpgrade",
-                "metadata": { "name": "u", "annotations": annotations },
-                "spec": { "version": "v1.35.3", "catalog": { "inline": "images: []" }, "nodeSelector": stored },
-            }))
-            .unwrap();
-            upgrade.selector().map_err(|error| error.to_string())
-        };
-        let empty = Selector::default();
-        assert_eq!(parse(json!({}), None), Ok(empty.clone()));
-        assert_eq!(parse(json!({}), Some(json!({}))), Ok(empty.clone()));
-        let missed = |path: &str| Err(format!("nodeSelector.{path} is not given a value"));
-        assert_eq!(parse(json!({}), Some(json!({ "disktype": null }))), missed("disktype"));
-        assert_eq!(
-            parse(json!({ "matchLabels": {} }), Some(json!({ "matchLabels": { "zone": null } }))),
-            missed("matchLabels.zone")
-        );
-        // Given a value since, by another tool than kubectl apply.
-        parse(json!({ "disktype": "ssd" }), Some(json!({ "disktype": null }))).unwrap();
     }
 }

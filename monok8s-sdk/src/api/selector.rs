@@ -27,32 +27,32 @@ enum Requirement {
     DoesNotExist(String),
 }
 
-/// Why a node selector is refused. A refused selector selects nothing.
+/// Why a selector is refused. A refused selector selects nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SelectorError {
     /// Both forms at once.
-    #[error("nodeSelector mixes matchLabels/matchExpressions with the label {label:?}: use one form")]
+    #[error("mixes matchLabels/matchExpressions with the label {label:?}: use one form")]
     Mixed {
         /// The first plain label found beside the `LabelSelector` keys.
         label: String,
     },
     /// A value that fits neither form.
-    #[error("nodeSelector.{path} is not {expected}")]
+    #[error("{path} is not {expected}")]
     Malformed {
-        /// Where, below `nodeSelector`.
+        /// Where, in the selector.
         path: String,
         /// What would be right there.
         expected: &'static str,
     },
     /// A key that is not a label key.
-    #[error("nodeSelector: {key:?} is not a label key")]
+    #[error("{key:?} is not a label key")]
     BadKey {
         /// The key.
         key: String,
     },
     /// A value that is not a label value.
-    #[error("nodeSelector: {value:?} is not a label value (label {key})")]
+    #[error("{value:?} is not a label value (label {key})")]
     BadValue {
         /// The label it stands at.
         key: String,

@@ -9,7 +9,7 @@ use super::order::OrderView;
 use super::outlook::NewRun;
 use super::run;
 use crate::api::{
-    ANNOTATION_HOLD, DowngradePolicy, Mode, RolloutSpec, Selector, SelectorError, annotation_is_on,
+    ANNOTATION_HOLD, DowngradePolicy, InvalidSelector, Mode, RolloutSpec, Selector, annotation_is_on,
 };
 use crate::digest::Sha256Digest;
 use crate::version::Minor;
@@ -36,7 +36,7 @@ pub(super) struct Campaign<'f> {
     /// The run that has to begin first, should the upgrade be carried out.
     pub(super) next_run: Option<NewRun>,
     /// The managed nodes that match, by name.
-    pub(super) selected: Result<Vec<&'f NodeView>, SelectorError>,
+    pub(super) selected: Result<Vec<&'f NodeView>, InvalidSelector>,
 }
 
 impl<'f> Survey<'f> {

@@ -122,20 +122,54 @@ async fn what_kubectl_drops_on_the_way_selects_nothing() {
     let kubectl = control_plane.kubectl();
     // `disktype:` with nothing after it is a null. kubectl's own apply takes it for the wish to have no
     // such key, which would leave the selector of every node.
-    let ssd = [upgrade("plain", &json!({ "nodeSelector": { "disktype": "ssd" } }))];
     let selectors = [
         ("plain", json!({ "disktype": null })),
         ("labels", json!({ "matchLabels": { "zone": null } })),
         ("expressions", json!({ "matchExpressions": null })),
     ];
-    let wrong = selectors.map(|(name, selector)| upgrade(name, &json!({ "nodeSelector": selector })));
+    let elsewhere = |selector: &Value| {
+        let check =
+            json!({ "apiVersion": "v1", "kind": "Pod", "expression": "true", "labelSelector": selector });
+        [
+            upgrade(
+                "canary",
+                &json!({ "nodeSelector": {}, "rollout": { "canary": { "nodeSelector": selector } } }),
+            ),
+            upgrade("check", &json!({ "nodeSelector": {}, "rollout": { "healthChecks": [check] } })),
+        ]
+    };
+    let wrong: Vec<_> = selectors
+        .iter()
+        .map(|(name, selector)| upgrade(name, &json!({ "nodeSelector": selector })))
+        .chain(elsewhere(&json!({ "pool": null })))
+        .collect();
+    let ssd = json!({ "disktype": "ssd" });
+    let right: Vec<_> = selectors
+        .iter()
+        .map(|(name, _)| upgrade(name, &json!({ "nodeSelector": ssd })))
+        .chain(elsewhere(&json!({ "pool": "first" })))
+        .collect();
     for args in CLIENTS {
-        assert!(apply(&kubectl, args, &ssd).await.status.success());
-        for _ in 0..2 {
-            assert!(apply(&kubectl, args, &wrong).await.status.success());
-            for upgrade in upgrades(&kubectl).await {
-                let error = upgrade.selector().expect_err(&format!("{args:?}: {upgrade:?}")).to_string();
-                assert!(error.starts_with("nodeSelector."), "{error}");
+        // At first as a creation, then as a change.
+        for before in [&[][..], &right[..]] {
+            if !before.is_empty() {
+                assert!(apply(&kubectl, args, before).await.status.success());
+                assert!(
+                    upgrades(&kubectl).await.iter().all(|upgrade| upgrade.selector().is_ok()),
+                    "{args:?}"
+                );
+            }
+            for _ in 0..2 {
+                assert!(apply(&kubectl, args, &wrong).await.status.success());
+                for upgrade in upgrades(&kubectl).await {
+                    let error = upgrade.selector().expect_err(&format!("{args:?}: {upgrade:?}"));
+                    let path = match upgrade.metadata.name.as_deref() {
+                        Some("canary") => "rollout.canary.nodeSelector",
+                        Some("check") => "rollout.healthChecks[0].labelSelector",
+                        _ => "nodeSelector",
+                    };
+                    assert_eq!(error.path, path, "{args:?}: {error}");
+                }
             }
         }
         // A deliberate "every node" is still one.
