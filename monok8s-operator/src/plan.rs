@@ -147,8 +147,7 @@ impl Planner {
         let plan = plan(&fleet, now);
 
         let (applied, acted) = self.apply(&plan, &fleet).await;
-        let stale = matches!(acted, Err(ApplyError::Stale { .. } | ApplyError::NotLeading));
-        let reported = if stale { Ok(0) } else { self.report(&observed, &plan, now).await };
+        let reported = if is_over(&acted) { Ok(0) } else { self.report(&observed, &plan, now).await };
 
         self.events.publish(memory.node_edges.since(&observed.progresses.objects));
         if applied.writes > 0 || matches!(reported, Ok(written) if written > 0) {
@@ -187,12 +186,12 @@ impl Planner {
             gate: &self.catalogs,
         };
         let (mut applied, acted) = executor.execute(&plan.actions).await;
-        if acted.is_err() {
+        if is_over(&acted) {
             return (applied, acted);
         }
         let spoken = executor.speak_for(&apply::silent(&fleet.progresses, &fleet.nodes)).await;
         applied.writes += spoken.as_ref().copied().unwrap_or(0);
-        (applied, spoken.map(|_| ()))
+        (applied, acted.and(spoken.map(|_| ())))
     }
 
     async fn report(&self, observed: &Observed, plan: &Plan, now: Timestamp) -> Result<usize, StatusError> {
@@ -218,6 +217,11 @@ impl Planner {
         }
         memory.unreadable = now;
     }
+}
+
+/// Whether nothing more may be written in this pass. A single action that failed is no reason.
+fn is_over(acted: &Result<(), ApplyError>) -> bool {
+    matches!(acted, Err(ApplyError::Stale { .. } | ApplyError::NotLeading))
 }
 
 /// What one pass tells the next one. Nothing of it decides anything.
