@@ -269,7 +269,7 @@ async fn keep_reading(
                 }
                 Err(failure) => {
                     if state.error.as_ref() != Some(&failure) {
-                        tracing::warn!(reason = failure.reason, "{}", failure.message);
+                        tracing::warn!(reason = %failure.reason, "{}", failure.message);
                     }
                     state.error = Some(failure);
                     backoff.next()

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use monok8s_sdk::api::{ChannelPolicy, ConditionType, ImageRef, OSUpgrade, Resolved, find_condition};
+use monok8s_sdk::api::{
+    ChannelPolicy, ConditionType, ImageRef, OSUpgrade, Resolved, UpgradeReason, find_condition,
+};
 use monok8s_sdk::catalog::{Catalog, ResolveError, hop_candidates};
 use monok8s_sdk::rollout::{Evaluation, Target, UpgradeView, frozen_target};
 use monok8s_sdk::version::OsVersion;
@@ -28,8 +30,8 @@ pub enum Reading {
 /// Why a catalog could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// One CamelCase word.
-    pub reason: String,
+    /// The reason as conditions tell it.
+    pub reason: UpgradeReason,
     /// What was attempted, what was found, what to do.
     pub message: String,
     /// Whether trying again may help.
@@ -58,7 +60,7 @@ pub fn view(upgrade: &OSUpgrade, reading: &Reading, running: &BTreeSet<OsVersion
     let evaluation = match upgrade.selector() {
         Ok(_) => evaluate(upgrade, reading, running),
         Err(error) => Evaluation::Rejected {
-            reason: "InvalidNodeSelector".to_owned(),
+            reason: UpgradeReason::InvalidNodeSelector,
             message: error.to_string(),
             resolved: upgrade.spec.version.parse().ok(),
         },
@@ -109,7 +111,7 @@ fn resolved(
             accepted(resolved, catalog)
         }
         Err(error) => Evaluation::Rejected {
-            reason: error.reason().to_owned(),
+            reason: error.reason(),
             message: error.to_string(),
             resolved: Some(found.version),
         },
@@ -123,7 +125,7 @@ fn accepted(resolved: Resolved, catalog: &Catalog) -> Evaluation {
 
 fn rejected(error: &ResolveError) -> Evaluation {
     Evaluation::Rejected {
-        reason: error.reason().to_owned(),
+        reason: error.reason(),
         message: error.to_string(),
         resolved: error.version().cloned(),
     }
@@ -134,7 +136,7 @@ fn unread(upgrade: &OSUpgrade, error: Option<&Failure>) -> Evaluation {
     let resolved = upgrade.spec.version.parse().ok();
     match error {
         None => Evaluation::Pending {
-            reason: "ResolvingCatalog".to_owned(),
+            reason: UpgradeReason::ResolvingCatalog,
             message: "the catalog is being read".to_owned(),
             resolved,
         },
@@ -173,7 +175,7 @@ mod tests {
     }
 
     fn failure(remedy: Remedy) -> Failure {
-        Failure { reason: "Why".to_owned(), message: "what to do".to_owned(), remedy }
+        Failure { reason: UpgradeReason::Unknown("Why".to_owned()), message: "what to do".to_owned(), remedy }
     }
 
     fn upgrade(version: &str) -> OSUpgrade {

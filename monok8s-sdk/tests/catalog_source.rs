@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use monok8s_sdk::api::CatalogSource;
+use monok8s_sdk::api::{CatalogSource, UpgradeReason};
 use monok8s_sdk::catalog::source::{CatalogFetcher, ConfigMaps, Fault, FetchLimits, Fetched, SourceError};
 use monok8s_sdk::http::{HttpOptions, http_client};
 use serde_json::json;
@@ -152,7 +152,7 @@ async fn half_a_document_is_no_document() {
     let base = format!("http://{}", raw_server(cut, Duration::ZERO).await);
     let error = fetcher().fetch(&url(&base), None).await.unwrap_err();
     assert!(matches!(error, SourceError::Unreachable { .. }), "{error:?}");
-    assert_eq!(error.reason(), "CatalogUnavailable");
+    assert_eq!(error.reason(), UpgradeReason::CatalogUnavailable);
 }
 
 #[tokio::test]

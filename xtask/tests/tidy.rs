@@ -127,6 +127,7 @@ fn the_guide_defines_each_word_as_the_code_does() {
         ("progress.rs", "ProgressPhase"),
         ("conditions.rs", "ConditionType"),
         ("progress.rs", "FailureReason"),
+        ("upgrade_reason.rs", "UpgradeReason"),
     ] {
         for (word, meaning) in documented(source, name) {
             let row = format!("| `{word}` | {meaning} |");

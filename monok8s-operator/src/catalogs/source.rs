@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kube::Client;
-use monok8s_sdk::api::CatalogSource;
+use monok8s_sdk::api::{CatalogSource, UpgradeReason};
 use monok8s_sdk::catalog::source::{
     CatalogFetcher, ConfigMaps, Fault, FetchLimits, Fetched, SourceError, Validator,
 };
@@ -76,7 +76,7 @@ impl Source {
         match (fetched, &self.last) {
             (Fetched::NotModified, Some((_, catalog))) => Ok(Arc::clone(catalog)),
             (Fetched::NotModified, None) => Err(Failure {
-                reason: "CatalogUnavailable".to_owned(),
+                reason: UpgradeReason::CatalogUnavailable,
                 message: "the server says that the catalog has not changed, though it was never read"
                     .to_owned(),
                 remedy: Remedy::Retry,
@@ -98,7 +98,7 @@ pub(super) fn inline(catalog: &CatalogSource) -> Result<Catalog, Failure> {
 
 fn parse(document: &[u8]) -> Result<Catalog, Failure> {
     Catalog::parse(document, &Limits::default()).map_err(|error: CatalogError| Failure {
-        reason: "InvalidCatalog".to_owned(),
+        reason: UpgradeReason::InvalidCatalog,
         message: error.to_string(),
         remedy: Remedy::OtherDocument,
     })
@@ -109,5 +109,5 @@ fn unread(error: &SourceError) -> Failure {
         Fault::Transient => Remedy::Retry,
         Fault::Document => Remedy::OtherDocument,
     };
-    Failure { reason: error.reason().to_owned(), message: error.to_string(), remedy }
+    Failure { reason: error.reason(), message: error.to_string(), remedy }
 }

@@ -21,6 +21,7 @@ mod rollout_spec;
 mod scalars;
 mod selector;
 mod spec_selectors;
+mod upgrade_reason;
 
 pub use conditions::{
     ConditionType, Conditions, Truth, find as find_condition, is_true as condition_is_true,
@@ -48,6 +49,7 @@ pub use rollout_spec::{
 };
 pub use selector::{NodeSelector, Selector, SelectorError};
 pub use spec_selectors::InvalidSelector;
+pub use upgrade_reason::UpgradeReason;
 
 /// The API group of all kinds.
 pub const GROUP: &str = "monok8s.io";

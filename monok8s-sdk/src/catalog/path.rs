@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::document::Catalog;
 use super::image::{Arch, CatalogImage};
-use crate::api::{DowngradePolicy, MAX_HOPS};
+use crate::api::{DowngradePolicy, MAX_HOPS, UpgradeReason};
 use crate::version::{Minor, OsVersion};
 
 /// Names at most this many missing minor releases; more say nothing new.
@@ -81,17 +81,19 @@ pub enum PathError {
 }
 
 impl PathError {
-    /// The condition reason: one CamelCase word for programs.
+    /// The reason as conditions tell it.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> UpgradeReason {
         match self {
-            Self::DowngradeRefused { .. } => "DowngradeRefused",
-            Self::NoTargetImage { other_archs, .. } if !other_archs.is_empty() => "NoImageForArch",
-            Self::NoTargetImage { .. } => "VersionNotInCatalog",
+            Self::DowngradeRefused { .. } => UpgradeReason::DowngradeRefused,
+            Self::NoTargetImage { other_archs, .. } if !other_archs.is_empty() => {
+                UpgradeReason::NoImageForArch
+            }
+            Self::NoTargetImage { .. } => UpgradeReason::VersionNotInCatalog,
             Self::MajorChange { .. }
             | Self::NoUpgradePath { .. }
             | Self::MinFromUnreachable { .. }
-            | Self::TooManyCandidates { .. } => "NoUpgradePath",
+            | Self::TooManyCandidates { .. } => UpgradeReason::NoUpgradePath,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::document::{Catalog, Entry};
 use super::image::{Arch, CatalogImage, Deprecation, Problem};
+use crate::api::UpgradeReason;
 use crate::version::{OsVersion, VersionError};
 
 /// What was asked for, found.
@@ -105,18 +106,18 @@ pub enum ResolveError {
 }
 
 impl ResolveError {
-    /// The condition reason: one CamelCase word for programs.
+    /// The reason as conditions tell it.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> UpgradeReason {
         match self {
-            Self::InvalidVersion { .. } => "InvalidVersion",
-            Self::VersionNotInCatalog { .. } => "VersionNotInCatalog",
-            Self::ImageUnusable { .. } => "ImageUnusable",
-            Self::VersionBlocked { .. } => "VersionBlocked",
-            Self::UnknownChannel { .. } => "UnknownChannel",
-            Self::ChannelUnusable { .. } => "ChannelUnusable",
+            Self::InvalidVersion { .. } => UpgradeReason::InvalidVersion,
+            Self::VersionNotInCatalog { .. } => UpgradeReason::VersionNotInCatalog,
+            Self::ImageUnusable { .. } => UpgradeReason::ImageUnusable,
+            Self::VersionBlocked { .. } => UpgradeReason::VersionBlocked,
+            Self::UnknownChannel { .. } => UpgradeReason::UnknownChannel,
+            Self::ChannelUnusable { .. } => UpgradeReason::ChannelUnusable,
             Self::ChannelTarget { why, .. } => why.reason(),
-            Self::NoImageForArch { .. } => "NoImageForArch",
+            Self::NoImageForArch { .. } => UpgradeReason::NoImageForArch,
         }
     }
 
@@ -159,7 +160,7 @@ impl Catalog {
     /// assert_eq!(catalog.resolve("stable", None)?.version.to_string(), "v1.35.1");
     ///
     /// let error = catalog.resolve("v1.35.3", None).unwrap_err();
-    /// assert_eq!(error.reason(), "VersionNotInCatalog");
+    /// assert_eq!(error.reason().as_str(), "VersionNotInCatalog");
     /// assert_eq!(
     ///     error.to_string(),
     ///     "v1.35.3 is not in the catalog; the nearest are v1.35.1 and v1.35.4 (its entry is unusable)"

@@ -8,7 +8,7 @@ use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, IF_NONE_MATCH};
 use reqwest::{Response, StatusCode};
 use tokio::time::timeout;
 
-use crate::api::CatalogSource;
+use crate::api::{CatalogSource, UpgradeReason};
 use crate::http::{root_cause, shown_url};
 
 /// The key of a `ConfigMap` that holds the document, if it has several.
@@ -230,12 +230,12 @@ impl SourceError {
         }
     }
 
-    /// The condition reason: one CamelCase word for programs.
+    /// The reason as conditions tell it.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> UpgradeReason {
         match self.fault() {
-            Fault::Transient => "CatalogUnavailable",
-            Fault::Document => "InvalidCatalog",
+            Fault::Transient => UpgradeReason::CatalogUnavailable,
+            Fault::Document => UpgradeReason::InvalidCatalog,
         }
     }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::action::ObjectRef;
 use crate::api::{
     ANNOTATION_CORDON, ANNOTATION_EXCLUDE, IntOrPercent, LABEL_CONTROL_PLANE, LABEL_MANAGED, OSNode,
-    OSNodeStatus, OSUpgrade, OSUpgradeProgress, Resolved, ReturnState, annotation_is_on,
+    OSNodeStatus, OSUpgrade, OSUpgradeProgress, Resolved, ReturnState, UpgradeReason, annotation_is_on,
 };
 use crate::version::OsVersion;
 
@@ -51,8 +51,8 @@ pub enum Evaluation {
     Accepted(Target),
     /// There is nothing that could be carried out until the spec or the catalog changes.
     Rejected {
-        /// A CamelCase word, such as `VersionNotInCatalog`.
-        reason: String,
+        /// Why.
+        reason: UpgradeReason,
         /// What is wrong and what to do.
         message: String,
         /// The version that was meant, as far as that is known.
@@ -60,8 +60,8 @@ pub enum Evaluation {
     },
     /// It cannot be said yet; the attempt is repeated.
     Pending {
-        /// A CamelCase word, such as `CatalogUnavailable`.
-        reason: String,
+        /// Why not.
+        reason: UpgradeReason,
         /// What is waited for.
         message: String,
         /// The version that was meant, as far as that is known.

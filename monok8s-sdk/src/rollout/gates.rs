@@ -10,7 +10,7 @@ use super::halt::{forbidden, names};
 use super::order::OrderView;
 use super::outlook::Wait;
 use super::survey::{Campaign, Survey};
-use crate::api::Rounding;
+use crate::api::{Rounding, UpgradeReason};
 use crate::version::OsVersion;
 
 /// A node whose turn to reboot is being considered.
@@ -64,7 +64,7 @@ impl Turn<'_, '_> {
     }
 
     fn wait_for<'n>(
-        reason: &'static str,
+        reason: UpgradeReason,
         nodes: impl Iterator<Item = &'n NodeView>,
         words: &str,
     ) -> Option<Wait> {
@@ -76,7 +76,7 @@ impl Turn<'_, '_> {
 
 fn paused(turn: &Turn<'_, '_>) -> Option<Wait> {
     let why = turn.campaign.pause()?;
-    Some(Wait { reason: "Paused", message: why.to_owned() })
+    Some(Wait { reason: UpgradeReason::Paused, message: why.to_owned() })
 }
 
 /// A halt stops everything but what a person asked for on the node itself.
@@ -89,7 +89,8 @@ fn halted(turn: &Turn<'_, '_>) -> Option<Wait> {
 fn image_forbidden(turn: &Turn<'_, '_>) -> Option<Wait> {
     let image = turn.order.order()?.hops.iter().find(|hop| hop.version == *turn.version)?;
     let wait = forbidden(turn.survey, turn.campaign, image)?;
-    let asked_for = wait.reason == "VersionQuarantined" && turn.order.is_retried(turn.campaign.view);
+    let asked_for =
+        wait.reason == UpgradeReason::VersionQuarantined && turn.order.is_retried(turn.campaign.view);
     (!asked_for).then_some(wait)
 }
 
@@ -98,7 +99,7 @@ fn other_reboot(turn: &Turn<'_, '_>) -> Option<Wait> {
     let mut others = turn.survey.orders_of(turn.node).filter(|order| order.uid() != turn.order.uid());
     let other = others.find(|order| order.is_committed() || order.may_yet_commit())?;
     let message = format!("{} has the node in a reboot", other.name());
-    Some(Wait { reason: "WaitingForUpgrade", message })
+    Some(Wait { reason: UpgradeReason::WaitingForUpgrade, message })
 }
 
 /// Every control-plane node finishes a hop before one starts the next, and no two of them ever run
@@ -112,7 +113,11 @@ fn control_plane_in_step(turn: &Turn<'_, '_>) -> Option<Wait> {
     let behind = turn.movers().filter(|(other, at)| {
         other.role == Role::ControlPlane && running.cmp(at) == direction && turn.version.cmp(at) == direction
     });
-    let waits = Turn::wait_for("WaitingForControlPlane", behind.map(|(node, _)| node), "to finish its hop");
+    let waits = Turn::wait_for(
+        UpgradeReason::WaitingForControlPlane,
+        behind.map(|(node, _)| node),
+        "to finish its hop",
+    );
     waits.or_else(|| {
         let there = turn.version.minor();
         let apart = turn.survey.control_plane().filter(|other| {
@@ -122,7 +127,7 @@ fn control_plane_in_step(turn: &Turn<'_, '_>) -> Option<Wait> {
                 && minor
                     .is_some_and(|minor| minor.major != there.major || minor.minor.abs_diff(there.minor) > 1)
         });
-        Turn::wait_for("ControlPlaneSkew", apart, "to come within one minor release of the hop")
+        Turn::wait_for(UpgradeReason::ControlPlaneSkew, apart, "to come within one minor release of the hop")
     })
 }
 
@@ -138,8 +143,8 @@ fn control_plane_first(turn: &Turn<'_, '_>) -> Option<Wait> {
     };
     let behind = turn.movers().filter(|(other, at)| other.role == first && turn.version.cmp(at) == direction);
     let (reason, words) = match first {
-        Role::ControlPlane => ("WaitingForControlPlane", "of the control plane to go first"),
-        Role::Worker => ("WaitingForWorkers", "to go down before the control plane"),
+        Role::ControlPlane => (UpgradeReason::WaitingForControlPlane, "of the control plane to go first"),
+        Role::Worker => (UpgradeReason::WaitingForWorkers, "to go down before the control plane"),
     };
     Turn::wait_for(reason, behind.map(|(node, _)| node), words)
 }
@@ -155,7 +160,11 @@ fn api_server_skew(turn: &Turn<'_, '_>) -> Option<Wait> {
                 && turn.direction() == Ordering::Less
                 && minor > Some(there)
         });
-        return Turn::wait_for("KubeletSkew", newer, "whose kubelet would be newer than this API server");
+        return Turn::wait_for(
+            UpgradeReason::KubeletSkew,
+            newer,
+            "whose kubelet would be newer than this API server",
+        );
     }
     let here = turn.node.version.as_ref().map(OsVersion::minor);
     let lowest = turn.survey.lowest_api_server();
@@ -166,7 +175,7 @@ fn api_server_skew(turn: &Turn<'_, '_>) -> Option<Wait> {
         Some(lowest) => format!("waits for every API server to run {there}; the oldest runs {lowest}"),
         None => format!("waits to learn whether every API server runs {there}"),
     };
-    Some(Wait { reason: "KubeletSkew", message })
+    Some(Wait { reason: UpgradeReason::KubeletSkew, message })
 }
 
 /// The operator's own node goes last in its role, so that its work is interrupted once.
@@ -183,7 +192,11 @@ fn operator_last(turn: &Turn<'_, '_>) -> Option<Wait> {
             && turn.version.cmp(at) == direction
             && !(other.role == Role::ControlPlane && ahead)
     });
-    Turn::wait_for("OperatorNodeLast", behind.map(|(node, _)| node), "since the operator itself runs here")
+    Turn::wait_for(
+        UpgradeReason::OperatorNodeLast,
+        behind.map(|(node, _)| node),
+        "since the operator itself runs here",
+    )
 }
 
 /// Never two control-plane nodes at once, whoever took the other one away.
@@ -200,7 +213,7 @@ fn one_control_plane_node(turn: &Turn<'_, '_>) -> Option<Wait> {
             }
     });
     Turn::wait_for(
-        "WaitingForControlPlane",
+        UpgradeReason::WaitingForControlPlane,
         away,
         "to be available: the control plane goes one node at a time",
     )
@@ -233,7 +246,7 @@ fn over<'n>(
         let all: Vec<String> =
             away.iter().take(10).map(|node| format!("{} ({})", node.name, why(turn, node))).collect();
         let message = format!("{name} is {limit}, and unavailable are {}", all.join(", "));
-        Wait { reason: "WaitingForBudget", message }
+        Wait { reason: UpgradeReason::WaitingForBudget, message }
     })
 }
 

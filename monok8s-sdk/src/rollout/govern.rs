@@ -6,7 +6,9 @@ use super::fleet::{NodeView, Readiness};
 use super::order::{OrderView, State};
 use super::route::Way;
 use super::survey::{Campaign, Survey};
-use crate::api::{ConditionType, DowngradePolicy, ImageRef, Mode, ProgressPhase, UpgradePhase};
+use crate::api::{
+    ConditionType, DowngradePolicy, ImageRef, Mode, ProgressPhase, UpgradePhase, UpgradeReason,
+};
 
 /// Where a selected node stands in an upgrade.
 #[derive(Clone, Debug)]
@@ -16,9 +18,9 @@ pub(super) enum Stand<'f> {
     /// It is governed by the upgrade of this name, or was moved on by one that is gone.
     MovedOn(Option<&'f str>),
     /// A rule refuses it.
-    Refused(String, String),
+    Refused(UpgradeReason, String),
     /// It cannot be upgraded.
-    Excluded(String, String),
+    Excluded(UpgradeReason, String),
     /// Nobody says yet what it runs.
     Unknown,
     /// It has committed to what another order wanted, and finishes that first.

@@ -5,7 +5,7 @@ use super::govern::{Stand, Stands};
 use super::order::State;
 use super::outlook::Wait;
 use super::survey::{Campaign, Survey};
-use crate::api::ImageRef;
+use crate::api::{ImageRef, UpgradeReason};
 
 /// What went wrong so far in the nodes that an upgrade governs: their names, sorted.
 pub(super) struct Failures<'f> {
@@ -45,7 +45,7 @@ impl<'f> Failures<'f> {
                 names(&self.after_commit),
                 self.after_limit
             );
-            return Some(Wait { reason: "FailureThresholdReached", message });
+            return Some(Wait { reason: UpgradeReason::FailureThresholdReached, message });
         }
         if self.before_reboot.len() > self.before_limit {
             let message = format!(
@@ -53,7 +53,7 @@ impl<'f> Failures<'f> {
                 names(&self.before_reboot),
                 self.before_limit
             );
-            return Some(Wait { reason: "TooManyFailedNodes", message });
+            return Some(Wait { reason: UpgradeReason::TooManyFailedNodes, message });
         }
         None
     }
@@ -66,11 +66,11 @@ pub(super) fn forbidden(survey: &Survey<'_>, campaign: &Campaign<'_>, image: &Im
         let message = format!(
             "the catalog blocks {version} by now; choose another version, or set a new spec.retryNonce to look for another path"
         );
-        return Some(Wait { reason: "VersionBlocked", message });
+        return Some(Wait { reason: UpgradeReason::VersionBlocked, message });
     }
     let limit = campaign.rollout.failure_threshold(campaign.selected().len());
     (survey.failures_of(&image.checksum, campaign) >= limit).then(|| Wait {
-        reason: "VersionQuarantined",
+        reason: UpgradeReason::VersionQuarantined,
         message: format!(
             "{version} failed on a node after its reboot and is quarantined; choose another version, or set a new spec.retryNonce to try it again"
         ),

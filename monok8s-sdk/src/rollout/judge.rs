@@ -10,7 +10,9 @@ use super::order::{OrderView, State};
 use super::outlook::{Outlook, Wait};
 use super::refusals::{Unable, common_reason, explain, unable};
 use super::survey::{Campaign, Survey};
-use crate::api::{ConditionType, LABEL_MANAGED, Mode, NodeCounts, RolloutSpec, Truth, UpgradePhase};
+use crate::api::{
+    ConditionType, LABEL_MANAGED, Mode, NodeCounts, RolloutSpec, Truth, UpgradePhase, UpgradeReason,
+};
 use crate::version::OsVersion;
 
 /// Where an upgrade stands, before it is put into conditions.
@@ -18,7 +20,7 @@ struct Verdict {
     phase: UpgradePhase,
     ready: Truth,
     standing: Standing,
-    reason: String,
+    reason: UpgradeReason,
     message: String,
 }
 
@@ -60,7 +62,10 @@ pub(super) fn judge<'f>(
     }
 }
 
-fn conditions(campaign: &Campaign<'_>, verdict: &Verdict) -> Vec<(ConditionType, Truth, String, String)> {
+fn conditions(
+    campaign: &Campaign<'_>,
+    verdict: &Verdict,
+) -> Vec<(ConditionType, Truth, UpgradeReason, String)> {
     let is = |standing| Truth::from(verdict.standing == standing);
     let mut list: Vec<_> = [
         (ConditionType::Ready, verdict.ready),
@@ -70,21 +75,23 @@ fn conditions(campaign: &Campaign<'_>, verdict: &Verdict) -> Vec<(ConditionType,
     .into_iter()
     .map(|(kind, truth)| (kind, truth, verdict.reason.clone(), verdict.message.clone()))
     .collect();
-    let mut other = |kind, truth, reason: &str, message: &str| {
-        list.push((kind, truth, reason.to_owned(), message.to_owned()));
+    let mut other = |kind, truth, reason, message: &str| {
+        list.push((kind, truth, reason, message.to_owned()));
     };
-    match campaign.pause() {
-        Some(why) => other(ConditionType::Paused, Truth::True, "Paused", why),
-        None => other(ConditionType::Paused, Truth::False, "NotPaused", "nobody paused the upgrade"),
-    }
-    match &campaign.view.catalog_error {
-        Some(error) => other(ConditionType::CatalogReachable, Truth::False, "CatalogUnavailable", error),
-        None => other(ConditionType::CatalogReachable, Truth::True, "CatalogRead", "the catalog was read"),
-    }
+    let (truth, reason, message) = match campaign.pause() {
+        Some(why) => (Truth::True, UpgradeReason::Paused, why),
+        None => (Truth::False, UpgradeReason::NotPaused, "nobody paused the upgrade"),
+    };
+    other(ConditionType::Paused, truth, reason, message);
+    let (truth, reason, message) = match campaign.view.catalog_error.as_deref() {
+        Some(error) => (Truth::False, UpgradeReason::CatalogUnavailable, error),
+        None => (Truth::True, UpgradeReason::CatalogRead, "the catalog was read"),
+    };
+    other(ConditionType::CatalogReachable, truth, reason, message);
     let ignored = not_obeyed(&campaign.rollout);
     if !ignored.is_empty() {
         let message = format!("this release accepts, but does not obey yet: {}", ignored.join(", "));
-        other(ConditionType::NotObeyed, Truth::True, "NotImplemented", &message);
+        other(ConditionType::NotObeyed, Truth::True, UpgradeReason::NotImplemented, &message);
     }
     list
 }
@@ -169,19 +176,19 @@ fn verdict<'f>(
     waits: &BTreeMap<String, Wait>,
 ) -> Verdict {
     let target = match &campaign.view.evaluation {
-        Evaluation::Pending { reason, message, .. } => return pending(reason, message.clone()),
-        Evaluation::Rejected { reason, message, .. } => return rejected(reason, message.clone()),
+        Evaluation::Pending { reason, message, .. } => return pending(reason.clone(), message.clone()),
+        Evaluation::Rejected { reason, message, .. } => return rejected(reason.clone(), message.clone()),
         Evaluation::Accepted(target) => target,
     };
     if let Err(error) = &campaign.selected {
-        return rejected("InvalidNodeSelector", error.to_string());
+        return rejected(UpgradeReason::InvalidNodeSelector, error.to_string());
     }
     if nodes.total == 0 {
         return nobody(survey, campaign);
     }
     let unable = unable(campaign, stands);
     if nodes.total == nodes.refused + nodes.excluded && campaign.run.is_none() {
-        return rejected(&common_reason(&unable), explain(&unable));
+        return rejected(common_reason(&unable), explain(&unable));
     }
     if campaign.mode() == Mode::Plan {
         return planned(campaign, stands, target, &unable);
@@ -202,11 +209,11 @@ fn running<'f>(
     let own = nodes.total - nodes.superseded;
     let open = own - nodes.up_to_date - nodes.failed - nodes.refused - nodes.excluded;
     let phase = if was_completed(campaign) { UpgradePhase::Completed } else { UpgradePhase::Accepted };
-    let stalled = |phase, reason: &str, message| Verdict {
+    let stalled = |phase, reason, message| Verdict {
         phase,
         ready: Truth::False,
         standing: Standing::Stalled,
-        reason: reason.to_owned(),
+        reason,
         message,
     };
     if own == 0 {
@@ -220,8 +227,8 @@ fn running<'f>(
     }
     if open == 0 {
         return match nodes.failed {
-            0 => stalled(phase, &common_reason(unable), explain(unable)),
-            _ => stalled(phase, "NodesFailed", left_behind(campaign, stands, version, unable)),
+            0 => stalled(phase, common_reason(unable), explain(unable)),
+            _ => stalled(phase, UpgradeReason::NodesFailed, left_behind(campaign, stands, version, unable)),
         };
     }
     if let Some(why) = campaign.pause() {
@@ -230,7 +237,7 @@ fn running<'f>(
             phase,
             ready: Truth::Unknown,
             standing: if moving { Standing::Reconciling } else { Standing::AtRest },
-            reason: "Paused".to_owned(),
+            reason: UpgradeReason::Paused,
             message: format!("paused with {} of {own} nodes on {version}: {why}", nodes.up_to_date),
         };
     }
@@ -247,47 +254,47 @@ fn rolling_out(
 ) -> Verdict {
     let moving = nodes.staging + nodes.draining + nodes.rebooting > 0;
     let progress = format!("{} of {own} nodes run {version}", nodes.up_to_date);
-    let for_a_person = |wait: &Wait| matches!(wait.reason, "VersionBlocked" | "VersionQuarantined");
+    let for_a_person = |wait: &Wait| {
+        matches!(wait.reason, UpgradeReason::VersionBlocked | UpgradeReason::VersionQuarantined)
+    };
     let forbidden = waits.values().filter(|wait| for_a_person(wait));
     let stuck = i32::try_from(forbidden.clone().count()).unwrap_or(i32::MAX) >= open;
     if let Some(wait) = forbidden.clone().next().filter(|_| stuck && !moving) {
         return Verdict {
-            phase: if wait.reason == "VersionQuarantined" { UpgradePhase::Failed } else { phase },
+            phase: if wait.reason == UpgradeReason::VersionQuarantined {
+                UpgradePhase::Failed
+            } else {
+                phase
+            },
             ready: Truth::False,
             standing: Standing::Stalled,
-            reason: wait.reason.to_owned(),
+            reason: wait.reason.clone(),
             message: wait.message.clone(),
         };
     }
     let (reason, message) = match waits.iter().next().filter(|_| !moving) {
-        Some((node, wait)) => (wait.reason, format!("{progress}; {node}: {}", wait.message)),
-        None => ("RollingOut", progress),
+        Some((node, wait)) => (wait.reason.clone(), format!("{progress}; {node}: {}", wait.message)),
+        None => (UpgradeReason::RollingOut, progress),
     };
-    Verdict {
-        phase,
-        ready: Truth::Unknown,
-        standing: Standing::Reconciling,
-        reason: reason.to_owned(),
-        message,
-    }
+    Verdict { phase, ready: Truth::Unknown, standing: Standing::Reconciling, reason, message }
 }
 
-fn pending(reason: &str, message: String) -> Verdict {
+fn pending(reason: UpgradeReason, message: String) -> Verdict {
     Verdict {
         phase: UpgradePhase::Pending,
         ready: Truth::False,
         standing: Standing::Reconciling,
-        reason: reason.to_owned(),
+        reason,
         message,
     }
 }
 
-fn rejected(reason: &str, message: String) -> Verdict {
+fn rejected(reason: UpgradeReason, message: String) -> Verdict {
     Verdict {
         phase: UpgradePhase::Rejected,
         ready: Truth::False,
         standing: Standing::Stalled,
-        reason: reason.to_owned(),
+        reason,
         message,
     }
 }
@@ -301,16 +308,20 @@ fn up_to_date(nodes: &NodeCounts, version: &OsVersion) -> Verdict {
         1 => format!("the node runs {version}{others}"),
         all => format!("all {all} nodes run {version}{others}"),
     };
-    done(UpgradePhase::Completed, "UpToDate", message)
+    done(UpgradePhase::Completed, UpgradeReason::UpToDate, message)
 }
 
-fn done(phase: UpgradePhase, reason: &str, message: String) -> Verdict {
-    Verdict { phase, ready: Truth::True, standing: Standing::AtRest, reason: reason.to_owned(), message }
+fn done(phase: UpgradePhase, reason: UpgradeReason, message: String) -> Verdict {
+    Verdict { phase, ready: Truth::True, standing: Standing::AtRest, reason, message }
 }
 
 fn superseded<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, phase: UpgradePhase) -> Verdict {
     if phase == UpgradePhase::Completed {
-        return done(phase, "UpToDate", "completed, and its nodes were moved on since".to_owned());
+        return done(
+            phase,
+            UpgradeReason::UpToDate,
+            "completed, and its nodes were moved on since".to_owned(),
+        );
     }
     let governors = stands.of(campaign).filter_map(|(_, stand)| match stand {
         Stand::MovedOn(by) => *by,
@@ -323,7 +334,7 @@ fn superseded<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, phase: UpgradePh
     } else {
         format!("all its nodes are governed by {}", names(&governors))
     };
-    done(UpgradePhase::Superseded, "Superseded", message)
+    done(UpgradePhase::Superseded, UpgradeReason::Superseded, message)
 }
 
 /// No node matches: most often a misspelt label, so the labels that would match are named.
@@ -331,7 +342,7 @@ fn nobody(survey: &Survey<'_>, campaign: &Campaign<'_>) -> Verdict {
     if campaign.view.upgrade.spec.allow_empty == Some(true) {
         return done(
             UpgradePhase::Completed,
-            "NoMatchingNodes",
+            UpgradeReason::NoMatchingNodes,
             "no managed node matches, as allowEmpty permits".to_owned(),
         );
     }
@@ -339,7 +350,7 @@ fn nobody(survey: &Survey<'_>, campaign: &Campaign<'_>) -> Verdict {
         survey.fleet.nodes.iter().filter(|node| node.management == Management::Managed).collect();
     if managed.is_empty() {
         let message = format!("no node carries the label {LABEL_MANAGED}=true");
-        return pending("NoMatchingNodes", message);
+        return pending(UpgradeReason::NoMatchingNodes, message);
     }
     let labels: BTreeSet<String> = managed
         .iter()
@@ -355,7 +366,7 @@ fn nobody(survey: &Survey<'_>, campaign: &Campaign<'_>) -> Verdict {
     } else {
         format!("no managed node matches the nodeSelector; managed nodes carry {}{more}", shown.join(", "))
     };
-    pending("NoMatchingNodes", message)
+    pending(UpgradeReason::NoMatchingNodes, message)
 }
 
 fn left_behind<'f>(
@@ -407,5 +418,5 @@ fn planned<'f>(
         message.push_str("; would not move ");
         message.push_str(&explain(unable));
     }
-    done(UpgradePhase::Planned, "Planned", message)
+    done(UpgradePhase::Planned, UpgradeReason::Planned, message)
 }

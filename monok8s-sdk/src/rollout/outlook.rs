@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::api::{
     ConditionType, Conditions, KEPT_RUNS, NodeCounts, OSUpgrade, OSUpgradeStatus, Resolved, RunSummary,
-    Truth, UpgradePhase, find_condition, shorten_message,
+    Truth, UpgradePhase, UpgradeReason, find_condition, shorten_message,
 };
 use crate::version::OsVersion;
 
@@ -26,7 +26,7 @@ pub struct Outlook {
     /// One sentence: the message of the Ready condition.
     pub message: String,
     /// All conditions: type, truth, reason and message.
-    pub conditions: Vec<(ConditionType, Truth, String, String)>,
+    pub conditions: Vec<(ConditionType, Truth, UpgradeReason, String)>,
     /// Why nodes wait, by name.
     pub waits: BTreeMap<String, Wait>,
 }
@@ -49,8 +49,8 @@ pub struct NewRun {
 /// Why a node does not go on, for now.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Wait {
-    /// A CamelCase word, such as `WaitingForBudget`.
-    pub reason: &'static str,
+    /// What kind of wait it is.
+    pub reason: UpgradeReason,
     /// One sentence that names what is waited for.
     pub message: String,
 }
@@ -64,7 +64,7 @@ impl Outlook {
         let generation = upgrade.metadata.generation.unwrap_or(0);
         let conditions = self.conditions.iter().fold(
             Conditions::new(&before.conditions, generation, now),
-            |list, (kind, truth, reason, message)| list.with(kind.clone(), *truth, reason, message),
+            |list, (kind, truth, reason, message)| list.with(kind.clone(), *truth, reason.as_str(), message),
         );
         let mut status = OSUpgradeStatus {
             observed_generation: Some(generation),

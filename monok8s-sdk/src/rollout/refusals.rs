@@ -6,11 +6,12 @@ use super::govern::{Stand, Stands};
 use super::halt::names;
 use super::order::State;
 use super::survey::Campaign;
+use crate::api::UpgradeReason;
 
 /// A node that cannot go, and why.
 pub(super) struct Unable<'f> {
     node: &'f str,
-    reason: String,
+    reason: UpgradeReason,
     message: String,
 }
 
@@ -22,7 +23,7 @@ pub(super) fn unable<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>) -> Vec<Un
                 (reason.clone(), message.clone())
             }
             Stand::Ordered(_, State::SentBack) => {
-                ("SentBack".to_owned(), "a person sent the node back with a rollbackNonce".to_owned())
+                (UpgradeReason::SentBack, "a person sent the node back with a rollbackNonce".to_owned())
             }
             _ => return None,
         };
@@ -32,11 +33,11 @@ pub(super) fn unable<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>) -> Vec<Un
 }
 
 /// The reason that all share, or one that says that they do not.
-pub(super) fn common_reason(unable: &[Unable<'_>]) -> String {
-    let reasons: BTreeSet<&str> = unable.iter().map(|unable| unable.reason.as_str()).collect();
+pub(super) fn common_reason(unable: &[Unable<'_>]) -> UpgradeReason {
+    let reasons: BTreeSet<&UpgradeReason> = unable.iter().map(|unable| &unable.reason).collect();
     match reasons.into_iter().collect::<Vec<_>>().as_slice() {
-        [only] => (*only).to_owned(),
-        _ => "NodesRefused".to_owned(),
+        [only] => (*only).clone(),
+        _ => UpgradeReason::NodesRefused,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which images a node takes to a target, over what a run has frozen.
 
 use super::fleet::{NodeReport, NodeView, Target};
-use crate::api::{DowngradePolicy, ImageRef, TryCounting};
+use crate::api::{DowngradePolicy, ImageRef, TryCounting, UpgradeReason};
 use crate::catalog::{self, Arch, CatalogImage};
 
 /// Whether, and how, a node gets to a target.
@@ -14,9 +14,9 @@ pub(super) enum Way {
     /// Nobody says yet what the node runs.
     Unknown,
     /// A rule refuses it: the reason and a message that does not name the node.
-    Refused(String, String),
+    Refused(UpgradeReason, String),
     /// The node cannot be upgraded at all.
-    Excluded(String, String),
+    Excluded(UpgradeReason, String),
 }
 
 impl Way {
@@ -36,10 +36,10 @@ impl Way {
         let images: Vec<CatalogImage> = images.filter_map(|image| image.try_into().ok()).collect();
         match catalog::path(from, to, &images, arch.as_ref(), policy) {
             Ok(hops) => Self::Hops(hops.into_iter().map(ImageRef::from).collect()),
-            Err(refusal) if refusal.reason() == "NoImageForArch" => {
-                Self::Excluded(refusal.reason().to_owned(), refusal.to_string())
+            Err(refusal) if refusal.reason() == UpgradeReason::NoImageForArch => {
+                Self::Excluded(refusal.reason(), refusal.to_string())
             }
-            Err(refusal) => Self::Refused(refusal.reason().to_owned(), refusal.to_string()),
+            Err(refusal) => Self::Refused(refusal.reason(), refusal.to_string()),
         }
     }
 
@@ -50,14 +50,14 @@ impl Way {
 }
 
 /// Why a node cannot be upgraded at all, by its own report.
-fn problem(node: &NodeView) -> Option<(String, String)> {
+fn problem(node: &NodeView) -> Option<(UpgradeReason, String)> {
     let NodeReport::Present(report) = &node.report else { return None };
     if let Some(problem) = report.problem.as_ref().filter(|problem| !problem.is_empty()) {
-        return Some(("NodeProblem".to_owned(), problem.clone()));
+        return Some((UpgradeReason::NodeProblem, problem.clone()));
     }
     let loader = report.loader.as_ref()?;
     (loader.counts_tries == TryCounting::Unsupported).then(|| {
         let message = format!("the boot loader ({}) does not count the tries of a trial", loader.backend);
-        ("TrialUnsupported".to_owned(), message)
+        (UpgradeReason::TrialUnsupported, message)
     })
 }

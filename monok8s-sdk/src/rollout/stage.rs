@@ -11,7 +11,7 @@ use super::outlook::Wait;
 use super::survey::{Campaign, Survey};
 use crate::api::{
     ImageRef, Mode, OSUpgradeProgressSpec, OSUpgradeProgressStatus, Order, ProgressPhase, SourceRef,
-    progress_name,
+    UpgradeReason, progress_name,
 };
 
 /// Creates the orders that are missing, and grants staging as far as the upgrades allow.
@@ -19,7 +19,7 @@ pub(super) fn stage<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Dr
     for campaign in &survey.campaigns {
         let Some(run) = campaign.run.filter(|_| campaign.mode() == Mode::Apply) else { continue };
         if let Some(why) = campaign.pause() {
-            let wait = Wait { reason: "Paused", message: why.to_owned() };
+            let wait = Wait { reason: UpgradeReason::Paused, message: why.to_owned() };
             wait_all(campaign, stands, &wait, draft);
             continue;
         }
@@ -55,14 +55,14 @@ fn create<'f>(
                 let target = hops.last().map(|hop| hop.version.to_string()).unwrap_or_default();
                 let message =
                     format!("waits for an earlier order to be taken back before {target} is ordered");
-                draft.waits(campaign, node, Wait { reason: "WaitingForUpgrade", message });
+                draft.waits(campaign, node, Wait { reason: UpgradeReason::WaitingForUpgrade, message });
             }
             Stand::Unordered(hops) => {
                 draft.push(Action::CreateProgress(Box::new(new_progress(campaign, run, node, hops))));
             }
             Stand::Finishing(other) => {
                 let message = format!("{} has the node in a reboot", other.name());
-                draft.waits(campaign, node, Wait { reason: "WaitingForUpgrade", message });
+                draft.waits(campaign, node, Wait { reason: UpgradeReason::WaitingForUpgrade, message });
             }
             // It was let go, and is governed again: an order that was taken back is made anew.
             Stand::Ordered(order, State::LetGo) if !order.has_grants() => {
@@ -140,10 +140,10 @@ fn grant<'f>(
     for (node, order, image) in unstaged {
         let retried = order.is_retried(campaign.view);
         let forbidden = forbidden(survey, campaign, image);
-        let forbidden = forbidden.filter(|wait| !retried || wait.reason != "VersionQuarantined");
+        let forbidden = forbidden.filter(|wait| !retried || wait.reason != UpgradeReason::VersionQuarantined);
         let wait = halt.filter(|_| !retried).cloned().or(forbidden).or_else(|| {
             (free == 0).then(|| Wait {
-                reason: "WaitingToStage",
+                reason: UpgradeReason::WaitingToStage,
                 message: format!("maxParallelStaging lets {limit} nodes stage at once"),
             })
         });

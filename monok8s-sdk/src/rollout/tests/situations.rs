@@ -6,7 +6,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use super::world::World;
 use crate::api::{
     ANNOTATION_HOLD, ConditionType, IntOrPercent, Mode, OSUpgradeProgress, ProgressPhase, UpgradePhase,
-    condition_is_true, find_condition,
+    UpgradeReason, condition_is_true, find_condition,
 };
 use crate::rollout::fixtures::{NodeFixture, UpgradeFixture, node, upgrade};
 use crate::rollout::{Action, Evaluation, Fleet, Outlook, Plan, plan};
@@ -30,13 +30,13 @@ fn outlook<'p>(plan: &'p Plan, name: &str) -> &'p Outlook {
 
 /// Phase, reason of Ready, and which of Ready, Reconciling and Stalled are True.
 fn summary(outlook: &Outlook) -> (&str, &str, String) {
-    let is_true = |(kind, truth, ..): &&(ConditionType, crate::api::Truth, String, String)| {
+    let is_true = |(kind, truth, ..): &&(ConditionType, crate::api::Truth, UpgradeReason, String)| {
         *truth == crate::api::Truth::True
             && matches!(kind, ConditionType::Ready | ConditionType::Reconciling | ConditionType::Stalled)
     };
     let truths: Vec<_> =
         outlook.conditions.iter().filter(is_true).map(|(kind, ..)| kind.to_string()).collect();
-    (outlook.phase.as_str(), &outlook.conditions[0].2, truths.join(" "))
+    (outlook.phase.as_str(), outlook.conditions[0].2.as_str(), truths.join(" "))
 }
 
 fn ordered(plan: &Plan) -> Vec<(&str, Vec<String>)> {
@@ -113,12 +113,12 @@ fn an_upgrade_at_rest_or_in_trouble_says_so_the_way_kstatus_reads_it() {
 #[test]
 fn what_the_catalog_says_decides_before_any_node_does() {
     let rejected = Evaluation::Rejected {
-        reason: "VersionNotInCatalog".to_owned(),
+        reason: UpgradeReason::VersionNotInCatalog,
         message: "the nearest are v1.35.1 and v1.35.4".to_owned(),
         resolved: Some("v1.35.3".parse().unwrap()),
     };
     let pending = Evaluation::Pending {
-        reason: "CatalogUnavailable".to_owned(),
+        reason: UpgradeReason::CatalogUnavailable,
         message: "connection refused".to_owned(),
         resolved: None,
     };
@@ -226,8 +226,8 @@ fn a_version_that_failed_after_a_reboot_is_quarantined_until_a_new_nonce() {
     let before = failed_at - SignedDuration::from_secs(50);
     let after = failed_at + SignedDuration::from_secs(50);
     let with_nonce = |since| upgrade("up").spec(|spec| spec.retry_nonce = Some("r".to_owned())).run(1, since);
-    assert_eq!(grants(upgrade("up").run(1, after)), (0, "VersionQuarantined".to_owned()));
-    assert_eq!(grants(with_nonce(before)), (0, "VersionQuarantined".to_owned()));
+    assert_eq!(grants(upgrade("up").run(1, after)), (0, UpgradeReason::VersionQuarantined));
+    assert_eq!(grants(with_nonce(before)), (0, UpgradeReason::VersionQuarantined));
     assert_eq!(grants(with_nonce(after)).0, 2);
 }
 
@@ -273,7 +273,7 @@ fn staging_is_paced() {
     let plan = plan(&fleet, now());
     let granted = plan.actions.iter().filter(|action| matches!(action, Action::GrantStage { .. }));
     assert_eq!(granted.count(), 3);
-    assert_eq!(outlook(&plan, "up").waits["w-3"].reason, "WaitingToStage");
+    assert_eq!(outlook(&plan, "up").waits["w-3"].reason, UpgradeReason::WaitingToStage);
 }
 
 #[test]

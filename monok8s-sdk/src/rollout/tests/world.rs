@@ -11,6 +11,7 @@ use kube::core::ObjectMeta;
 
 use crate::api::{
     ConditionType, ImageRef, IntOrPercent, OSUpgrade, OSUpgradeProgress, ProgressPhase, Resolved,
+    UpgradeReason,
 };
 use crate::digest::Sha256Digest;
 use crate::rollout::fixtures::{image, node};
@@ -181,7 +182,7 @@ impl World {
         let evaluation = match resolved {
             Some(resolved) => Evaluation::Accepted(Target { resolved, blocked: BTreeSet::new() }),
             None => Evaluation::Rejected {
-                reason: "VersionNotInCatalog".to_owned(),
+                reason: UpgradeReason::VersionNotInCatalog,
                 message: "not there".to_owned(),
                 resolved: None,
             },
