@@ -41,7 +41,7 @@ pub use osupgrade_status::{
 pub use percent::{IntOrPercent, Rounding};
 pub use progress::{
     BootGrant, ByteProgress, FailureReason, Installed, OSUpgradeProgress, OSUpgradeProgressSpec,
-    OSUpgradeProgressStatus, Order, ProgressPhase, SourceRef, TimelineEntry,
+    OSUpgradeProgressStatus, OrderSpec, ProgressPhase, SourceRef, TimelineEntry,
 };
 pub use rollout_spec::{
     ApiUnavailable, Canary, DrainOnTimeout, DrainPolicy, DrainSpec, ExecCheck, HealthCheck, HttpCheck,

@@ -57,7 +57,7 @@ pub struct OSUpgradeProgressSpec {
     pub rollback_nonce: Option<String>,
     /// What the operator orders and grants. Absent: the agent resolves the upgrade itself and paces itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub order: Option<Order>,
+    pub order: Option<OrderSpec>,
 }
 
 /// A reference to an `OSUpgrade`.
@@ -81,7 +81,7 @@ pub struct SourceRef {
         "message": "stage must be the version of a hop",
     },
 ]))]
-pub struct Order {
+pub struct OrderSpec {
     /// The UID of the Node it was made for: a new node under an old name obeys no old order.
     #[serde(rename = "nodeUID")]
     #[schemars(length(min = 1, max = 64))]

@@ -47,4 +47,4 @@ pub use document::{Block, Catalog, CatalogError, Channel, Entry, Limits};
 pub use image::{Arch, ArchError, CatalogImage, Deprecation, ImageRefError, Problem};
 pub use lint::{Finding, Severity, lint};
 pub use path::{PathError, hop_candidates, path};
-pub use resolve::{Nearest, ResolveError, Resolved};
+pub use resolve::{Nearest, Resolution, ResolveError};

@@ -9,7 +9,7 @@ use crate::version::{OsVersion, VersionError};
 
 /// What was asked for, found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resolved {
+pub struct Resolution {
     /// The version to install.
     pub version: OsVersion,
     /// The channel that led to it, if one was asked for.
@@ -167,7 +167,7 @@ impl Catalog {
     /// );
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn resolve(&self, wanted: &str, arch: Option<&Arch>) -> Result<Resolved, ResolveError> {
+    pub fn resolve(&self, wanted: &str, arch: Option<&Arch>) -> Result<Resolution, ResolveError> {
         let looks_like_version =
             wanted.strip_prefix('v').unwrap_or(wanted).starts_with(|first: char| first.is_ascii_digit());
         match (wanted.parse(), self.channels.get(wanted)) {
@@ -177,7 +177,7 @@ impl Catalog {
         }
     }
 
-    fn resolve_channel(&self, name: &str, arch: Option<&Arch>) -> Result<Resolved, ResolveError> {
+    fn resolve_channel(&self, name: &str, arch: Option<&Arch>) -> Result<Resolution, ResolveError> {
         let channel = super::read::shorten(name, 64);
         let Some(found) = self.channels.get(name) else {
             let known = self.channels.keys().cloned().collect();
@@ -190,12 +190,12 @@ impl Catalog {
             }
         };
         match self.resolve_version(version.clone(), arch) {
-            Ok(resolved) => Ok(Resolved { channel: Some(channel), ..resolved }),
+            Ok(resolved) => Ok(Resolution { channel: Some(channel), ..resolved }),
             Err(why) => Err(ResolveError::ChannelTarget { channel, version, why: Box::new(why) }),
         }
     }
 
-    fn resolve_version(&self, version: OsVersion, arch: Option<&Arch>) -> Result<Resolved, ResolveError> {
+    fn resolve_version(&self, version: OsVersion, arch: Option<&Arch>) -> Result<Resolution, ResolveError> {
         if let Some(block) = self.blocked.get(&version) {
             let (reason, url) = (block.reason.clone(), block.url.clone());
             return Err(ResolveError::VersionBlocked { version, reason, url });
@@ -208,7 +208,7 @@ impl Catalog {
             .filter(|(image, _)| arch.is_none() || image.fits(arch))
             .max_by_key(|(image, _)| image.arch.as_ref().map(std::cmp::Reverse));
         match best {
-            Some((image, entry)) => Ok(Resolved {
+            Some((image, entry)) => Ok(Resolution {
                 version,
                 channel: None,
                 image: image.clone(),

@@ -8,7 +8,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use super::action::ObjectRef;
 use super::fleet::{NodeView, Readiness, UpgradeView};
 use crate::api::{
-    BootGrant, ConditionType, ImageRef, OSUpgradeProgress, OSUpgradeProgressStatus, Order, ProgressPhase,
+    BootGrant, ConditionType, ImageRef, OSUpgradeProgress, OSUpgradeProgressStatus, OrderSpec, ProgressPhase,
     RolloutSpec, condition_is_true, find_condition,
 };
 use crate::version::OsVersion;
@@ -77,7 +77,7 @@ impl<'f> OrderView<'f> {
     }
 
     /// The order; `None` for a hand-made object.
-    pub(super) fn order(self) -> Option<&'f Order> {
+    pub(super) fn order(self) -> Option<&'f OrderSpec> {
         self.progress.spec.order.as_ref()
     }
 

@@ -10,7 +10,7 @@ use super::order::{OrderView, State};
 use super::outlook::Wait;
 use super::survey::{Campaign, Survey};
 use crate::api::{
-    ImageRef, Mode, OSUpgradeProgressSpec, OSUpgradeProgressStatus, Order, ProgressPhase, SourceRef,
+    ImageRef, Mode, OSUpgradeProgressSpec, OSUpgradeProgressStatus, OrderSpec, ProgressPhase, SourceRef,
     UpgradeReason, progress_name,
 };
 
@@ -75,7 +75,7 @@ fn create<'f>(
 
 fn new_progress(campaign: &Campaign<'_>, run: i64, node: &NodeView, hops: &[ImageRef]) -> NewProgress {
     let upgrade = campaign.view;
-    let order = Order {
+    let order = OrderSpec {
         node_uid: node.uid.clone(),
         run,
         hops: hops.to_vec(),

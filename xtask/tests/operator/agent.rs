@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use monok8s_sdk::api::{
-    AGENT_FIELD_MANAGER, ANNOTATION_CORDON, LABEL_CONTROL_PLANE, OSNode, OSUpgradeProgress, Order,
+    AGENT_FIELD_MANAGER, ANNOTATION_CORDON, LABEL_CONTROL_PLANE, OSNode, OSUpgradeProgress, OrderSpec,
     ProgressPhase,
 };
 use serde_json::{Value, json};
@@ -145,7 +145,7 @@ impl Agent {
     async fn stage_or_commit(
         &mut self,
         object: &OSUpgradeProgress,
-        order: &Order,
+        order: &OrderSpec,
         phase: &ProgressPhase,
         target: &str,
     ) -> Result<(), kube::Error> {
@@ -182,7 +182,7 @@ impl Agent {
     async fn boot(
         &mut self,
         object: &OSUpgradeProgress,
-        order: &Order,
+        order: &OrderSpec,
         target: &str,
     ) -> Result<(), kube::Error> {
         let hop = object.status.as_ref().unwrap().hop.clone().unwrap();
