@@ -5,11 +5,12 @@
 //! written beside it, flushed, renamed, and the directory flushed. So at every instant at least one
 //! whole copy exists, and a full disk changes neither.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::api::FailureReason;
+use crate::disk::{Directory, HostDirectory};
 use crate::node_upgrade::Record;
 
 const MAGIC: &[u8; 8] = b"MK8STWO1";
@@ -94,7 +95,7 @@ impl StoreError {
 /// A payload in two copies, `NAME.0` and `NAME.1` in one directory. One process writes it.
 #[derive(Clone, Debug)]
 pub struct TwoCopies {
-    dir: PathBuf,
+    dir: Arc<dyn Directory>,
     name: String,
 }
 
@@ -102,11 +103,21 @@ impl TwoCopies {
     /// The copies named `name` in `dir`. Nothing is read or created yet.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>, name: &str) -> Self {
-        Self { dir: dir.into(), name: name.to_owned() }
+        Self::in_directory(Arc::new(HostDirectory::new(dir)), name)
     }
 
-    fn path(&self, number: u8) -> PathBuf {
-        self.dir.join(format!("{}.{number}", self.name))
+    /// The copies named `name` in a directory of the caller's making.
+    #[must_use]
+    pub fn in_directory(dir: Arc<dyn Directory>, name: &str) -> Self {
+        Self { dir, name: name.to_owned() }
+    }
+
+    fn copy(&self, number: u8) -> String {
+        format!("{}.{number}", self.name)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// The newest whole payload; `None` when there are no copies at all.
@@ -117,22 +128,23 @@ impl TwoCopies {
     /// Makes `payload` the newest. When this returns, it is on the medium.
     pub fn save(&self, payload: &[u8]) -> Result<(), StoreError> {
         if payload.len() > MAX_PAYLOAD {
-            return Err(StoreError::TooLarge { path: self.dir.join(&self.name), length: payload.len() });
+            return Err(StoreError::TooLarge { path: self.path(&self.name), length: payload.len() });
         }
         let (number, revision) = match self.newest()? {
             None => (0, 1),
             Some(found) => (1 - found.number, found.revision.saturating_add(1)),
         };
-        let path = self.path(number);
-        self.replace(&path, &encode(revision, payload)).map_err(|source| StoreError::Write { path, source })
+        let copy = self.copy(number);
+        self.replace(&copy, &encode(revision, payload))
+            .map_err(|source| StoreError::Write { path: self.path(&copy), source })
     }
 
     /// Removes both copies, whole or not.
     pub(super) fn remove(&self) -> Result<(), StoreError> {
-        for path in [self.path(0), self.path(1)] {
-            match fs::remove_file(&path) {
+        for copy in [self.copy(0), self.copy(1)] {
+            match self.dir.remove(&copy) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(StoreError::Write { path, source });
+                    return Err(StoreError::Write { path: self.path(&copy), source });
                 }
                 _ => {}
             }
@@ -140,33 +152,29 @@ impl TwoCopies {
         Ok(())
     }
 
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let beside = path.with_extension(match path.extension() {
-            Some(copy) => format!("{}.new", copy.display()),
-            None => "new".to_owned(),
-        });
-        let mut file = File::create(&beside)?;
-        let written = file.write_all(bytes).and_then(|()| file.sync_all());
-        if let Err(failed) = written {
+    fn replace(&self, copy: &str, bytes: &[u8]) -> io::Result<()> {
+        let beside = format!("{copy}.new");
+        if let Err(failed) = self.dir.write(&beside, bytes) {
             // Best effort: it is overwritten next time anyway.
-            let _ = fs::remove_file(&beside);
+            let _ = self.dir.remove(&beside);
             return Err(failed);
         }
-        fs::rename(&beside, path)?;
-        File::open(&self.dir)?.sync_all()
+        self.dir.rename(&beside, copy)?;
+        self.dir.sync()
     }
 
     fn newest(&self) -> Result<Option<Found>, StoreError> {
-        if !self.dir.is_dir() {
-            return Err(StoreError::NoDirectory { dir: self.dir.clone() });
+        if !self.dir.is_present() {
+            return Err(StoreError::NoDirectory { dir: self.dir.path().to_owned() });
         }
         let mut present = false;
         let mut newest: Option<Found> = None;
         for number in [0, 1] {
-            let path = self.path(number);
-            let Some(bytes) = read_capped(&path).map_err(|source| StoreError::Read { path, source })? else {
-                continue;
-            };
+            let copy = self.copy(number);
+            // One byte more than fits: a longer file then fails its length check.
+            let read = self.dir.read(&copy, (HEADER + MAX_PAYLOAD) as u64 + 1);
+            let read = read.map_err(|source| StoreError::Read { path: self.path(&copy), source })?;
+            let Some(bytes) = read else { continue };
             present = true;
             if let Some((revision, payload)) = decode(&bytes)
                 && newest.as_ref().is_none_or(|other| revision > other.revision)
@@ -175,7 +183,9 @@ impl TwoCopies {
             }
         }
         match newest {
-            None if present => Err(StoreError::Corrupt { dir: self.dir.clone(), name: self.name.clone() }),
+            None if present => {
+                Err(StoreError::Corrupt { dir: self.dir.path().to_owned(), name: self.name.clone() })
+            }
             found => Ok(found),
         }
     }
@@ -186,17 +196,6 @@ struct Found {
     number: u8,
     revision: u64,
     payload: Vec<u8>,
-}
-
-fn read_capped(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
-    };
-    let mut bytes = Vec::new();
-    // One byte more than fits: a longer file then fails its length check.
-    file.take((HEADER + MAX_PAYLOAD) as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
 }
 
 fn encode(revision: u64, payload: &[u8]) -> Vec<u8> {
@@ -250,7 +249,13 @@ impl RecordStore {
     /// The record in this directory. Nothing is read or created yet.
     #[must_use]
     pub fn in_dir(dir: impl Into<PathBuf>) -> Self {
-        Self { copies: TwoCopies::new(dir, "record") }
+        Self::in_directory(Arc::new(HostDirectory::new(dir)))
+    }
+
+    /// The record in a directory of the caller's making.
+    #[must_use]
+    pub fn in_directory(dir: Arc<dyn Directory>) -> Self {
+        Self { copies: TwoCopies::in_directory(dir, "record") }
     }
 
     /// The record; an empty one if none was ever saved here.
@@ -266,7 +271,7 @@ impl RecordStore {
     }
 
     fn malformed(&self, source: serde_json::Error) -> StoreError {
-        StoreError::Malformed { path: self.copies.dir.join(&self.copies.name), source }
+        StoreError::Malformed { path: self.copies.path(&self.copies.name), source }
     }
 }
 

@@ -1,3 +1,6 @@
+use std::fs;
+use std::path::Path;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -24,16 +27,16 @@ fn the_newest_whole_copy_wins_wherever_the_other_one_was_cut() {
         let (_dir, copies) = store();
         copies.save(b"first").unwrap();
         copies.save(b"second").unwrap();
-        let whole = fs::read(copies.path(torn)).unwrap();
+        let whole = fs::read(copies.path(&copies.copy(torn))).unwrap();
         let survivor: &[u8] = if torn == 0 { b"second" } else { b"first" };
         for cut in 0..whole.len() {
-            fs::write(copies.path(torn), &whole[..cut]).unwrap();
+            fs::write(copies.path(&copies.copy(torn)), &whole[..cut]).unwrap();
             assert_eq!(copies.load().unwrap().as_deref(), Some(survivor), "copy {torn} cut at {cut}");
         }
         // The torn copy is the one that is replaced; the survivor stays until then.
         copies.save(b"third").unwrap();
         assert_eq!(copies.load().unwrap().as_deref(), Some(b"third".as_slice()));
-        fs::write(copies.path(torn), b"").unwrap();
+        fs::write(copies.path(&copies.copy(torn)), b"").unwrap();
         assert_eq!(copies.load().unwrap().as_deref(), Some(survivor));
     }
 }
@@ -42,11 +45,11 @@ fn the_newest_whole_copy_wins_wherever_the_other_one_was_cut() {
 fn any_flipped_bit_is_noticed() {
     let (_dir, copies) = store();
     copies.save(b"payload").unwrap();
-    let whole = fs::read(copies.path(0)).unwrap();
+    let whole = fs::read(copies.path(&copies.copy(0))).unwrap();
     for bit in 0..whole.len() * 8 {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        fs::write(copies.path(0), &bytes).unwrap();
+        fs::write(copies.path(&copies.copy(0)), &bytes).unwrap();
         assert!(matches!(copies.load(), Err(StoreError::Corrupt { .. })), "bit {bit}");
         assert!(matches!(copies.save(b"x"), Err(StoreError::Corrupt { .. })), "bit {bit}");
     }
@@ -114,7 +117,7 @@ fn a_full_or_read_only_file_system_is_a_clear_error_and_loses_nothing() {
 #[test]
 fn a_copy_that_is_a_directory_is_an_error() {
     let (_dir, copies) = store();
-    fs::create_dir(copies.path(0)).unwrap();
+    fs::create_dir(copies.path(&copies.copy(0))).unwrap();
     assert!(matches!(copies.load(), Err(StoreError::Read { .. })));
 }
 
@@ -141,8 +144,8 @@ proptest! {
     fn hostile_bytes_are_an_error_or_whole(first in proptest::collection::vec(any::<u8>(), 0..200), second in proptest::collection::vec(any::<u8>(), 0..200), magic: bool) {
         let (_dir, copies) = store();
         let with_magic = |bytes: Vec<u8>| if magic { [MAGIC.to_vec(), bytes].concat() } else { bytes };
-        fs::write(copies.path(0), with_magic(first)).unwrap();
-        fs::write(copies.path(1), with_magic(second)).unwrap();
+        fs::write(copies.path(&copies.copy(0)), with_magic(first)).unwrap();
+        fs::write(copies.path(&copies.copy(1)), with_magic(second)).unwrap();
         let refused = matches!(copies.load(), Err(StoreError::Corrupt { .. }));
         prop_assert!(refused);
     }

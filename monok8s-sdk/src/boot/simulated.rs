@@ -5,9 +5,11 @@
 //! with a real loader.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::record_store::{StoreError, TwoCopies};
 use super::{BootBackend, BootError, Capabilities, Change, LoaderStatus, Tries};
+use crate::disk::{Directory, HostDirectory};
 use crate::slot::Slot;
 
 const NAME: &str = "simulated";
@@ -41,16 +43,26 @@ impl SimulatedLoader {
             .filter(|dir| !dir.as_os_str().is_empty())
             .map_or_else(|| PathBuf::from("."), PathBuf::from);
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Self { copies: TwoCopies::new(dir, &name) }
+        Self::in_directory(Arc::new(HostDirectory::new(dir)), &name)
+    }
+
+    /// The loader whose state is in `NAME.0` and `NAME.1` of a directory of the caller's making.
+    #[must_use]
+    pub fn in_directory(dir: Arc<dyn Directory>, name: &str) -> Self {
+        Self { copies: TwoCopies::in_directory(dir, name) }
     }
 
     /// Writes the state of a freshly installed machine, replacing what was there: `slot` is the
     /// only one that boots, and a good slot gets `tries_full` tries.
     pub fn install(path: &Path, slot: Slot, tries_full: Tries) -> Result<Self, BootError> {
-        let loader = Self::open(path);
-        loader.copies.remove().map_err(|source| BootError::Write { backend: NAME, source: source.into() })?;
-        loader.save(&LoaderStatus::installed(slot, tries_full))?;
-        Ok(loader)
+        Self::open(path).reset(slot, tries_full)
+    }
+
+    /// Writes the state of a freshly installed machine, as [`install`](Self::install) does.
+    pub fn reset(self, slot: Slot, tries_full: Tries) -> Result<Self, BootError> {
+        self.copies.remove().map_err(|source| BootError::Write { backend: NAME, source: source.into() })?;
+        self.save(&LoaderStatus::installed(slot, tries_full))?;
+        Ok(self)
     }
 
     /// A power-on: burns a try, and goes to the slot that it was burnt for. If `comes_up` says that

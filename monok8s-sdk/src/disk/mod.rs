@@ -2,6 +2,7 @@
 //!
 //! - [`BlockTarget`] is what a slot is written through; [`DirectTarget`] is a block device, a loop
 //!   device or a plain file behind it.
+//! - [`Directory`] is what small files are kept in, [`HostDirectory`] one of the host.
 //! - [`gpt`] reads partition tables, [`HostView`] what the kernel says about devices.
 //! - [`SlotMap`] finds the two slots and the booted one. [`SlotMap::open_for_writing`] is the only
 //!   way to a writable slot, and never gives out the booted one.
@@ -13,6 +14,7 @@
 mod aligned;
 mod booted;
 mod direct;
+mod directory;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fixture;
 pub mod gpt;
@@ -28,6 +30,7 @@ mod token;
 
 pub use aligned::{ALIGNMENT, AlignedBuf};
 pub use direct::DirectTarget;
+pub use directory::{Directory, HostDirectory};
 pub use guard::{GuardError, InactiveSlot};
 pub use host::{BlockDevice, HostError, HostView, LoopBacking};
 pub use layout::{DiskSource, PartitionId, SlotLayout};
