@@ -16,6 +16,8 @@ mod booted;
 mod direct;
 mod directory;
 #[cfg(any(test, feature = "test-util"))]
+pub mod fault;
+#[cfg(any(test, feature = "test-util"))]
 pub mod fixture;
 pub mod gpt;
 mod guard;
