@@ -37,4 +37,6 @@ pub use step::Step;
 pub use trial::{Verdict, judge};
 
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod simulation_tests;
