@@ -126,6 +126,10 @@ impl Node {
                 self.token = Some(token);
                 self.record(&Step::Verified)
             }
+            Outcome::NotAsRecorded(slot, message) => {
+                tracing::warn!(message, "the slot does not hold what was recorded: it is written again");
+                self.record(&Step::SlotForgotten { slot })
+            }
             Outcome::ReadBackDiffers(message) => {
                 tracing::error!(message, "the slot does not read back as it was written");
                 self.record(&Step::ReadBackDiffers)

@@ -9,7 +9,8 @@ use monok8s_sdk::api::{ByteProgress, FailureReason, ImageRef};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::{
-    GuardError, HostView, InactiveSlot, ReadOnlySlot, SlotLayout, SlotMap, VerifiedSlot, WrittenSlot,
+    GuardError, HostView, InactiveSlot, ReadOnlySlot, SlotLayout, SlotMap, VerifiedSlot, VerifyError,
+    WrittenSlot,
 };
 use monok8s_sdk::image::{
     self, BodyWritten, Cancel, Download, DownloadLimits, Expected, ImageError, Indexed, Inspection, Progress,
@@ -62,8 +63,10 @@ impl Job {
 pub(super) enum Outcome {
     Written(BodyWritten),
     Verified(VerifiedSlot),
-    /// The medium gave back other bytes than were written.
+    /// The medium gave back other bytes than this process wrote.
     ReadBackDiffers(String),
+    /// The slot does not hold what an earlier process wrote.
+    NotAsRecorded(Slot, String),
     Failed(Failure),
     /// It was told to stop.
     Cancelled,
@@ -376,10 +379,11 @@ fn ended(error: &ImageError) -> Outcome {
     if error.is_cancelled() {
         return Outcome::Cancelled;
     }
-    if error.reason() == FailureReason::ReadBackMismatch {
-        return Outcome::ReadBackDiffers(chain(&error));
+    match error {
+        ImageError::Verify(VerifyError::Mismatch { slot, .. }) => Outcome::NotAsRecorded(*slot, chain(error)),
+        error if error.reason() == FailureReason::ReadBackMismatch => Outcome::ReadBackDiffers(chain(error)),
+        error => Outcome::Failed(Failure::of(error)),
     }
-    Outcome::Failed(Failure::of(error))
 }
 
 /// Runs `work` on a thread that may block. It is cut short only by the end of the runtime, or by

@@ -44,7 +44,9 @@ pub enum Action {
         attempt: u32,
     },
     /// Read a slot back from the medium, and look for the ordered version and for the guard in it.
-    /// Ends in [`Step::Verified`] with the token held, [`Step::ReadBackDiffers`] or [`Step::Failed`].
+    /// Ends in [`Step::Verified`] with the token held, or in [`Step::Failed`]; if other bytes are
+    /// found than were written, in [`Step::ReadBackDiffers`] where this process wrote them, in
+    /// [`Step::SlotForgotten`] where an earlier one did.
     Verify {
         /// The slot.
         slot: Slot,

@@ -15,8 +15,8 @@ use crate::digest::Sha256Digest;
 
 /// More steps than any sane attempt records; a person must look.
 pub(super) const MAX_STEPS: u32 = 500;
-/// How often a slot may read back wrongly before the disk is to blame: once after a power cut
-/// between the last byte and its flush, or after the slot was mounted.
+/// How often a slot may read back otherwise than the same process wrote it, before the disk is to
+/// blame.
 const MAX_REWRITES: u32 = 1;
 
 /// What the record knows of the bytes in an attempt's slot.

@@ -58,7 +58,8 @@ pub enum Step {
     },
     /// The attempt is given up before its commit, because nobody wants it any more.
     Dropped,
-    /// Nothing is known any more of what a slot holds; recorded before it is invalidated.
+    /// Nothing is known any more of what a slot holds: recorded before it is invalidated, and when
+    /// it does not hold what an earlier process wrote, as after a power cut before the last flush.
     SlotForgotten {
         /// The slot.
         slot: Slot,
@@ -72,7 +73,7 @@ pub enum Step {
     },
     /// The slot was read back from the medium and matched, and its image was found fit to boot.
     Verified,
-    /// The slot did not read back as it was written.
+    /// The slot did not read back as this process has just written it: its disk loses data.
     ReadBackDiffers,
     /// The node intends to commit. Nothing is armed yet.
     Intended {

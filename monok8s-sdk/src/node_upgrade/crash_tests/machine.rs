@@ -7,12 +7,12 @@ use std::time::Duration;
 use super::super::fixture::{SOON, boot, grant, now, order, version};
 use super::super::*;
 use super::judge::{HEAD, OsImage};
-use crate::api::{BootGrant, FailureReason, ProgressPhase};
+use crate::api::{BootGrant, ProgressPhase};
 use crate::boot::record_store::RecordStore;
 use crate::boot::simulated::SimulatedLoader;
 use crate::boot::{BootBackend as _, Tries};
 use crate::disk::fault::{CrashState, FaultDirectory, FaultDisk, Files, Medium, Moment, Power};
-use crate::disk::{BlockTarget, Directory, InactiveSlot, VerifiedSlot, WrittenSlot};
+use crate::disk::{BlockTarget, Directory, InactiveSlot, VerifiedSlot, VerifyError, WrittenSlot};
 use crate::image::{Cancel, Expected, Progress, write_body};
 use crate::slot::Slot;
 use crate::version::OsVersion;
@@ -229,9 +229,8 @@ impl Machine {
                         self.token = Some(token);
                         self.record(&Step::Verified);
                     }
-                    Err(error) if error.reason() == FailureReason::ReadBackMismatch => {
-                        self.record(&Step::ReadBackDiffers);
-                    }
+                    Err(VerifyError::Mismatch { .. }) => self.record(&Step::SlotForgotten { slot: *slot }),
+                    Err(VerifyError::PartDiffers { .. }) => self.record(&Step::ReadBackDiffers),
                     Err(error) => panic!("{error}"),
                 }
             }

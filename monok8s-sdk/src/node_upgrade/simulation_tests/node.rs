@@ -230,7 +230,7 @@ impl Node {
             }
             Action::Verify { slot, digest, version, .. } => {
                 if self.medium[slot] != Medium::Whole(version.clone()) {
-                    return Some(Step::ReadBackDiffers);
+                    return Some(Step::SlotForgotten { slot: *slot });
                 }
                 self.token = Some(HeldToken { slot: *slot, digest: *digest });
                 return Some(Step::Verified);
