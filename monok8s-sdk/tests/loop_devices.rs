@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use monok8s_sdk::api::FailureReason;
 use monok8s_sdk::disk::fixture::FileMachine;
 use monok8s_sdk::disk::{
-    DirectTarget, DiskError, DiskSource, GuardError, HostView, SlotDevice, SlotLayout, SlotMap,
+    BlockTarget as _, DirectTarget, DiskError, DiskSource, GuardError, HostView, SlotDevice, SlotLayout,
+    SlotMap,
 };
 use monok8s_sdk::image::{Cancel, Expected, Progress, Source, flash};
 use monok8s_sdk::slot::Slot;
@@ -171,4 +173,69 @@ fn a_device_that_is_another_one_by_now_is_refused() {
     let Some(number) = slots.inactive().device.number() else { panic!("{slots:?}") };
     let other = DirectTarget::open_device(&machine.disk.node, Some(number)).unwrap_err();
     assert!(matches!(other, DiskError::WrongDevice { .. }), "{other}");
+}
+
+type Attempt = fn(&DirectTarget) -> Result<(), DiskError>;
+
+/// A device that is open loses its size when it goes away. The kernel then answers as if it were
+/// full, or at its end.
+#[test]
+fn a_device_that_goes_away_while_it_is_open_has_vanished() {
+    let Some(machine) = Machine::start("512") else { return };
+    let slot_b = &machine.slot_b.node;
+    let held = std::fs::read(machine.files.disk()).unwrap();
+    let resize = |length: u64| {
+        let file = std::fs::OpenOptions::new().write(true).open(machine.files.disk()).unwrap();
+        file.set_len(length).unwrap();
+        let told = Command::new("losetup").arg("--set-capacity").arg(slot_b).status().unwrap();
+        assert!(told.success());
+    };
+    let attempts: [(&str, Attempt); 5] = [
+        ("write", |target| target.write_at(4096, &[1; 8192])),
+        ("write of an odd length", |target| target.write_at(4097, &[1; 10])),
+        ("zero", |target| target.zero(4096, 8192)),
+        ("read", |target| target.read_at(4096, &mut [0; 8192])),
+        ("read of an odd length", |target| target.read_at(4097, &mut [0; 10])),
+    ];
+    for (name, attempt) in attempts {
+        let target = DirectTarget::open_device(slot_b, None).unwrap();
+        attempt(&target).unwrap();
+        resize(machine.files.offset(Slot::B));
+        let error = attempt(&target).unwrap_err();
+        assert!(matches!(error, DiskError::Vanished { .. }), "{name}: {error:?}");
+        assert_eq!(error.reason(), FailureReason::DeviceVanished);
+        assert!(error.to_string().contains("check the disk and its connection"), "{error}");
+        resize(held.len() as u64);
+        drop(target);
+        let again = DirectTarget::open_device(slot_b, None).unwrap();
+        assert_eq!(again.size(), SLOT_SIZE);
+        attempt(&again).unwrap_or_else(|error| panic!("{name}, and the device is back: {error}"));
+    }
+}
+
+/// A partition of a disk that goes away keeps its size, but its node leads nowhere any more.
+#[test]
+fn a_device_that_fails_and_cannot_be_opened_again_has_vanished() {
+    let Some(machine) = Machine::start("512") else { return };
+    let node = machine.dir.path().join("slot-b");
+    for (is_there, reason) in [(true, None), (false, Some(FailureReason::DeviceVanished))] {
+        let small = machine.dir.path().join("small");
+        std::fs::create_dir_all(&small).unwrap();
+        let arguments = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
+        assert!(Command::new("mount").args(arguments).arg(&small).status().unwrap().success());
+        let mounted = Mounted(small.clone());
+        std::fs::File::create(small.join("disk")).unwrap().set_len(4 << 20).unwrap();
+        let device = Loop::attach(&[], &small.join("disk")).unwrap();
+        symlink(&device.node, &node).unwrap();
+        let target = DirectTarget::open_device(&node, None).unwrap();
+        if !is_there {
+            std::fs::remove_file(&node).unwrap();
+        }
+        // More than what is behind the device has room for.
+        let error = target.write_at(0, &vec![1; 3 << 20]).unwrap_err();
+        let vanished = Some(error.reason()).filter(|reason| *reason == FailureReason::DeviceVanished);
+        assert_eq!(vanished, reason, "{error:?}");
+        let _ = std::fs::remove_file(&node);
+        drop((target, device, mounted));
+    }
 }

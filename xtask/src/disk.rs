@@ -208,6 +208,57 @@ impl LoopDisk {
     }
 }
 
+/// What a disk that went away held from the start of a slot to its end. The device of that slot has
+/// no size meanwhile, as the kernel leaves a device that is open and was pulled out.
+#[derive(Debug)]
+#[must_use = "the disk stays away until it is given back"]
+pub struct LostTail {
+    backing: PathBuf,
+    device: PathBuf,
+    slot_offset: u64,
+    held: Vec<u8>,
+}
+
+impl LostTail {
+    /// Takes away a slot and all that lies behind it, from under whoever has it open.
+    pub fn take(disk: &Disk, loops: &LoopDisk, slot: Slot) -> Result<Self> {
+        let partition = disk.slot(slot);
+        let mut held = Vec::new();
+        let mut file = File::open(&disk.path)?;
+        file.seek(SeekFrom::Start(partition.offset))?;
+        file.read_to_end(&mut held)?;
+        let device = loops.slot(slot).path().to_owned();
+        let lost = Self { backing: disk.path.clone(), device, slot_offset: partition.offset, held };
+        // A write that the loop device has in hands makes the file longer again.
+        for _ in 0..100 {
+            OpenOptions::new().write(true).open(&lost.backing)?.set_len(lost.slot_offset)?;
+            if lost.tell_the_kernel()? == 0 {
+                return Ok(lost);
+            }
+        }
+        bail!("{} does not lose its size", lost.device.display())
+    }
+
+    /// Puts everything back as it was when it was taken.
+    pub fn give_back(self) -> Result<()> {
+        let mut file = OpenOptions::new().write(true).open(&self.backing)?;
+        file.seek(SeekFrom::Start(self.slot_offset))?;
+        file.write_all(&self.held)?;
+        file.sync_all()?;
+        let size = self.tell_the_kernel()?;
+        if size == 0 {
+            bail!("{} does not get its size back", self.device.display());
+        }
+        Ok(())
+    }
+
+    /// Has the kernel look at the file's length; the size that the device then has.
+    fn tell_the_kernel(&self) -> Result<u64> {
+        losetup(|command| command.arg("--set-capacity").arg(&self.device))?;
+        Ok(File::open(&self.device)?.seek(SeekFrom::End(0))?)
+    }
+}
+
 /// An attached loop device. It is marked to detach when its last user closes it, and this value is a
 /// user: it goes with the value, and also if this process is killed.
 #[derive(Debug)]

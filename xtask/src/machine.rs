@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::disk::{Disk, DiskSpec, LoopDisk, SectorSize, loop_obstacle};
+use crate::disk::{Disk, DiskSpec, LoopDisk, LostTail, SectorSize, loop_obstacle};
 use crate::kubelet::{Health, Kubelet, NodeSpec, new_boot_id};
 use crate::process::Child;
 use crate::programs::Program;
@@ -107,8 +107,8 @@ pub struct Machine {
     name: String,
     paths: Paths,
     disk: Disk,
-    /// Held for its drop, which detaches the devices.
-    _loops: Option<LoopDisk>,
+    /// Their drop detaches them.
+    loops: Option<LoopDisk>,
     boots: Arc<Mutex<Vec<Boot>>>,
     orders: mpsc::Sender<Order>,
     running: JoinHandle<()>,
@@ -196,7 +196,7 @@ impl Machine {
                 eprintln!("machine {} stopped: {error:#}", power.spec.node.name);
             }
         });
-        Ok(Self { name, paths, disk, _loops: loops, boots, orders, running })
+        Ok(Self { name, paths, disk, loops, boots, orders, running })
     }
 
     /// The name of its Node.
@@ -229,6 +229,12 @@ impl Machine {
     /// Zeroes the start of a slot, as a failing medium might.
     pub fn destroy_slot(&self, slot: Slot) -> Result<()> {
         self.disk.erase(slot)
+    }
+
+    /// Pulls out the disk from the start of a slot on. Takes [`Medium::Loop`].
+    pub fn lose(&self, slot: Slot) -> Result<LostTail> {
+        let loops = self.loops.as_ref().context("a machine on a plain file has no device to lose")?;
+        LostTail::take(&self.disk, loops, slot)
     }
 
     /// The directory that survives reboots, where the record is.

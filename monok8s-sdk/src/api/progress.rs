@@ -190,7 +190,7 @@ open_enum! {
         HostUnreadable,
         /// The device, or the file system that the slot's file is on, is full.
         NoSpaceLeft,
-        /// The slot's device is gone.
+        /// The slot's device is gone, or smaller than it was.
         DeviceVanished,
         /// The slot's device cannot be read.
         DiskReadFailed,

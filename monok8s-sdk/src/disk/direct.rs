@@ -27,6 +27,7 @@ pub struct DirectTarget {
     size: u64,
     alignment: u64,
     bypass: CacheBypass,
+    path: PathBuf,
     name: String,
     zeroing: AtomicBool,
     failed: OnceLock<Action>,
@@ -143,6 +144,7 @@ impl DirectTarget {
             size,
             alignment,
             bypass,
+            path: path.to_owned(),
             name: path.display().to_string(),
             zeroing: AtomicBool::new(true),
             failed: OnceLock::new(),
@@ -163,7 +165,31 @@ impl DirectTarget {
     /// Remembers a failure that leaves the medium in an unknown state.
     fn poison(&self, action: Action, offset: u64, source: io::Error) -> DiskError {
         let _ = self.failed.set(action);
-        DiskError::from_io(action, &self.name, offset, source)
+        self.failure(action, offset, source)
+    }
+
+    /// What an error of the system means for this target. To a device that went away the kernel
+    /// answers as if it were full, or at its end: that advice would send people the wrong way.
+    fn failure(&self, action: Action, offset: u64, source: io::Error) -> DiskError {
+        if !self.is_gone() {
+            return DiskError::from_io(action, &self.name, offset, source);
+        }
+        let found = format!("it is gone, or smaller than when it was opened; the kernel's answer: {source}");
+        let source = io::Error::new(source.kind(), found);
+        DiskError::Vanished { action, target: self.name.clone(), offset, source }
+    }
+
+    /// Whether what was opened is not there any more, or not all of it. A disk that goes away loses
+    /// its size; a partition of it keeps that, but cannot be opened again.
+    fn is_gone(&self) -> bool {
+        let gone = |errno| [Errno::NOENT, Errno::NODEV, Errno::NXIO, Errno::NOMEDIUM].contains(&errno);
+        let size = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0));
+        if size.map_or_else(gone, |size| size < self.base + self.size) {
+            return true;
+        }
+        let is_device = self.edges.is_none();
+        let again = || OpenOptions::new().read(true).custom_flags(flags(OFlags::NONBLOCK)).open(&self.path);
+        is_device && again().is_err_and(|error| Errno::from_io_error(&error).is_some_and(gone))
     }
 
     /// Reads `buf` from absolute position `at`.
@@ -275,7 +301,7 @@ impl BlockTarget for DirectTarget {
         self.check(offset, buf.len() as u64)?;
         // A failed read leaves the medium as it was, so it does not poison.
         self.read_absolute(self.base + offset, buf)
-            .map_err(|source| DiskError::from_io(Action::Read, &self.name, offset, source))
+            .map_err(|source| self.failure(Action::Read, offset, source))
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {

@@ -44,6 +44,16 @@ fn a_full_file_system_poisons_the_writer() {
     assert!(matches!(target.flush(), Err(DiskError::Poisoned { .. })));
 }
 
+#[test]
+fn a_file_that_was_cut_short_has_vanished() {
+    let (_dir, path) = file_of(&[1; 12 * 1024]);
+    let target = DirectTarget::open_file(&path).unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+    target.read_at(0, &mut [0; 4096]).unwrap();
+    let error = target.read_at(8192, &mut [0; 4096]).unwrap_err();
+    assert_eq!(error.reason(), FailureReason::DeviceVanished, "{error:?}");
+}
+
 struct FullFileSystem {
     dir: tempfile::TempDir,
 }

@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use monok8s_sdk::api::ProgressPhase;
 use monok8s_sdk::slot::Slot;
 use xtask::disk::loop_obstacle;
+use xtask::http::{Fault, Times};
 use xtask::machine::{MachineSpec, Medium};
 
-use crate::bench::{Bench, NEW, booted};
+use crate::bench::{Bench, MIB, NEW, booted};
 
 /// A file system in memory of a size in MiB. Dropping it unmounts it.
 struct Tmpfs(PathBuf);
@@ -67,6 +69,43 @@ async fn a_full_disk_fails_the_attempt_and_room_mends_it() {
     assert_eq!(machine.slot_digest(Slot::B, new.bytes).unwrap(), new.digest);
     assert_eq!(machine.slot_digest(Slot::A, old.bytes).unwrap(), old.digest);
     drop(machine);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_vanishes_under_a_write_fails_the_attempt_and_serves_again_when_it_is_back() {
+    if let Some(obstacle) = loop_obstacle() {
+        println!("SKIP: {obstacle}");
+        return;
+    }
+    let bench = Bench::start().await;
+    let old = bench.artifact("old").image.clone();
+    let machine = bench.machine("node-1", &[]).await;
+    // Slow enough to be in the middle of the write, which goes on as the bytes come.
+    bench.files.inject("/new", Fault::Throttle { bytes_per_second: MIB }, Times::Always);
+    bench.upgrade("up", NEW, &[bench.entry("new", NEW)]).await;
+    bench.hand_made("by-hand", "up", "node-1").await;
+    while bench.files.bytes_served("/new") < MIB {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let lost = machine.lose(Slot::B).unwrap();
+    let status = bench.wait_for_phase(&machine, "by-hand", ProgressPhase::Failed).await;
+    println!("{:?}: {:?}", status.failure_reason, status.message);
+    assert_eq!(status.failure_reason.as_deref(), Some("DeviceVanished"), "{:?}", status.message);
+    let message = status.message.unwrap();
+    assert!(message.contains("an attempt to write it at byte"), "{message}");
+    assert!(message.contains("check the disk and its connection"), "{message}");
+    assert!(!message.contains("free space"), "{message}");
+    assert_eq!(machine.slot_digest(Slot::A, old.bytes).unwrap(), old.digest);
+    assert_eq!(booted(&machine), [Slot::A]);
+
+    lost.give_back().unwrap();
+    bench.files.heal("/new");
+    bench.retry("by-hand", "retry-1").await;
+    bench.wait_for_phase(&machine, "by-hand", ProgressPhase::Completed).await;
+    let new = &bench.artifact("new").image;
+    assert_eq!(machine.slot_digest(Slot::B, new.bytes).unwrap(), new.digest);
+    assert_eq!(machine.slot_digest(Slot::A, old.bytes).unwrap(), old.digest);
+    assert_eq!(booted(&machine), [Slot::A, Slot::B]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
