@@ -1,8 +1,14 @@
 //! Everything that can be wrong with an artifact, for real: each ends in the object with its own
-//! reason, the booted slot is not touched, and a new nonce with a good image goes all the way.
+//! reason, the booted slot is not touched, and a new nonce with a good image goes all the way, after
+//! which nothing tells of the failure any more.
 
+use futures::{StreamExt as _, stream};
 use monok8s_sdk::api::{ConditionType, OSUpgradeProgressStatus, ProgressPhase, condition_is_true};
+use monok8s_sdk::boot::record_store::RecordStore;
+use monok8s_sdk::boot::simulated::SimulatedLoader;
+use monok8s_sdk::boot::{BootBackend as _, LoaderStatus};
 use monok8s_sdk::digest::Sha256Digest;
+use monok8s_sdk::node_upgrade::Record;
 use monok8s_sdk::slot::Slot;
 use serde_json::{Value, json};
 use xtask::http::{Fault, Times};
@@ -10,7 +16,11 @@ use xtask::machine::Machine;
 
 use crate::bench::{Bench, IMAGE_BYTES, MIB, NEW, OLD, SLOT_BYTES, booted, small};
 
-/// A failure on a machine of its own: `entry` is what the catalog says at first.
+/// How many machines are in work at once.
+const AT_ONCE: usize = 3;
+
+/// What goes wrong: `entry` is what the catalog says at first.
+#[derive(Clone)]
 struct Case {
     name: &'static str,
     reason: &'static str,
@@ -19,51 +29,143 @@ struct Case {
     entry: Value,
 }
 
+/// A machine with an upgrade and a hand-made object of its own.
+struct Subject<'a> {
+    bench: &'a Bench,
+    machine: Machine,
+    upgrade: String,
+    object: String,
+    /// How often it was retried.
+    retries: i32,
+}
+
+/// What a machine remembers of its upgrades.
+struct Memory {
+    record: Record,
+    loader: LoaderStatus,
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_failure_has_its_reason_and_a_new_nonce_with_a_good_image_ends_completed() {
     let mut bench = Bench::start().await;
-    let machine = bench.machine("node-1", &["--patience-seconds", "2"]).await;
-    let old = bench.artifact("old").image.clone();
     let cases = cases(&mut bench);
-    bench.upgrade("up", NEW, &[cases[0].entry.clone()]).await;
-    bench.hand_made("osupgrade-abc123f", "up", "node-1").await;
-    let mut retries = 0;
-    for Case { name, reason, words, entry } in cases {
-        if retries > 0 {
-            bench.recatalog("up", std::slice::from_ref(&entry)).await;
-            bench.retry("osupgrade-abc123f", &format!("retry-{retries}")).await;
-        }
-        let nonce = (retries > 0).then(|| format!("retry-{retries}"));
-        let status = failed(&bench, &machine, nonce.as_deref()).await;
-        println!("{name}: {:?} {:?}", status.failure_reason, status.message);
-        assert_eq!(status.failure_reason.as_deref(), Some(reason), "{name}: {:?}", status.message);
-        assert!(status.message.as_ref().unwrap().contains(words), "{name}: {:?}", status.message);
-        assert_eq!(status.retry_count, Some(retries), "{name}");
-        assert!(condition_is_true(&status.conditions, &ConditionType::Stalled), "{name}");
-        assert_eq!(status.completed_at, None, "{name}");
-        assert_eq!(machine.slot_digest(Slot::A, old.bytes).unwrap(), old.digest, "{name}: slot A");
-        retries += 1;
-    }
-    assert_eq!(booted(&machine), [Slot::A], "no failure costs a reboot");
+    let untroubled = Subject::start(&bench, "0", &bench.entry("new", NEW)).await;
+    untroubled.completes().await;
+    let wanted = untroubled.memory();
+    drop(untroubled);
 
-    // Nothing of all that is in the way of a good image.
-    bench.recatalog("up", &[bench.entry("new", NEW)]).await;
-    bench.retry("osupgrade-abc123f", "retry-last").await;
-    let status = bench.wait_for_phase(&machine, "osupgrade-abc123f", ProgressPhase::Completed).await;
-    assert_eq!(status.observed_retry_nonce.as_deref(), Some("retry-last"));
-    assert_eq!(status.retry_count, Some(retries));
-    assert_eq!((status.failure_reason.as_deref(), status.current_version.as_deref()), (Some(""), Some(NEW)));
-    let new = &bench.artifact("new").image;
-    assert_eq!(machine.slot_digest(Slot::B, new.bytes).unwrap(), new.digest);
-    assert_eq!(booted(&machine), [Slot::A, Slot::B]);
+    let (bench, wanted) = (&bench, &wanted);
+    let fail_then_succeed = |(number, case): (usize, Case)| async move {
+        let mut subject = Subject::start(bench, &(number + 1).to_string(), &case.entry).await;
+        subject.fails(&case).await;
+        subject.goes_on_with(&bench.entry("new", NEW)).await;
+        subject.completes().await;
+        subject.remembers_no_more_than(wanted, &case);
+    };
+    let number = cases.len();
+    let done = stream::iter(cases.into_iter().enumerate()).map(fail_then_succeed).buffer_unordered(AT_ONCE);
+    assert_eq!(done.count().await, number);
 }
 
-/// Waits for `Failed` in answer to this nonce.
-async fn failed(bench: &Bench, machine: &Machine, nonce: Option<&str>) -> OSUpgradeProgressStatus {
-    let is_answer = |status: &OSUpgradeProgressStatus| {
-        status.phase == Some(ProgressPhase::Failed) && status.observed_retry_nonce.as_deref() == nonce
-    };
-    bench.wait(machine, "osupgrade-abc123f", is_answer).await
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_failures_in_a_row_are_not_in_the_way_of_a_good_image() {
+    let mut bench = Bench::start().await;
+    let in_a_row = ["a 404", "damaged compression", "another version inside", "no file system"];
+    let cases = cases(&mut bench).into_iter().filter(|case| in_a_row.contains(&case.name));
+    let cases: Vec<_> = cases.collect();
+    assert_eq!(cases.len(), in_a_row.len());
+    let mut subject = Subject::start(&bench, "1", &cases[0].entry).await;
+    for case in &cases {
+        if case.name != cases[0].name {
+            subject.goes_on_with(&case.entry).await;
+        }
+        subject.fails(case).await;
+    }
+    subject.goes_on_with(&bench.entry("new", NEW)).await;
+    subject.completes().await;
+    assert_eq!(subject.retries, 4);
+}
+
+impl<'a> Subject<'a> {
+    async fn start(bench: &'a Bench, number: &str, entry: &Value) -> Self {
+        let node = format!("node-{number}");
+        let (upgrade, object) = (format!("up-{number}"), format!("osupgrade-{number}"));
+        let machine = bench.machine(&node, &["--patience-seconds", "2"]).await;
+        bench.upgrade(&upgrade, NEW, std::slice::from_ref(entry)).await;
+        bench.hand_made(&object, &upgrade, &node).await;
+        Self { bench, machine, upgrade, object, retries: 0 }
+    }
+
+    fn nonce(&self) -> Option<String> {
+        (self.retries > 0).then(|| format!("retry-{}", self.retries))
+    }
+
+    /// Another entry in the catalog, and a new nonce.
+    async fn goes_on_with(&mut self, entry: &Value) {
+        self.bench.recatalog(&self.upgrade, std::slice::from_ref(entry)).await;
+        self.retries += 1;
+        self.bench.retry(&self.object, &self.nonce().unwrap()).await;
+    }
+
+    /// Waits for the end of the attempt that the last nonce asked for.
+    async fn ends(&self, phase: ProgressPhase) -> OSUpgradeProgressStatus {
+        let nonce = self.nonce();
+        let is_answer = |status: &OSUpgradeProgressStatus| {
+            status.phase.as_ref() == Some(&phase) && status.observed_retry_nonce == nonce
+        };
+        self.bench.wait(&self.machine, &self.object, is_answer).await
+    }
+
+    async fn fails(&self, case: &Case) {
+        let Case { name, reason, words, .. } = case;
+        let status = self.ends(ProgressPhase::Failed).await;
+        println!("{name}: {:?} {:?}", status.failure_reason, status.message);
+        assert_eq!(status.failure_reason.as_deref(), Some(*reason), "{name}: {:?}", status.message);
+        assert!(status.message.as_ref().unwrap().contains(words), "{name}: {:?}", status.message);
+        assert_eq!(status.retry_count, Some(self.retries), "{name}");
+        assert!(condition_is_true(&status.conditions, &ConditionType::Stalled), "{name}");
+        assert_eq!(status.completed_at, None, "{name}");
+        let old = &self.bench.artifact("old").image;
+        assert_eq!(self.machine.slot_digest(Slot::A, old.bytes).unwrap(), old.digest, "{name}: slot A");
+        assert_eq!(booted(&self.machine), [Slot::A], "{name}: no failure costs a reboot");
+    }
+
+    async fn completes(&self) {
+        let status = self.ends(ProgressPhase::Completed).await;
+        let object = &self.object;
+        assert_eq!(status.retry_count, Some(self.retries), "{object}");
+        assert_eq!(status.failure_reason.as_deref(), Some(""), "{object}: {:?}", status.message);
+        assert_eq!(status.current_version.as_deref(), Some(NEW), "{object}");
+        assert!(!condition_is_true(&status.conditions, &ConditionType::Stalled), "{object}");
+        for (slot, name) in [(Slot::A, "old"), (Slot::B, "new")] {
+            let image = &self.bench.artifact(name).image;
+            let found = self.machine.slot_digest(slot, image.bytes).unwrap();
+            assert_eq!(found, image.digest, "{object}: slot {slot}");
+        }
+        assert_eq!(booted(&self.machine), [Slot::A, Slot::B], "{object}");
+    }
+
+    fn memory(&self) -> Memory {
+        let record = RecordStore::in_dir(self.machine.data_dir()).load().unwrap();
+        let loader = SimulatedLoader::open(self.machine.loader_path()).status().unwrap();
+        Memory { record, loader }
+    }
+
+    /// Apart from counters and nonces the machine is like one that nothing ever went wrong on.
+    fn remembers_no_more_than(&self, wanted: &Memory, case: &Case) {
+        let name = case.name;
+        let Memory { record, loader } = self.memory();
+        assert_eq!(loader, wanted.loader, "{name}: the loader");
+        assert_eq!(loader.trial, None, "{name}");
+        assert_eq!(record.slots, wanted.record.slots, "{name}: what the slots hold");
+        assert_eq!((&record.attempt, record.failed.as_slice()), (&None, [].as_slice()), "{name}");
+        let ([seen], [other]) = (record.seen.as_slice(), wanted.record.seen.as_slice()) else {
+            panic!("{name}: {record:?}");
+        };
+        assert_eq!((seen.retry_nonce.as_deref(), seen.retry_count), (Some("retry-1"), 1), "{name}");
+        assert_eq!((seen.attempts, seen.confirmed, seen.steps), (0, 1, 0), "{name}");
+        assert_eq!(seen.pinned, other.pinned, "{name}: what the order was resolved to");
+    }
 }
 
 /// Serves these bytes under a name, and lists them with their own checksum.
