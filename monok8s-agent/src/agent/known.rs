@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use monok8s_sdk::api::OSUpgradeProgress;
-use monok8s_sdk::node_upgrade::Freshness;
+use monok8s_sdk::node_upgrade::{Freshness, Record};
 use tokio::sync::watch;
 
 use super::orders::Orders;
@@ -25,6 +25,18 @@ pub(super) struct Snapshot {
     pub(super) objects: BTreeMap<String, Arc<OSUpgradeProgress>>,
     /// Whether they were listed since this process started.
     pub(super) listed: bool,
+    /// The UIDs of those that are there, and that this release cannot read.
+    unreadable: BTreeSet<String>,
+}
+
+impl Snapshot {
+    /// Whether the object of an attempt that may be committed is there, and cannot be read: whether
+    /// the commit was taken is then unknown, and no reason to take it back. Of an attempt that is
+    /// not committed, an object that cannot be read is as good as none: it orders nothing.
+    pub(super) fn hides_commit_of(&self, record: &Record) -> bool {
+        let committed = record.attempt.as_ref().filter(|attempt| attempt.may_be_committed());
+        committed.is_some_and(|attempt| self.unreadable.contains(&attempt.object.uid))
+    }
 }
 
 impl Known {
@@ -54,7 +66,8 @@ impl Known {
                 (name, answered.cloned().unwrap_or(object))
             })
             .collect();
-        Snapshot { objects, listed: watched.listed }
+        let unreadable = watched.unreadable.into_values().collect();
+        Snapshot { objects, listed: watched.listed, unreadable }
     }
 
     /// Takes in the answer to a read or a write of the agent's own.
@@ -97,6 +110,10 @@ fn is_newer(one: &OSUpgradeProgress, other: &OSUpgradeProgress) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use monok8s_sdk::api::TrialSpec;
+    use monok8s_sdk::digest::Sha256Digest;
+    use monok8s_sdk::node_upgrade::{BootId, Booted, ObjectIdentity, Step};
+    use monok8s_sdk::slot::Slot;
     use serde_json::json;
 
     use super::*;
@@ -121,7 +138,7 @@ mod tests {
         let mut known = Known::new(receiver);
         let show = |object: OSUpgradeProgress| {
             let objects = BTreeMap::from([("one".to_owned(), Arc::new(object))]);
-            sender.send_replace(Orders { objects, listed: true });
+            sender.send_replace(Orders { objects, listed: true, ..Orders::default() });
         };
         assert!(!known.snapshot().listed);
         show(object("u-1", "9"));
@@ -137,5 +154,31 @@ mod tests {
         assert_eq!(version(&mut known), None, "a request did not find it");
         show(object("u-2", "12"));
         assert_eq!(version(&mut known).as_deref(), Some("12"), "another object under its name");
+    }
+
+    #[test]
+    fn an_unreadable_object_leaves_open_whether_a_commit_was_taken() {
+        let (sender, receiver) = watch::channel(Orders::default());
+        let mut known = Known::new(receiver);
+        let unreadable = BTreeMap::from([("one".to_owned(), "u-1".to_owned())]);
+        sender.send_replace(Orders { unreadable, listed: true, ..Orders::default() });
+        let begun = |uid| {
+            Record::default().after(&Step::Begun {
+                object: ObjectIdentity::new("one", uid),
+                version: "v1.35.4".parse().unwrap(),
+                checksum: Sha256Digest::of(b"artifact"),
+                slot: Slot::B,
+                trial: TrialSpec::default(),
+            })
+        };
+        let booted =
+            Booted { slot: Slot::A, version: "v1.35.1".parse().unwrap(), boot_id: BootId("b-1".to_owned()) };
+        let intended = |uid| begun(uid).after(&Step::Intended { booted: booted.clone() });
+        let snapshot = known.snapshot();
+        assert!(snapshot.objects.is_empty());
+        assert!(snapshot.hides_commit_of(&intended("u-1")));
+        assert!(!snapshot.hides_commit_of(&intended("u-2")), "the object of another attempt");
+        assert!(!snapshot.hides_commit_of(&begun("u-1")), "nothing is committed");
+        assert!(!snapshot.hides_commit_of(&Record::default()));
     }
 }

@@ -156,7 +156,8 @@ impl Node {
             (Some(object), Some(uid)) => self.order(object, uid, &facts).await?,
             _ => Ordered::Nothing,
         };
-        let is_complete = snapshot.objects.is_empty() || uid.is_some();
+        let is_complete =
+            (snapshot.objects.is_empty() || uid.is_some()) && !snapshot.hides_commit_of(&self.record);
         let is_read = snapshot.listed && is_complete && !matches!(ordered, Ordered::Held { .. });
         facts.api = if is_read { ApiView::Read } else { ApiView::NotRead };
         facts.record = self.record.clone();

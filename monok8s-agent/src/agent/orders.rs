@@ -17,6 +17,9 @@ use tokio::sync::watch;
 pub(super) struct Orders {
     /// The objects; empty until the first list was read.
     pub(super) objects: BTreeMap<String, Arc<OSUpgradeProgress>>,
+    /// By name, the UIDs of those that are there and that this release cannot read. What they said
+    /// before is forgotten: it does not hold any more.
+    pub(super) unreadable: BTreeMap<String, String>,
     /// Whether they were listed since this process started.
     pub(super) listed: bool,
 }
@@ -31,7 +34,7 @@ pub(super) async fn watch_orders(client: Client, node_name: String, orders: watc
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
     let api: Api<Guarded> = Api::all(client);
     let mut events = pin!(watch_objects(api, config).default_backoff());
-    let mut listing = BTreeMap::new();
+    let mut listing = Orders::default();
     while let Some(event) = events.next().await {
         if orders.is_closed() {
             return;
@@ -43,50 +46,95 @@ pub(super) async fn watch_orders(client: Client, node_name: String, orders: watc
     }
 }
 
-fn apply(
-    event: Event<Guarded>,
-    node_name: &str,
-    listing: &mut BTreeMap<String, Arc<OSUpgradeProgress>>,
-    orders: &watch::Sender<Orders>,
-) {
+fn apply(event: Event<Guarded>, node_name: &str, listing: &mut Orders, orders: &watch::Sender<Orders>) {
     match event {
-        Event::Init => listing.clear(),
-        Event::InitApply(object) => {
-            if let Some((name, object)) = readable(object, node_name) {
-                listing.insert(name, object);
-            }
-        }
+        Event::Init => *listing = Orders::default(),
+        Event::InitApply(object) => listing.take_in(object, node_name),
         Event::InitDone => {
-            let objects = std::mem::take(listing);
-            orders.send_modify(|orders| *orders = Orders { objects, listed: true });
+            let listed = Orders { listed: true, ..std::mem::take(listing) };
+            orders.send_modify(|orders| *orders = listed);
         }
-        Event::Apply(object) => {
-            if let Some((name, object)) = readable(object, node_name) {
-                orders.send_modify(|orders| {
-                    orders.objects.insert(name, object);
-                });
-            }
-        }
-        Event::Delete(object) => orders.send_modify(|orders| {
-            orders.objects.remove(&object.name_any());
-        }),
+        Event::Apply(object) => orders.send_modify(|orders| orders.take_in(object, node_name)),
+        Event::Delete(object) => orders.send_modify(|orders| orders.forget(&object.name_any())),
     }
 }
 
-/// An object that this release can read. One that it cannot is named and left alone, so that it
-/// does not keep the others from being seen.
-fn readable(object: Guarded, node_name: &str) -> Option<(String, Arc<OSUpgradeProgress>)> {
-    let name = object.name_any();
-    match object.0 {
-        // The selector is the server's; what is written to a disk is checked here as well.
-        Ok(object) if object.spec.node_name == node_name => Some((name, Arc::new(object))),
-        Ok(object) => {
-            tracing::warn!(%name, node = object.spec.node_name, "ignored: a progress object of another node");
-            None
+impl Orders {
+    /// Replaces what was known of an object. One that this release cannot read is named, and does
+    /// not keep the others from being seen.
+    fn take_in(&mut self, object: Guarded, node_name: &str) {
+        let (name, uid) = (object.name_any(), object.uid().unwrap_or_default());
+        self.forget(&name);
+        match object.0 {
+            // The selector is the server's; what is written to a disk is checked here as well.
+            Ok(object) if object.spec.node_name == node_name => {
+                self.objects.insert(name, Arc::new(object));
+            }
+            Ok(object) => {
+                tracing::warn!(%name, node = object.spec.node_name, "ignored: a progress object of another node");
+            }
+            Err(error) => {
+                tracing::warn!(
+                    %name, %error,
+                    "ignored: a progress object that this release cannot read; nothing is begun for it, \
+                     and what the node has committed to goes on"
+                );
+                self.unreadable.insert(name, uid);
+            }
         }
-        Err(error) => {
-            tracing::warn!(%name, %error, "ignored: a progress object that this release cannot read");
-            None
+    }
+
+    fn forget(&mut self, name: &str) {
+        self.objects.remove(name);
+        self.unreadable.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn object(name: &str, node: &Value) -> Guarded {
+        serde_json::from_value(json!({
+            "apiVersion": "monok8s.io/v1alpha1",
+            "kind": "OSUpgradeProgress",
+            "metadata": {"name": name, "uid": format!("u-{name}")},
+            "spec": {"sourceRef": {"name": "up"}, "nodeName": node},
+        }))
+        .unwrap()
+    }
+
+    fn shown(orders: &watch::Sender<Orders>) -> (Vec<String>, Vec<String>) {
+        let orders = orders.borrow();
+        (orders.objects.keys().cloned().collect(), orders.unreadable.values().cloned().collect())
+    }
+
+    #[test]
+    fn what_an_object_said_before_it_became_unreadable_is_forgotten_at_once() {
+        let (orders, _) = watch::channel(Orders::default());
+        let mut listing = Orders::default();
+        let mut see = |event| apply(event, "node-1", &mut listing, &orders);
+        let (ours, others, broken) = (json!("node-1"), json!("node-2"), json!({"of": "a newer release"}));
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+
+        see(Event::Init);
+        for (name, node) in [("a", &ours), ("b", &ours), ("c", &broken), ("d", &others)] {
+            see(Event::InitApply(object(name, node)));
         }
+        assert!(!orders.borrow().listed);
+        see(Event::InitDone);
+        assert!(orders.borrow().listed);
+        assert_eq!(shown(&orders), (names(&["a", "b"]), names(&["u-c"])));
+
+        see(Event::Apply(object("a", &broken)));
+        assert_eq!(shown(&orders), (names(&["b"]), names(&["u-a", "u-c"])));
+        see(Event::Apply(object("c", &ours)));
+        see(Event::Apply(object("b", &others)));
+        assert_eq!(shown(&orders), (names(&["c"]), names(&["u-a"])));
+        see(Event::Delete(object("a", &broken)));
+        see(Event::Delete(object("c", &broken)));
+        assert_eq!(shown(&orders), (vec![], vec![]));
     }
 }
