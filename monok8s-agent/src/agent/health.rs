@@ -33,8 +33,14 @@ impl HealthProbe {
         Ok(Self { http, kubelet, api_server })
     }
 
-    /// What holds right now.
-    pub(super) async fn observe(&self, host: &HostView, cluster: &Cluster, boot_id: &BootId) -> TrialHealth {
+    /// What holds right now, beside what is known of the version.
+    pub(super) async fn observe(
+        &self,
+        host: &HostView,
+        cluster: &Cluster,
+        boot_id: &BootId,
+        version: Check,
+    ) -> TrialHealth {
         let node = cluster.node().await;
         let controls = node.as_ref().is_ok_and(is_control_plane)
             || host::holds_any(host, &[API_SERVER_MANIFEST.to_owned()]);
@@ -42,7 +48,8 @@ impl HealthProbe {
             if controls { self.ask("the local API server", &self.api_server).await } else { Check::NotNeeded }
         };
         let (kubelet, control_plane) = futures::join!(self.ask("the kubelet", &self.kubelet), control_plane);
-        TrialHealth { kubelet, control_plane, configured: Check::NotNeeded, node: view(node, boot_id) }
+        let (configured, node) = (Check::NotNeeded, view(node, boot_id));
+        TrialHealth { version, kubelet, control_plane, configured, node }
     }
 
     async fn ask(&self, who: &str, endpoint: &Endpoint) -> Check {

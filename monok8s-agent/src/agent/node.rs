@@ -9,7 +9,7 @@ use monok8s_sdk::boot::record_store::RecordStore;
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
 use monok8s_sdk::node_upgrade::{
-    ApiView, Attempt, BootId, Booted, HeldToken, NodeFacts, Record, Step, TrialHealth, decide,
+    ApiView, Attempt, BootId, Booted, Check, HeldToken, NodeFacts, Record, Step, TrialHealth, decide,
 };
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
@@ -190,10 +190,10 @@ impl Node {
         };
         let loader = block_in_place(|| self.backend.status())?;
         let slot = slots.booted().slot;
-        let version = self.booted_version(slot, &boot_id).await.ok_or(NodeError::NoVersion)?;
+        let (version, known) = self.booted_version(slot, &boot_id).await.ok_or(NodeError::NoVersion)?;
         let on_trial = loader.trial.is_some_and(|trial| trial.slot == slot);
         let health = if on_trial {
-            self.probe.observe(host, &self.cluster, &boot_id).await
+            self.probe.observe(host, &self.cluster, &boot_id, known).await
         } else {
             TrialHealth::unknown()
         };
@@ -222,18 +222,24 @@ impl Node {
     }
 
     /// The version that runs: the host's os-release has the first word. An image that states none
-    /// is what its kubelet is, and while nobody can say that, what was written to the slot.
-    async fn booted_version(&mut self, slot: Slot, boot_id: &BootId) -> Option<OsVersion> {
+    /// is what its kubelet is, and while nobody can say that, what was written to the slot: good
+    /// enough to go on with, and not to confirm.
+    async fn booted_version(&mut self, slot: Slot, boot_id: &BootId) -> Option<(OsVersion, Check)> {
         if let Some(stated) = host::booted_version(&self.workshop.host) {
-            return Some(stated);
+            return Some((stated, Check::Holds));
         }
         if self.kubelet_version.is_none() {
             let info = self.cluster.node().await.ok().and_then(|node| node.status?.node_info);
             let info = info.filter(|info| info.boot_id == boot_id.0);
             self.kubelet_version = info.and_then(|info| OsVersion::of_kubelet(&info.kubelet_version));
         }
-        let written = || self.record.slots.get(slot).map(|content| content.version.clone());
-        self.kubelet_version.clone().or_else(written)
+        if let Some(version) = &self.kubelet_version {
+            return Some((version.clone(), Check::Holds));
+        }
+        let unknown = "the version is not known yet: the image states none, and the Node object shows \
+                       no kubelet of this boot";
+        let written = self.record.slots.get(slot)?.version.clone();
+        Some((written, Check::Fails(unknown.to_owned())))
     }
 
     /// The UID of this node's Node. An order carries the one it was made for.
@@ -396,5 +402,28 @@ mod tests {
         agent.record(&seen).unwrap();
         let kept = agent.store.load().unwrap();
         assert_eq!((kept.slots.b, kept.seen.len()), (None, 1));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_written_to_a_slot_is_not_known_to_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut agent = agent(&FileMachine::create(dir.path(), 8 << 20).unwrap(), dir.path());
+        let written: SlotContent =
+            serde_json::from_str(r#"{"version": "v1.35.4", "state": "Verified"}"#).unwrap();
+        agent.record.slots.b = Some(written);
+        let boot_id = BootId("b-1".to_owned());
+        assert_eq!(agent.booted_version(Slot::A, &boot_id).await, None);
+        let (version, known) = agent.booted_version(Slot::B, &boot_id).await.unwrap();
+        assert_eq!(version.to_string(), "v1.35.4");
+        assert!(known.missing().unwrap().contains("not known yet"), "{known:?}");
+
+        agent.kubelet_version = Some("v1.35.3".parse().unwrap());
+        let said = ("v1.35.3".parse().unwrap(), Check::Holds);
+        assert_eq!(agent.booted_version(Slot::B, &boot_id).await, Some(said));
+        let os_release = agent.workshop.host.path("etc/os-release");
+        std::fs::create_dir_all(os_release.parent().unwrap()).unwrap();
+        std::fs::write(os_release, "MONOK8S_VERSION=v1.35.5\n").unwrap();
+        let said = ("v1.35.5".parse().unwrap(), Check::Holds);
+        assert_eq!(agent.booted_version(Slot::B, &boot_id).await, Some(said));
     }
 }

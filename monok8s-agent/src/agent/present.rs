@@ -187,7 +187,12 @@ fn words(scene: &Scene<'_>, action: &Action) -> Option<Spoken> {
             Spoken::of(phase.clone(), message, Some(version))
         }
         Action::AwaitHealth { missing, .. } => {
-            let message = format!("{} runs on trial in slot {}: {missing}", booted.version, booted.slot);
+            let what = match scene.facts.health.version.missing() {
+                Some(_) => "an image written as ",
+                None => "",
+            };
+            let message =
+                format!("{what}{} runs on trial in slot {}: {missing}", booted.version, booted.slot);
             Spoken::of(Confirming, message, Some(&booted.version))
         }
         Action::Report(Standing::Staged { version, slot }) if is_being_drained(scene.object) => {

@@ -150,7 +150,7 @@ closed_enum! {
         /// Go back to the old slot; nothing is quarantined.
         #[default]
         Revert,
-        /// Keep the new slot.
+        /// Keep the new slot; if its image states no version, go back, because only the API server could tell it.
         ConfirmLocally,
     }
 }

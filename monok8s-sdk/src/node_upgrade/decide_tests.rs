@@ -171,6 +171,10 @@ fn a_trial_is_kept_awaited_or_sent_back() {
         "the API server stays away": node().in_trial().without_api().at(600), None => "record: Reverting ApiUnavailable";
         "the API server stays away, and the node may decide": node().in_trial().confirm_locally().without_api().at(600), None => "confirm B";
         "the node may decide, but it is not well": node().in_trial().confirm_locally().at(600), None => "record: Reverting TrialTimedOut";
+        "nobody tells the version yet": node().in_trial().healthy().of_unknown_version(), None => "await health for 540 s";
+        "nobody tells the version in time": node().in_trial().healthy().of_unknown_version().at(600), None => "record: Reverting TrialTimedOut";
+        "nobody tells the version, and the API server is away": node().in_trial().without_api().of_unknown_version(), None => "await health for 540 s";
+        "the node may decide, but nobody tells the version": node().in_trial().confirm_locally().without_api().of_unknown_version().at(600), None => "record: Reverting ApiUnavailable";
         "another version came up": node().in_trial_running("v1.35.9").healthy(), None => "record: Reverting WrongVersionBooted";
         "the revert is recorded": reverting(FailureReason::TrialTimedOut), None => "revert: TrialTimedOut";
         "the revert is in the loader": reverting(FailureReason::TrialTimedOut).sent_back(), None => "reboot into A";

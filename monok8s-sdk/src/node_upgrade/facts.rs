@@ -27,7 +27,8 @@ impl fmt::Display for BootId {
 pub struct Booted {
     /// The slot that `/` runs from, by the kernel command line and the device.
     pub slot: Slot,
-    /// The version, by the host's os-release.
+    /// The version, by the host's os-release, or else its kubelet. While neither tells, the one that
+    /// was written to the slot; [`TrialHealth::version`] then fails.
     pub version: OsVersion,
     /// Which boot this is.
     pub boot_id: BootId,
@@ -78,6 +79,8 @@ pub enum NodeView {
 /// How well the booted slot is. Only looked at during a trial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrialHealth {
+    /// That the version in [`Booted`] is what runs, and not only what was written to the slot.
+    pub version: Check,
     /// The kubelet's own health endpoint.
     pub kubelet: Check,
     /// The local API server and etcd, on a control-plane node.
@@ -93,6 +96,7 @@ impl TrialHealth {
     #[must_use]
     pub fn unknown() -> Self {
         Self {
+            version: Check::Fails("the version was not looked for yet".to_owned()),
             kubelet: Check::Fails("the kubelet was not asked yet".to_owned()),
             control_plane: Check::NotNeeded,
             configured: Check::NotNeeded,
@@ -100,7 +104,8 @@ impl TrialHealth {
         }
     }
 
-    /// The first thing on the node itself that is missing.
+    /// The first thing on the node itself that is missing. The version is none: it may take the API
+    /// server to tell it.
     #[must_use]
     pub fn missing_locally(&self) -> Option<&str> {
         [&self.kubelet, &self.control_plane, &self.configured].into_iter().find_map(Check::missing)

@@ -248,6 +248,7 @@ impl NodeFacts {
 
     pub(super) fn healthy(mut self) -> Self {
         self.health = TrialHealth {
+            version: Check::Holds,
             kubelet: Check::Holds,
             control_plane: Check::NotNeeded,
             configured: Check::NotNeeded,
@@ -259,6 +260,11 @@ impl NodeFacts {
     pub(super) fn without_api(mut self) -> Self {
         self = self.healthy();
         self.health.node = NodeView::ApiUnreachable;
+        self
+    }
+
+    pub(super) fn of_unknown_version(mut self) -> Self {
+        self.health.version = Check::Fails("the version is not known yet".to_owned());
         self
     }
 

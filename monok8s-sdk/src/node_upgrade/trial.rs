@@ -33,13 +33,15 @@ pub enum Verdict {
 /// Judges a trial that has been running for `elapsed`, by the monotonic clock.
 ///
 /// What holds is confirmed even at the last moment. With the API server away, and everything on
-/// the node well, the deadline decides by `apiUnavailable`.
+/// the node well, the deadline decides by `apiUnavailable`; a version that only the API server could
+/// have told is not confirmed even then.
 #[must_use]
 pub fn judge(spec: &TrialSpec, health: &TrialHealth, elapsed: Duration) -> Verdict {
     let limit = Duration::from_secs(u64::try_from(spec.timeout_seconds()).unwrap_or_default());
     let remaining = limit.saturating_sub(elapsed);
     let locally = health.missing_locally();
-    let missing = match (locally, &health.node) {
+    let version = health.version.missing();
+    let missing = match (locally.or(version), &health.node) {
         (None, NodeView::ReadyInThisBoot) => return Verdict::Confirm,
         (Some(missing), _) => missing.to_owned(),
         (None, NodeView::NotReady(seen)) => seen.clone(),
@@ -50,8 +52,8 @@ pub fn judge(spec: &TrialSpec, health: &TrialHealth, elapsed: Duration) -> Verdi
     }
     let only_api_missing = locally.is_none() && health.node == NodeView::ApiUnreachable;
     let reason = match (only_api_missing, spec.api_unavailable.unwrap_or_default()) {
-        (true, ApiUnavailable::ConfirmLocally) => return Verdict::Confirm,
-        (true, ApiUnavailable::Revert) => FailureReason::ApiUnavailable,
+        (true, ApiUnavailable::ConfirmLocally) if version.is_none() => return Verdict::Confirm,
+        (true, _) => FailureReason::ApiUnavailable,
         (false, _) => FailureReason::TrialTimedOut,
     };
     let message = format!("not confirmed within {} s: {missing}", limit.as_secs());

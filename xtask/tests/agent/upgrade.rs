@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use kube::Api;
 use monok8s_sdk::api::{ConditionType, OSNode, ProgressPhase, condition_is_true};
 use monok8s_sdk::slot::Slot;
-use serde_json::json;
+use serde_json::{Value, json};
 use xtask::http::{Fault, Times};
+use xtask::rootfs::RootfsSpec;
 
 use crate::bench::{Bench, NEW, OLD, booted, small};
 
@@ -85,10 +86,22 @@ async fn an_image_whose_kernel_panics_falls_back_and_is_not_tried_again_without_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trial_that_nobody_confirms_goes_back_with_the_api_server_away() {
+    goes_back_without_an_api_server(&small(NEW), &json!({"timeoutSeconds": 30}), "tried").await;
+}
+
+/// Only the API server could have told that it is the ordered version that runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_nobody_states_is_not_confirmed_locally() {
+    let trial = json!({"timeoutSeconds": 30, "apiUnavailable": "ConfirmLocally"});
+    goes_back_without_an_api_server(&small(NEW).claiming_nothing(), &trial, "new").await;
+}
+
+/// The artifact `then` is good enough for another attempt.
+async fn goes_back_without_an_api_server(image: &RootfsSpec, trial: &Value, then: &str) {
     let mut bench = Bench::start().await;
+    bench.build("tried", image);
     let machine = bench.machine("node-1", &[]).await;
-    let trial = json!({"timeoutSeconds": 30});
-    bench.upgrade_with("up", NEW, &[bench.entry("new", NEW)], &json!({"trial": trial})).await;
+    bench.upgrade_with("up", NEW, &[bench.entry("tried", NEW)], &json!({"trial": trial})).await;
     bench.hand_made("progress", "up", "node-1").await;
     bench.wait_for_phase(&machine, "progress", ProgressPhase::Rebooting).await;
     bench.control_plane.kill_apiserver().unwrap();
@@ -100,8 +113,10 @@ async fn a_trial_that_nobody_confirms_goes_back_with_the_api_server_away() {
     assert_eq!(booted(&machine), [Slot::A, Slot::B, Slot::A]);
     bench.control_plane.start_apiserver().await.unwrap();
     let status = bench.wait_for_phase(&machine, "progress", ProgressPhase::RolledBack).await;
+    println!("{:?}: {:?}", status.failure_reason, status.message);
     assert_eq!(status.failure_reason.as_deref(), Some("ApiUnavailable"));
     // A dead API server says nothing against an image.
+    bench.recatalog("up", &[bench.entry(then, NEW)]).await;
     bench.retry("progress", "retry-1").await;
     bench.wait_for_phase(&machine, "progress", ProgressPhase::Completed).await;
 }

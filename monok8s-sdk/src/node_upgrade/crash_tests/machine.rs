@@ -165,6 +165,7 @@ impl Machine {
             record: self.store().load().unwrap(),
             token: self.token.as_ref().map(|token| HeldToken { slot: token.slot(), digest: token.image() }),
             health: TrialHealth {
+                version: Check::Holds,
                 kubelet: Check::Holds,
                 control_plane: Check::NotNeeded,
                 configured: Check::NotNeeded,

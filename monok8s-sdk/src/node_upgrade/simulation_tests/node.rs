@@ -161,6 +161,7 @@ impl Node {
             record: self.record.clone(),
             token: self.token,
             health: TrialHealth {
+                version: Check::Holds,
                 kubelet: if well { Check::Holds } else { Check::Fails("not well".to_owned()) },
                 control_plane: Check::NotNeeded,
                 configured: Check::NotNeeded,
