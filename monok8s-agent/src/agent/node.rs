@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use monok8s_sdk::api::{GuardState, OSUpgradeProgress, TrialSpec};
 use monok8s_sdk::boot::BootBackend;
-use monok8s_sdk::boot::record_store::RecordStore;
+use monok8s_sdk::boot::record_store::{RecordLock, RecordStore};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
 use monok8s_sdk::node_upgrade::{
@@ -48,6 +48,8 @@ pub(super) struct Node {
     pub(super) known: Known,
     pub(super) workshop: Workshop,
     pub(super) store: RecordStore,
+    /// Held through every turn, and from one to the next while an attempt goes on.
+    lock: Option<RecordLock>,
     /// As it is on the data partition. While an attempt goes on, this process is its only writer.
     pub(super) record: Record,
     is_record_read: bool,
@@ -102,6 +104,7 @@ impl Node {
             known,
             workshop,
             store,
+            lock: None,
             record: Record::default(),
             is_record_read: false,
             slots: None,
@@ -136,6 +139,9 @@ impl Node {
                     AFTER_TROUBLE
                 }
             };
+            if self.is_between_attempts() {
+                self.lock = None;
+            }
             tokio::select! {
                 () = self.known.changed() => {}
                 () = self.effort.ended() => {}
@@ -145,6 +151,10 @@ impl Node {
     }
 
     async fn turn(&mut self) -> Result<Turn, NodeError> {
+        if self.lock.is_none() {
+            let holder = format!("monok8s-agent (process {})", std::process::id());
+            self.lock = Some(block_in_place(|| self.store.lock(&holder))?);
+        }
         let Sight { mut facts, slots } = self.look().await?;
         let snapshot = self.known.snapshot();
         let uid = self.node_uid(&snapshot).await;
@@ -210,11 +220,15 @@ impl Node {
         Ok(Sight { facts, slots })
     }
 
+    /// Whether nothing is under way that a person who flashes a slot could come between.
+    fn is_between_attempts(&self) -> bool {
+        self.record.attempt.as_ref().is_none_or(Attempt::has_ended)
+    }
+
     /// Reads the record, unless it is known. Between attempts a person may have flashed a slot, and
     /// had the record forget it: what was known before must not be written over that.
     fn recall(&mut self) -> Result<(), NodeError> {
-        let between_attempts = self.record.attempt.as_ref().is_none_or(Attempt::has_ended);
-        if between_attempts || !self.is_record_read {
+        if self.is_between_attempts() || !self.is_record_read {
             self.record = block_in_place(|| self.store.load())?;
             self.is_record_read = true;
         }

@@ -3,6 +3,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use monok8s_sdk::boot::record_store::RecordStore;
 use monok8s_sdk::boot::simulated::SimulatedLoader;
@@ -13,7 +14,7 @@ use monok8s_sdk::node_upgrade::Record;
 use monok8s_sdk::slot::Slot;
 use serde_json::{Value, json};
 
-use super::program::{Machine, Run, ctl, ctl_with_input};
+use super::program::{Machine, Run, ctl, ctl_with_input, spawn};
 
 /// Three MiB that do not compress to nothing, and the artifact they come in.
 fn image() -> (Vec<u8>, Vec<u8>) {
@@ -231,6 +232,30 @@ fn a_slot_that_an_upgrade_needs_is_left_alone() {
         "{error}"
     );
     assert!(machine.files.read_all(Slot::B).unwrap() == before);
+}
+
+#[test]
+fn one_at_a_time_and_the_lock_goes_with_its_process() {
+    let machine = Machine::new();
+    let store = RecordStore::in_dir(machine.path("data"));
+    let (_, artifact) = image();
+    let held = store.lock("monok8s-agent (process 7)").unwrap();
+    let error = ctl_with_input(&machine.args("flash", &["--slot=B"]), &artifact).bad(1);
+    assert!(error.contains("in use by monok8s-agent (process 7): wait until"), "{error}");
+    ctl(&machine.args("slots", &[])).good();
+    drop(held);
+
+    let mut child = spawn(&machine.args("flash", &["--slot=B"]));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    // It waits for its standard input, and holds the lock meanwhile.
+    let holder = format!("ctl flash (process {})", child.id());
+    while !store.lock("a test").is_err_and(|refused| refused.to_string().contains(&holder)) {
+        assert!(Instant::now() < deadline, "ctl flash takes no lock");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(store.lock("a test").unwrap());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use monok8s_sdk::disk::fixture::FileMachine;
 
@@ -27,20 +27,25 @@ impl Run {
     }
 }
 
-/// Runs `ctl` with `input` on its standard input.
-pub(super) fn ctl_with_input<S: AsRef<str>>(args: &[S], input: &[u8]) -> Run {
+/// Starts `ctl` with pipes to everything.
+pub(super) fn spawn<S: AsRef<str>>(args: &[S]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ctl"));
     // The variables of a pod that the tests happen to run in say nothing about the test's machine.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MONOK8S_")) {
         command.env_remove(name);
     }
-    let mut child = command
+    command
         .args(args.iter().map(AsRef::as_ref))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+/// Runs `ctl` with `input` on its standard input.
+pub(super) fn ctl_with_input<S: AsRef<str>>(args: &[S], input: &[u8]) -> Run {
+    let mut child = spawn(args);
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_owned();
     let feeder = std::thread::spawn(move || {

@@ -5,7 +5,8 @@
 //! written beside it, flushed, renamed, and the directory flushed. So at every instant at least one
 //! whole copy exists, and a full disk changes neither.
 
-use std::io;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -60,6 +61,14 @@ pub enum StoreError {
         path: PathBuf,
         /// The payload's length in bytes.
         length: usize,
+    },
+    /// Another process has the lock.
+    #[error("the record in {} is in use by {holder}: wait until its upgrade or flash has ended, or end that process if it hangs", dir.display())]
+    Held {
+        /// The directory.
+        dir: PathBuf,
+        /// Who has it, in its own words.
+        holder: String,
     },
     /// A whole copy that does not hold what it should.
     #[error("{} is whole, but not what this release reads: it belongs to another program, or to a release that changed its meaning", path.display())]
@@ -230,6 +239,17 @@ fn checksum(revision: u64, length: u32, payload: &[u8]) -> u32 {
     crc.finalize()
 }
 
+const LOCK: &str = "record.lock";
+/// How much of what a lock's holder says is passed on.
+const LOCK_NOTE: u64 = 200;
+
+/// The lock of a [`RecordStore`]. It ends with this value, and with the process.
+#[derive(Debug)]
+#[must_use = "the lock ends with this value"]
+pub struct RecordLock {
+    _file: File,
+}
+
 /// The node's [`Record`] in a data directory, as JSON in two copies `record.0` and `record.1`.
 ///
 /// ```no_run
@@ -256,6 +276,43 @@ impl RecordStore {
     #[must_use]
     pub fn in_directory(dir: Arc<dyn Directory>) -> Self {
         Self { copies: TwoCopies::in_directory(dir, "record") }
+    }
+
+    /// Takes the lock that whoever changes the record, the loader's state or a slot must hold from
+    /// before it reads the record until it has written what follows. `holder` is what others are
+    /// told meanwhile. Reading alone takes no lock.
+    pub fn lock(&self, holder: &str) -> Result<RecordLock, StoreError> {
+        let dir = self.copies.dir.path();
+        if !dir.is_dir() {
+            return Err(StoreError::NoDirectory { dir: dir.to_owned() });
+        }
+        let path = dir.join(LOCK);
+        // An existing file is opened to be read: a file system that is full or read-only by now must
+        // not keep a node from the rest of its work.
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                File::options().read(true).write(true).create(true).truncate(false).open(&path)
+            }
+            opened => opened,
+        };
+        let file = file.map_err(|source| StoreError::Write { path: path.clone(), source })?;
+        let mut noted = String::new();
+        match file.try_lock() {
+            Ok(()) => {
+                // Best effort, as it is only told; and not at all if it says so already.
+                let known = (&file).take(LOCK_NOTE).read_to_string(&mut noted);
+                if known.is_err() || noted != holder {
+                    let _ = fs::write(&path, holder);
+                }
+                Ok(RecordLock { _file: file })
+            }
+            Err(TryLockError::WouldBlock) => {
+                let _ = (&file).take(LOCK_NOTE).read_to_string(&mut noted);
+                let holder = if noted.is_empty() { "another process".to_owned() } else { noted };
+                Err(StoreError::Held { dir: dir.to_owned(), holder })
+            }
+            Err(TryLockError::Error(source)) => Err(StoreError::Write { path, source }),
+        }
     }
 
     /// The record; an empty one if none was ever saved here.

@@ -156,3 +156,26 @@ proptest! {
         prop_assert_eq!(decode(&bytes), Some((revision, payload.as_slice())));
     }
 }
+
+#[test]
+fn one_at_a_time_has_the_lock_and_says_who_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RecordStore::in_dir(dir.path());
+    let held = store.lock("the agent (process 7)").unwrap();
+    let refused = store.lock("ctl flash").unwrap_err();
+    assert!(matches!(&refused, StoreError::Held { holder, .. } if holder == "the agent (process 7)"));
+    assert!(refused.to_string().contains("wait until its upgrade or flash has ended"), "{refused}");
+    assert_eq!(store.load().unwrap(), Record::default(), "reading takes no lock");
+    drop(held);
+
+    // The same holder writes nothing, and needs to write nothing.
+    let path = dir.path().join("record.lock");
+    let written = fs::metadata(&path).unwrap().modified().unwrap();
+    drop(store.lock("the agent (process 7)").unwrap());
+    assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written);
+    let _held = store.lock("ctl").unwrap();
+    assert_eq!(fs::read_to_string(path).unwrap(), "ctl");
+
+    let absent = RecordStore::in_dir(dir.path().join("absent"));
+    assert!(matches!(absent.lock("ctl"), Err(StoreError::NoDirectory { .. })));
+}

@@ -6,14 +6,16 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use monok8s_sdk::api::{OSUpgradeProgress, ProgressPhase};
+use monok8s_sdk::api::{OSUpgradeProgress, OSUpgradeProgressStatus, ProgressPhase};
 use monok8s_sdk::boot::BootBackend as _;
+use monok8s_sdk::boot::record_store::RecordStore;
 use monok8s_sdk::boot::simulated::SimulatedLoader;
 use monok8s_sdk::slot::Slot;
 use serde_json::{Value, json};
+use xtask::http::{Fault, Times};
 use xtask::machine::Machine;
 
-use crate::bench::{Bench, NEW, OLD, booted};
+use crate::bench::{Bench, MIB, NEW, OLD, booted};
 
 const NAME: &str = "osupgrade-0123456789";
 
@@ -119,4 +121,38 @@ async fn what_is_superseded_is_let_go_of_and_what_is_for_another_node_is_left_al
     );
     assert!(!is_armed(&machine));
     assert_eq!(booted(&machine), [Slot::A]);
+}
+
+/// A slot is flashed by hand meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_begun_while_somebody_else_has_the_record_and_nobody_else_gets_it_then() {
+    let bench = Bench::start().await;
+    let machine = bench.machine("node-1", &[]).await;
+    let store = RecordStore::in_dir(machine.data_dir());
+    let held = loop {
+        // The agent has it for moments.
+        match store.lock("a test") {
+            Ok(held) => break held,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    let before = store.load().unwrap();
+    bench.files.inject("/new", Fault::Throttle { bytes_per_second: MIB }, Times::Always);
+    bench.upgrade("up", NEW, &[bench.entry("new", NEW)]).await;
+    bench.hand_made(NAME, "up", "node-1").await;
+    let says_why = |status: &OSUpgradeProgressStatus| {
+        status.message.as_ref().is_some_and(|message| message.contains("is in use by a test: wait until"))
+    };
+    bench.wait(&machine, NAME, says_why).await;
+    assert_eq!(store.load().unwrap(), before);
+    assert_eq!(bench.files.bytes_served("/new"), 0);
+
+    drop(held);
+    bench.wait_for_phase(&machine, NAME, ProgressPhase::Downloading).await;
+    for _ in 0..50 {
+        let refused = store.lock("a test").unwrap_err().to_string();
+        assert!(refused.contains("is in use by monok8s-agent (process "), "{refused}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    bench.wait_for_phase(&machine, NAME, ProgressPhase::Completed).await;
 }
