@@ -3,7 +3,8 @@
 // Doc comments here are the help text, where backticks would be shown.
 #![allow(clippy::doc_markdown)]
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use monok8s_sdk::boot::BootBackend;
@@ -77,11 +78,33 @@ impl MachineArgs {
         RecordStore::in_dir(&self.data_dir)
     }
 
+    /// Makes sure that the record outlives an upgrade. A machine with a simulated loader is one in a
+    /// directory, and has everything on one file system.
+    pub fn require_lasting_data_dir(&self) -> Result<(), DataDirInSlot> {
+        if matches!(self.boot_backend, BootBackendChoice::Simulated(_)) {
+            return Ok(());
+        }
+        // What is not there is told of by those who need it.
+        let device = |path: &Path| path.metadata().ok().map(|found| found.dev());
+        let (data, root) = (device(&self.data_dir), device(&self.host_root));
+        if data.is_some() && data == root {
+            return Err(DataDirInSlot { path: self.data_dir.clone() });
+        }
+        Ok(())
+    }
+
     /// The agent's record, if an agent keeps one here.
     #[must_use]
     pub fn kept_record(&self) -> Option<RecordStore> {
         self.data_dir.is_dir().then(|| self.record())
     }
+}
+
+/// The data directory is on the root file system of the host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the data directory {} is on the host's root file system, which is a slot, so an upgrade would leave the record behind: mount the partition that both slots share there, then restart the agent", path.display())]
+pub struct DataDirInSlot {
+    path: PathBuf,
 }
 
 /// Which boot loader the host has.
@@ -117,6 +140,32 @@ impl FromStr for BootBackendChoice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        machine: MachineArgs,
+    }
+
+    #[test]
+    fn a_data_directory_on_the_root_file_system_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |host_root: &Path, data_dir: &Path, backend: &str| {
+            let of = |flag: &str, value: &Path| format!("--{flag}={}", value.display());
+            let flags = [of("host-root", host_root), of("data-dir", data_dir)];
+            let backend = format!("--boot-backend={backend}");
+            let given = ["x".to_owned()].into_iter().chain(flags).chain([backend]);
+            <Cli as clap::Parser>::parse_from(given).machine.require_lasting_data_dir()
+        };
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let refused = check(dir.path(), &data, "auto").unwrap_err().to_string();
+        assert!(refused.contains("mount the partition that both slots share there"), "{refused}");
+        let elsewhere = Path::new("/proc");
+        assert_eq!(check(elsewhere, &data, "auto"), Ok(()), "another file system");
+        assert_eq!(check(dir.path(), &data, "simulated:/run/loader"), Ok(()), "a machine in a directory");
+        assert_eq!(check(dir.path(), &dir.path().join("absent"), "auto"), Ok(()), "said by the store");
+    }
 
     #[test]
     fn a_loader_is_named_or_looked_for() {

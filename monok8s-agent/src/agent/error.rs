@@ -6,6 +6,7 @@ use monok8s_sdk::disk::SlotsError;
 
 use super::reboot::RebootError;
 use crate::host::HostError;
+use crate::machine::DataDirInSlot;
 
 /// What is in the way on this node.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +19,8 @@ pub(super) enum NodeError {
     Loader(#[from] BootError),
     #[error("cannot keep the record on the data partition")]
     Record(#[from] StoreError),
+    #[error(transparent)]
+    DataDir(#[from] DataDirInSlot),
     #[error("cannot reboot")]
     Reboot(#[from] RebootError),
     #[error(

@@ -105,7 +105,7 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         cluster: Cluster::new(client, node_name),
         known: Known::new(orders),
         workshop,
-        store: machine.record(),
+        machine,
         backend,
         probe: HealthProbe::new(kubelet_healthz, apiserver_readyz)?,
         reboot_command,

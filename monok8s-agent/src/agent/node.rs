@@ -31,6 +31,7 @@ use super::select::{Selection, select};
 use super::status::{Report, acknowledged, troubled};
 use super::work::{Effort, Workshop};
 use crate::host;
+use crate::machine::MachineArgs;
 
 /// How long to rest when nothing is expected. Facts of the host that nobody announces are looked
 /// at again after this.
@@ -47,6 +48,7 @@ pub(super) struct Node {
     pub(super) cluster: Cluster,
     pub(super) known: Known,
     pub(super) workshop: Workshop,
+    machine: MachineArgs,
     pub(super) store: RecordStore,
     /// Held through every turn, and from one to the next while an attempt goes on.
     lock: Option<RecordLock>,
@@ -76,7 +78,7 @@ pub(super) struct Parts {
     pub(super) cluster: Cluster,
     pub(super) known: Known,
     pub(super) workshop: Workshop,
-    pub(super) store: RecordStore,
+    pub(super) machine: MachineArgs,
     pub(super) backend: Box<dyn BootBackend>,
     pub(super) probe: HealthProbe,
     pub(super) reboot_command: Option<RebootCommand>,
@@ -97,13 +99,14 @@ struct Sight {
 
 impl Node {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { cluster, known, workshop, store, backend, probe, reboot_command, resolver, effort } =
+        let Parts { cluster, known, workshop, machine, backend, probe, reboot_command, resolver, effort } =
             parts;
         Self {
             cluster,
             known,
             workshop,
-            store,
+            store: machine.record(),
+            machine,
             lock: None,
             record: Record::default(),
             is_record_read: false,
@@ -151,6 +154,7 @@ impl Node {
     }
 
     async fn turn(&mut self) -> Result<Turn, NodeError> {
+        self.machine.require_lasting_data_dir()?;
         if self.lock.is_none() {
             let holder = format!("monok8s-agent (process {})", std::process::id());
             self.lock = Some(block_in_place(|| self.store.lock(&holder))?);
@@ -365,6 +369,7 @@ mod tests {
 
     use super::super::config::Endpoint;
     use super::*;
+    use crate::machine::BootBackendChoice;
 
     fn agent(machine: &FileMachine, dir: &std::path::Path) -> Node {
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -382,7 +387,14 @@ mod tests {
                 limits: DownloadLimits::default(),
                 guard_paths: Arc::from([]),
             },
-            store: RecordStore::in_dir(dir),
+            machine: MachineArgs {
+                host_root: machine.host().path(""),
+                disk: Some(machine.disk()),
+                slot_a_label: "rootfs-a".to_owned(),
+                slot_b_label: "rootfs-b".to_owned(),
+                data_dir: dir.to_owned(),
+                boot_backend: BootBackendChoice::Simulated(dir.join("loader")),
+            },
             backend: Box::new(
                 SimulatedLoader::install(&dir.join("loader"), Slot::A, Tries::DEFAULT_FULL).unwrap(),
             ),
