@@ -90,6 +90,7 @@ enum Content {
 #[derive(Debug, Default)]
 struct State {
     contents: BTreeMap<String, Content>,
+    directories: BTreeMap<String, PathBuf>,
     faults: BTreeMap<String, Vec<(Fault, Times)>>,
     log: Vec<Request>,
 }
@@ -123,6 +124,11 @@ impl FileServer {
         self.state().contents.insert(path.to_owned(), Content::File(file.to_owned()));
     }
 
+    /// Serves every file below `directory`, at `prefix` (which ends with `/`) and its path in there.
+    pub fn serve_directory(&self, prefix: &str, directory: &Path) {
+        self.state().directories.insert(prefix.to_owned(), directory.to_owned());
+    }
+
     /// Serves bytes; replaces what was there.
     pub fn serve_bytes(&self, path: &str, bytes: impl Into<Arc<[u8]>>) {
         self.state().contents.insert(path.to_owned(), Content::Bytes(bytes.into()));
@@ -148,6 +154,13 @@ impl FileServer {
     #[must_use]
     pub fn bytes_served(&self, path: &str) -> u64 {
         self.state().log.iter().filter(|request| request.path == path).map(|request| request.bytes_sent).sum()
+    }
+
+    /// How many requests there were so far, and how many bytes of bodies were sent for all of them.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.log.len() as u64, state.log.iter().map(|request| request.bytes_sent).sum())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -206,12 +219,24 @@ impl State {
             Fault::ServeInstead { path } => Some(path.as_str()),
             _ => None,
         });
-        let content = self.contents.get(source.unwrap_or(&request.path)).cloned();
+        let content = self.content(source.unwrap_or(&request.path));
         let subject = content.as_ref().map(|content| content.subject(self.log.len(), &faults)).transpose()?;
         let answer = Answer::to(&request, subject.as_ref(), &faults);
         request.status = answer.status;
         self.log.push(request);
         Ok((answer, content, self.log.len() - 1))
+    }
+
+    fn content(&self, path: &str) -> Option<Content> {
+        let in_directory = || {
+            let (prefix, directory) =
+                self.directories.iter().find(|(prefix, _)| path.starts_with(prefix.as_str()))?;
+            let relative = Path::new(path.get(prefix.len()..)?);
+            let inside = relative.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+            let file = directory.join(relative);
+            (inside && file.is_file()).then_some(Content::File(file))
+        };
+        self.contents.get(path).cloned().or_else(in_directory)
     }
 
     /// The faults of one request; those that are for a number of requests are used up by it.

@@ -4,6 +4,7 @@
 //! Everything here cleans up after itself when it is dropped. A program that holds such values runs
 //! its work under [`process::until_interrupted`], so that Ctrl-C drops them too.
 
+pub mod bench;
 pub mod controlplane;
 pub mod demo;
 pub mod digest;

@@ -11,7 +11,7 @@
 //! [`PANIC_MARKER`](crate::rootfs::PANIC_MARKER); nothing else of a kernel is simulated. The host's guard is stood in for: a
 //! trial that is not confirmed in time is reset.
 
-mod firmware;
+pub(crate) mod firmware;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

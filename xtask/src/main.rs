@@ -31,6 +31,11 @@ enum Task {
     GenCrds(GenArgs),
     /// Write every generated file.
     Gen(GenArgs),
+    /// Measure, beside what people use today.
+    Bench {
+        #[command(subcommand)]
+        what: BenchWhat,
+    },
     /// Find or build the pinned Kubernetes programs and print where they are.
     Controlplane {
         #[command(subcommand)]
@@ -43,6 +48,12 @@ struct GenArgs {
     /// Write nothing; fail if a file is not as it would be written.
     #[arg(long)]
     check: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchWhat {
+    /// An OS image into the inactive slot. Takes root; results go to bench/.
+    Image(xtask::bench::Options),
 }
 
 #[derive(Debug, Subcommand)]
@@ -72,6 +83,7 @@ async fn run(task: Task) -> Result<()> {
             Box::pin(demo::run(afterwards)).await
         }
         Task::Test => xtask::test::run().await,
+        Task::Bench { what: BenchWhat::Image(options) } => Box::pin(xtask::bench::run(options)).await,
         Task::GenCrds(args) => write_or_check(Scope::Crds, &args),
         Task::Gen(args) => write_or_check(Scope::All, &args),
         Task::Controlplane { action: None } => print_binaries().await,

@@ -8,6 +8,9 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::host::workspace_root;
 
+/// The packages that the programs are in.
+const PACKAGES: [&str; 2] = ["monok8s-operator", "monok8s-agent"];
+
 /// A program of this workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -35,23 +38,36 @@ impl Program {
     /// The build fails.
     pub fn locate(self) -> Result<PathBuf> {
         static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-        let directory = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+        let directory = BUILT.get_or_init(|| {
+            own_profile().and_then(|profile| build(profile, &PACKAGES)).map_err(|error| format!("{error:#}"))
+        });
         let directory = directory.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        Ok(directory.join(self.file_name()))
+    }
+
+    /// The same, optimised whatever this process is, and nothing else built; for measurements.
+    pub fn locate_release(self) -> Result<PathBuf> {
+        let [operator, agent] = PACKAGES;
+        let package = if self == Self::Operator { operator } else { agent };
+        let directory = build(own_profile()?.with_file_name("release"), &[package])?;
         Ok(directory.join(self.file_name()))
     }
 }
 
-/// Builds with the profile that this process was built with, and returns where the results are.
-fn build() -> Result<PathBuf> {
+/// Where this process was built, which tells the profile.
+fn own_profile() -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot tell where this program is")?;
     // Test binaries are one level below the programs, in `deps`.
-    let directory = own
-        .ancestors()
-        .skip(1)
-        .find(|directory| directory.file_name().is_some_and(|name| name != "deps"))
-        .context("this program is not in a target directory")?;
+    let mut above = own.ancestors().skip(1);
+    let directory = above.find(|directory| directory.file_name().is_some_and(|name| name != "deps"));
+    Ok(directory.context("this program is not in a target directory")?.to_owned())
+}
+
+/// Builds with the profile of a directory, and returns the directory.
+fn build(directory: PathBuf, packages: &[&str]) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--package", "monok8s-operator", "--package", "monok8s-agent", "--bins"]);
+    cargo.args(["build", "--quiet", "--bins"]);
+    cargo.args(packages.iter().map(|package| format!("--package={package}")));
     if directory.ends_with("release") {
         cargo.arg("--release");
     }
@@ -70,5 +86,5 @@ fn build() -> Result<PathBuf> {
         .status()
         .context("cannot run cargo")?;
     ensure!(status.success(), "the programs do not build: run `cargo build --workspace --bins`");
-    Ok(directory.to_owned())
+    Ok(directory)
 }

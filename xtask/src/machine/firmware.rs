@@ -74,9 +74,24 @@ pub(super) fn write_host(
     release: &BootedRelease,
     boot_id: &str,
 ) -> Result<()> {
-    for directory in ["proc/sys/kernel/random", "proc/1", "etc", "usr/bin"] {
+    write_kernel_view(host, disk, slot)?;
+    for directory in ["proc/sys/kernel/random", "etc", "usr/bin"] {
         fs::create_dir_all(host.join(directory))?;
     }
+    fs::write(host.join("proc/sys/kernel/random/boot_id"), format!("{boot_id}\n"))?;
+    fs::write(host.join("etc/os-release"), &release.text)?;
+    let guard = host.join(GUARD.trim_start_matches('/'));
+    match &release.guard {
+        Some(program) => fs::write(guard, program)?,
+        None if guard.exists() => fs::remove_file(guard)?,
+        None => {}
+    }
+    write_uptime(host, Duration::ZERO)
+}
+
+/// Writes what a kernel shows of a machine that runs from `slot`: all that it takes to find the slots.
+pub(crate) fn write_kernel_view(host: &Path, disk: &Disk, slot: Slot) -> Result<()> {
+    fs::create_dir_all(host.join("proc/1"))?;
     // Loop devices are found through the real ones.
     for name in ["sys", "dev"] {
         let link = host.join(name);
@@ -86,17 +101,8 @@ pub(super) fn write_host(
     }
     let partuuid = &disk.slot(slot).partuuid;
     fs::write(host.join("proc/cmdline"), format!("console=ttyS0 root=PARTUUID={partuuid} ro panic=10\n"))?;
-    fs::write(host.join("proc/sys/kernel/random/boot_id"), format!("{boot_id}\n"))?;
     fs::write(host.join("proc/swaps"), "Filename\tType\tSize\tUsed\tPriority\n")?;
-    fs::write(host.join("proc/1/mountinfo"), "")?;
-    fs::write(host.join("etc/os-release"), &release.text)?;
-    let guard = host.join(GUARD.trim_start_matches('/'));
-    match &release.guard {
-        Some(program) => fs::write(guard, program)?,
-        None if guard.exists() => fs::remove_file(guard)?,
-        None => {}
-    }
-    write_uptime(host, Duration::ZERO)
+    Ok(fs::write(host.join("proc/1/mountinfo"), "")?)
 }
 
 /// Writes `/proc/uptime`, in a way that no reader sees half of.

@@ -1,0 +1,271 @@
+//! Who takes part, what each needs, and the command that an operator would type.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use monok8s_sdk::digest::Sha256Digest;
+
+use super::rig::Rig;
+use super::tool;
+use super::{casync, rauc};
+use crate::digest;
+use crate::host::Program;
+use crate::rootfs::Image;
+
+/// An updater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Contender {
+    /// `ctl flash` of a stock artifact.
+    OursWhole,
+    /// The pipe that many scripts are.
+    Pipe,
+    /// A script with the guarantees of `ctl flash`, and the program that it hashes with.
+    Shell(Hasher),
+    /// RAUC with a block hash index.
+    Rauc,
+    /// casync with the booted slot as its seed.
+    Casync,
+}
+
+/// A program that prints SHA-256 sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hasher {
+    /// From coreutils, which in Debian 12 does not use the processor's instructions for SHA.
+    Sha256sum,
+    /// From OpenSSL, which does.
+    OpenSsl,
+}
+
+/// What a successful end says of the bytes on the medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing was read back.
+    Unread,
+    /// They were read back past the page cache and are right.
+    ReadBack,
+}
+
+/// A file to fetch, and the image that comes of it.
+#[derive(Clone, Debug)]
+pub(super) struct Release {
+    pub(super) image: Image,
+    pub(super) artifact: PathBuf,
+    digest: Option<Sha256Digest>,
+}
+
+/// Where a run finds things.
+pub(super) struct Place<'a> {
+    pub(super) rig: &'a Rig,
+    /// Address of the directory with the artifacts, with a slash at its end.
+    pub(super) base: &'a str,
+    /// The directory of the artifacts.
+    pub(super) artifacts: &'a Path,
+    /// A directory for what the updater keeps, empty before the first run.
+    pub(super) state: &'a Path,
+    /// `ctl`, built for release.
+    pub(super) ctl: &'a Path,
+    /// What both slots hold, if they hold a release.
+    pub(super) old: Option<&'a Image>,
+}
+
+impl Contender {
+    pub(super) const ALL: [Self; 6] = [
+        Self::OursWhole,
+        Self::Pipe,
+        Self::Shell(Hasher::OpenSsl),
+        Self::Shell(Hasher::Sha256sum),
+        Self::Rauc,
+        Self::Casync,
+    ];
+
+    /// Short, for `--only` and file names.
+    pub(super) fn id(self) -> &'static str {
+        match self {
+            Self::OursWhole => "ours-whole",
+            Self::Pipe => "pipe",
+            Self::Shell(Hasher::OpenSsl) => "shell-openssl",
+            Self::Shell(Hasher::Sha256sum) => "shell-sha256sum",
+            Self::Rauc => "rauc",
+            Self::Casync => "casync",
+        }
+    }
+
+    /// For people.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::OursWhole => "ours, stock artifact",
+            Self::Pipe => "`curl \\| zstd -dc \\| dd bs=1M conv=fsync`",
+            Self::Shell(Hasher::OpenSsl) => "shell, verified (openssl)",
+            Self::Shell(Hasher::Sha256sum) => "shell, verified (sha256sum)",
+            Self::Rauc => "RAUC, local bundle",
+            Self::Casync => "casync",
+        }
+    }
+
+    /// What a reader must know of its figures.
+    pub(super) fn note(self) -> &'static str {
+        match self {
+            Self::OursWhole => {
+                "`ctl flash --checksum --size` of a single zstd frame: checks the artifact, writes with O_DIRECT, \
+                 reads back."
+            }
+            Self::Pipe => "Verifies nothing. Writes through the page cache.",
+            Self::Shell(Hasher::OpenSsl) => {
+                "The guarantees of ours in shell: hashes the artifact while it streams, writes with O_DIRECT, reads \
+                 back with O_DIRECT, hashes that."
+            }
+            Self::Shell(Hasher::Sha256sum) => "The same with coreutils' `sha256sum`.",
+            Self::Rauc => {
+                "`curl` of the bundle (squashfs with zstd, so that decoding is not what is measured), then `rauc \
+                 install` with `adaptive=block-hash-index` and the indexes of both slots in its data directory. \
+                 The bundle is format `plain`: `verity` and streaming need device-mapper and NBD, which not every \
+                 kernel has. Reads nothing back. Writes through the page cache."
+            }
+            Self::Casync => {
+                "`casync extract --seed` over HTTP from a chunk store, then `sync`. Checks chunks as they come, \
+                 reads nothing back. Writes through the page cache."
+            }
+        }
+    }
+
+    pub(super) fn verdict(self) -> Verdict {
+        match self {
+            Self::OursWhole | Self::Shell(_) => Verdict::ReadBack,
+            Self::Pipe | Self::Rauc | Self::Casync => Verdict::Unread,
+        }
+    }
+
+    /// What must be installed.
+    pub(super) fn programs(self) -> Vec<Program> {
+        let curl = Program { name: "curl", package: "curl" };
+        let zstd = Program { name: "zstd", package: "zstd" };
+        match self {
+            Self::OursWhole => vec![zstd],
+            Self::Pipe | Self::Shell(Hasher::Sha256sum) => vec![curl, zstd],
+            Self::Shell(Hasher::OpenSsl) => {
+                vec![curl, zstd, Program { name: "openssl", package: "openssl" }]
+            }
+            Self::Rauc => rauc::PROGRAMS.into_iter().chain([curl]).collect(),
+            Self::Casync => vec![casync::CASYNC],
+        }
+    }
+
+    /// Makes what it fetches of `image`, next to the image, unless that was done before.
+    pub(super) async fn release(self, image: &Image) -> Result<Release> {
+        let artifact = match self {
+            Self::OursWhole | Self::Pipe | Self::Shell(_) => stock(image).await?,
+            Self::Rauc => rauc::bundle(image).await?,
+            Self::Casync => casync::index(image).await?,
+        };
+        let digest = match self {
+            Self::OursWhole | Self::Shell(_) => Some(digest::of_file(&artifact)?),
+            Self::Pipe | Self::Rauc | Self::Casync => None,
+        };
+        Ok(Release { image: image.clone(), artifact, digest })
+    }
+
+    /// Everything that it may fetch.
+    pub(super) fn served(self, release: &Release) -> Result<Vec<PathBuf>> {
+        match self {
+            Self::Casync => casync::served(release),
+            _ => Ok(vec![release.artifact.clone()]),
+        }
+    }
+
+    /// Prepares its state before the first run of a case.
+    pub(super) async fn prepare(self, place: &Place<'_>) -> Result<()> {
+        match self {
+            Self::Rauc => rauc::prepare(place).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The commands, for `bash -euo pipefail`.
+    pub(super) fn script(self) -> String {
+        match self {
+            Self::OursWhole => "exec \"$CTL\" flash --slot=B --host-root=\"$HOST\" --disk=\"$DISK\" \
+                --data-dir=\"$STATE/none\" --checksum=\"sha256:$ARTIFACT_SHA256\" --size=\"$IMAGE_BYTES\" \
+                --output=json \"$URL\""
+                .to_owned(),
+            Self::Pipe => {
+                "curl -sSf \"$URL\" | zstd -dcq | dd of=\"$TARGET\" bs=1M conv=fsync status=none".to_owned()
+            }
+            Self::Shell(hasher) => verified(hasher),
+            Self::Rauc => rauc::SCRIPT.to_owned(),
+            Self::Casync => casync::SCRIPT.to_owned(),
+        }
+    }
+
+    /// The variables of its script.
+    pub(super) fn variables(release: &Release, place: &Place<'_>) -> Vec<(&'static str, String)> {
+        let file = release.artifact.file_name().unwrap_or_default().display();
+        let shown = |path: &Path| path.display().to_string();
+        vec![
+            ("URL", format!("{}{file}", place.base)),
+            ("BASE", place.base.to_owned()),
+            ("ARTIFACT_SHA256", release.digest.map_or(String::new(), |digest| digest.hex())),
+            ("IMAGE_SHA256", release.image.digest.hex()),
+            ("IMAGE_BYTES", release.image.bytes.to_string()),
+            ("TARGET", shown(place.rig.target())),
+            ("SOURCE", shown(place.rig.source())),
+            ("DISK", shown(place.rig.disk())),
+            ("HOST", shown(&place.rig.host)),
+            ("STATE", shown(place.state)),
+            ("CTL", shown(place.ctl)),
+        ]
+    }
+}
+
+/// The script that gives the guarantees of ours.
+fn verified(hasher: Hasher) -> String {
+    let sum = match hasher {
+        Hasher::Sha256sum => "sha256sum",
+        Hasher::OpenSsl => "openssl dgst -sha256 -r",
+    };
+    format!(
+        r#"
+rm -f "$STATE/pipe"
+mkfifo "$STATE/pipe"
+{sum} < "$STATE/pipe" > "$STATE/artifact" &
+curl -sSf "$URL" | tee "$STATE/pipe" | zstd -dcq |
+    dd of="$TARGET" bs=4M iflag=fullblock oflag=direct conv=fsync status=none
+wait $!
+dd if="$TARGET" bs=4M iflag=direct,count_bytes count="$IMAGE_BYTES" status=none | {sum} > "$STATE/image"
+[ "$(cut -c1-64 "$STATE/artifact")" = "$ARTIFACT_SHA256" ]
+[ "$(cut -c1-64 "$STATE/image")" = "$IMAGE_SHA256" ]
+"#
+    )
+}
+
+/// One zstd frame, as anybody makes it.
+pub(super) async fn stock(image: &Image) -> Result<PathBuf> {
+    made(image, "ext4.zst", |part| {
+        let mut command = Command::new("zstd");
+        command.args(["-3", "-q", "-f", "-o"]).arg(part).arg(&image.path);
+        command
+    })
+    .await
+}
+
+/// The file beside `image` with this extension; `command` makes it where it is told to, once.
+pub(super) async fn made(
+    image: &Image,
+    extension: &str,
+    command: impl FnOnce(&Path) -> Command,
+) -> Result<PathBuf> {
+    let path = image.path.with_extension(extension);
+    if path.exists() {
+        return Ok(path);
+    }
+    eprintln!("making {}", path.display());
+    let directory = image.path.parent().unwrap_or(Path::new("."));
+    // Some programs go by the end of the name.
+    let part = directory.join(format!("part.{extension}"));
+    let _ = fs::remove_file(&part);
+    tool::run("making an artifact", command(&part), directory).await?;
+    ensure!(part.exists(), "{} was not made", part.display());
+    fs::rename(&part, &path)?;
+    Ok(path)
+}
