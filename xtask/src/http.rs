@@ -20,9 +20,10 @@ use tokio::task::{JoinHandle, JoinSet};
 
 pub use request::Request;
 
-use answer::{Answer, Subject};
+use answer::{Answer, Span, Subject};
 
 const CHUNK: usize = 64 * 1024;
+const SENDFILE_STEP: usize = 1 << 20;
 /// How often a throttled answer may send.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -288,6 +289,27 @@ impl Content {
     }
 }
 
+/// Sends a part of a file without a copy of it in this process: an updater that is measured must not
+/// wait for its server.
+async fn send_file(stream: &TcpStream, file: &File, span: Span, sent: impl Fn(u64)) -> Result<()> {
+    let (mut offset, end) = (span.offset, span.offset + span.length);
+    while offset < end {
+        let step = usize::try_from(end - offset)?.min(SENDFILE_STEP);
+        stream.writable().await?;
+        let sending = stream.try_io(tokio::io::Interest::WRITABLE, || {
+            Ok(rustix::fs::sendfile(stream, file, Some(&mut offset), step)?)
+        });
+        match sending {
+            // The file became shorter.
+            Ok(0) => break,
+            Ok(bytes) => sent(u64::try_from(bytes)?),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 async fn send(
     stream: &mut TcpStream,
     answer: &Answer,
@@ -296,6 +318,9 @@ async fn send(
 ) -> Result<()> {
     stream.write_all(answer.head.as_bytes()).await?;
     let Some(content) = content.filter(|_| answer.body.length > 0) else { return Ok(()) };
+    if let (Content::File(path), None, false) = (&content, answer.bytes_per_second, answer.stalls) {
+        return send_file(stream, &File::open(path)?, answer.body, sent).await;
+    }
     let mut reader = content.reader(answer.body.offset)?.take(answer.body.length);
     let pace =
         answer.bytes_per_second.map(|speed| usize::try_from(speed / 50).unwrap_or(CHUNK).clamp(1, CHUNK));

@@ -1,11 +1,13 @@
 //! Who takes part, what each needs, and the command that an operator would type.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 use monok8s_sdk::digest::Sha256Digest;
+use monok8s_sdk::image::{BuildOptions, build};
 
 use super::rig::Rig;
 use super::tool;
@@ -19,6 +21,8 @@ use crate::rootfs::Image;
 pub(super) enum Contender {
     /// `ctl flash` of a stock artifact.
     OursWhole,
+    /// The same of an artifact of independent frames.
+    OursFramed,
     /// The pipe that many scripts are.
     Pipe,
     /// A script with the guarantees of `ctl flash`, and the program that it hashes with.
@@ -71,7 +75,8 @@ pub(super) struct Place<'a> {
 }
 
 impl Contender {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
+        Self::OursFramed,
         Self::OursWhole,
         Self::Pipe,
         Self::Shell(Hasher::OpenSsl),
@@ -83,6 +88,7 @@ impl Contender {
     /// Short, for `--only` and file names.
     pub(super) fn id(self) -> &'static str {
         match self {
+            Self::OursFramed => "ours-framed",
             Self::OursWhole => "ours-whole",
             Self::Pipe => "pipe",
             Self::Shell(Hasher::OpenSsl) => "shell-openssl",
@@ -95,6 +101,7 @@ impl Contender {
     /// For people.
     pub(super) fn title(self) -> &'static str {
         match self {
+            Self::OursFramed => "ours, framed artifact",
             Self::OursWhole => "ours, stock artifact",
             Self::Pipe => "`curl \\| zstd -dc \\| dd bs=1M conv=fsync`",
             Self::Shell(Hasher::OpenSsl) => "shell, verified (openssl)",
@@ -107,6 +114,7 @@ impl Contender {
     /// What a reader must know of its figures.
     pub(super) fn note(self) -> &'static str {
         match self {
+            Self::OursFramed => "The same of zstd frames of 256 KiB each, which are expanded in parallel.",
             Self::OursWhole => {
                 "`ctl flash --checksum --size` of a single zstd frame: checks the artifact, writes with O_DIRECT, \
                  reads back."
@@ -132,7 +140,7 @@ impl Contender {
 
     pub(super) fn verdict(self) -> Verdict {
         match self {
-            Self::OursWhole | Self::Shell(_) => Verdict::ReadBack,
+            Self::OursFramed | Self::OursWhole | Self::Shell(_) => Verdict::ReadBack,
             Self::Pipe | Self::Rauc | Self::Casync => Verdict::Unread,
         }
     }
@@ -142,6 +150,7 @@ impl Contender {
         let curl = Program { name: "curl", package: "curl" };
         let zstd = Program { name: "zstd", package: "zstd" };
         match self {
+            Self::OursFramed => vec![],
             Self::OursWhole => vec![zstd],
             Self::Pipe | Self::Shell(Hasher::Sha256sum) => vec![curl, zstd],
             Self::Shell(Hasher::OpenSsl) => {
@@ -155,12 +164,13 @@ impl Contender {
     /// Makes what it fetches of `image`, next to the image, unless that was done before.
     pub(super) async fn release(self, image: &Image) -> Result<Release> {
         let artifact = match self {
+            Self::OursFramed => framed(image).await?,
             Self::OursWhole | Self::Pipe | Self::Shell(_) => stock(image).await?,
             Self::Rauc => rauc::bundle(image).await?,
             Self::Casync => casync::index(image).await?,
         };
         let digest = match self {
-            Self::OursWhole | Self::Shell(_) => Some(digest::of_file(&artifact)?),
+            Self::OursFramed | Self::OursWhole | Self::Shell(_) => Some(digest::of_file(&artifact)?),
             Self::Pipe | Self::Rauc | Self::Casync => None,
         };
         Ok(Release { image: image.clone(), artifact, digest })
@@ -185,10 +195,12 @@ impl Contender {
     /// The commands, for `bash -euo pipefail`.
     pub(super) fn script(self) -> String {
         match self {
-            Self::OursWhole => "exec \"$CTL\" flash --slot=B --host-root=\"$HOST\" --disk=\"$DISK\" \
+            Self::OursFramed | Self::OursWhole => {
+                "exec \"$CTL\" flash --slot=B --host-root=\"$HOST\" --disk=\"$DISK\" \
                 --data-dir=\"$STATE/none\" --checksum=\"sha256:$ARTIFACT_SHA256\" --size=\"$IMAGE_BYTES\" \
                 --output=json \"$URL\""
-                .to_owned(),
+                    .to_owned()
+            }
             Self::Pipe => {
                 "curl -sSf \"$URL\" | zstd -dcq | dd of=\"$TARGET\" bs=1M conv=fsync status=none".to_owned()
             }
@@ -247,6 +259,27 @@ pub(super) async fn stock(image: &Image) -> Result<PathBuf> {
         command
     })
     .await
+}
+
+/// Independent frames and their index, as `monok8s_sdk::image` makes them.
+async fn framed(image: &Image) -> Result<PathBuf> {
+    let artifact = image.path.with_extension("frames.zst");
+    if artifact.exists() {
+        return Ok(artifact);
+    }
+    eprintln!("making {}", artifact.display());
+    let (from, to) = (image.path.clone(), artifact.clone());
+    tokio::task::spawn_blocking(move || -> Result<()> {
+        let part = to.with_extension("part");
+        let mut source = io::BufReader::new(File::open(from)?);
+        let mut target = io::BufWriter::new(File::create(&part)?);
+        let index = build(&mut source, &mut target, BuildOptions::default())?;
+        target.into_inner()?.sync_all()?;
+        fs::write(to.with_extension("idx"), index.as_bytes())?;
+        Ok(fs::rename(part, to)?)
+    })
+    .await??;
+    Ok(artifact)
 }
 
 /// The file beside `image` with this extension; `command` makes it where it is told to, once.

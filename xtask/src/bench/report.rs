@@ -171,7 +171,7 @@ impl Report {
     }
 }
 
-const LEGEND: &str = "Medians of all runs, which were interleaved; caches were dropped before each, and the slot was \
+const LEGEND: &str = "Medians of all runs, which were interleaved (what takes more than 30 seconds ran once); caches were dropped before each, and the slot was \
 read and compared after each. A ratio is how many times faster a row is than that shell baseline. Fetched is what \
 the file server sent; written is what the programs handed to block devices, temporary files included; verified is \
 what was read back from the medium past the page cache; CPU and memory are those of all processes of the updater \
