@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::host::workspace_root;
 
-/// The packages that the programs are in.
-const PACKAGES: [&str; 2] = ["monok8s-operator", "monok8s-agent"];
+/// What cargo calls all of them.
+const ALL: [&str; 3] = ["--package=monok8s-operator", "--package=monok8s-agent", "--bins"];
 
 /// A program of this workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Program {
     pub fn locate(self) -> Result<PathBuf> {
         static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
         let directory = BUILT.get_or_init(|| {
-            own_profile().and_then(|profile| build(profile, &PACKAGES)).map_err(|error| format!("{error:#}"))
+            own_profile().and_then(|profile| build(profile, &ALL)).map_err(|error| format!("{error:#}"))
         });
         let directory = directory.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(directory.join(self.file_name()))
@@ -47,9 +47,9 @@ impl Program {
 
     /// The same, optimised whatever this process is, and nothing else built; for measurements.
     pub fn locate_release(self) -> Result<PathBuf> {
-        let [operator, agent] = PACKAGES;
-        let package = if self == Self::Operator { operator } else { agent };
-        let directory = build(own_profile()?.with_file_name("release"), &[package])?;
+        let package = if self == Self::Operator { "monok8s-operator" } else { "monok8s-agent" };
+        let (package, program) = (format!("--package={package}"), format!("--bin={}", self.file_name()));
+        let directory = build(own_profile()?.with_file_name("release"), &[&package, &program])?;
         Ok(directory.join(self.file_name()))
     }
 }
@@ -64,10 +64,9 @@ fn own_profile() -> Result<PathBuf> {
 }
 
 /// Builds with the profile of a directory, and returns the directory.
-fn build(directory: PathBuf, packages: &[&str]) -> Result<PathBuf> {
+fn build(directory: PathBuf, targets: &[&str]) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--bins"]);
-    cargo.args(packages.iter().map(|package| format!("--package={package}")));
+    cargo.args(["build", "--quiet"]).args(targets);
     if directory.ends_with("release") {
         cargo.arg("--release");
     }

@@ -21,6 +21,8 @@ use crate::rootfs::Image;
 pub(super) enum Contender {
     /// `ctl flash` of a stock artifact.
     OursWhole,
+    /// The same by a block index, from what the slots hold and the frames that are missing.
+    OursIndexed,
     /// The same of an artifact of independent frames.
     OursFramed,
     /// The pipe that many scripts are.
@@ -57,6 +59,8 @@ pub(super) struct Release {
     pub(super) image: Image,
     pub(super) artifact: PathBuf,
     digest: Option<Sha256Digest>,
+    /// Digest of its block index.
+    index: Option<Sha256Digest>,
 }
 
 /// Where a run finds things.
@@ -75,7 +79,8 @@ pub(super) struct Place<'a> {
 }
 
 impl Contender {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
+        Self::OursIndexed,
         Self::OursFramed,
         Self::OursWhole,
         Self::Pipe,
@@ -88,6 +93,7 @@ impl Contender {
     /// Short, for `--only` and file names.
     pub(super) fn id(self) -> &'static str {
         match self {
+            Self::OursIndexed => "ours-indexed",
             Self::OursFramed => "ours-framed",
             Self::OursWhole => "ours-whole",
             Self::Pipe => "pipe",
@@ -101,6 +107,7 @@ impl Contender {
     /// For people.
     pub(super) fn title(self) -> &'static str {
         match self {
+            Self::OursIndexed => "ours, indexed",
             Self::OursFramed => "ours, framed artifact",
             Self::OursWhole => "ours, stock artifact",
             Self::Pipe => "`curl \\| zstd -dc \\| dd bs=1M conv=fsync`",
@@ -114,6 +121,10 @@ impl Contender {
     /// What a reader must know of its figures.
     pub(super) fn note(self) -> &'static str {
         match self {
+            Self::OursIndexed => {
+                "`ctl flash --index`: takes blocks from both slots, fetches the frames that are missing, checks each \
+                 before it is written, writes with O_DIRECT, reads back. The index is part of what is fetched."
+            }
             Self::OursFramed => "The same of zstd frames of 256 KiB each, which are expanded in parallel.",
             Self::OursWhole => {
                 "`ctl flash --checksum --size` of a single zstd frame: checks the artifact, writes with O_DIRECT, \
@@ -140,7 +151,7 @@ impl Contender {
 
     pub(super) fn verdict(self) -> Verdict {
         match self {
-            Self::OursFramed | Self::OursWhole | Self::Shell(_) => Verdict::ReadBack,
+            Self::OursIndexed | Self::OursFramed | Self::OursWhole | Self::Shell(_) => Verdict::ReadBack,
             Self::Pipe | Self::Rauc | Self::Casync => Verdict::Unread,
         }
     }
@@ -150,7 +161,7 @@ impl Contender {
         let curl = Program { name: "curl", package: "curl" };
         let zstd = Program { name: "zstd", package: "zstd" };
         match self {
-            Self::OursFramed => vec![],
+            Self::OursIndexed | Self::OursFramed => vec![],
             Self::OursWhole => vec![zstd],
             Self::Pipe | Self::Shell(Hasher::Sha256sum) => vec![curl, zstd],
             Self::Shell(Hasher::OpenSsl) => {
@@ -164,22 +175,26 @@ impl Contender {
     /// Makes what it fetches of `image`, next to the image, unless that was done before.
     pub(super) async fn release(self, image: &Image) -> Result<Release> {
         let artifact = match self {
-            Self::OursFramed => framed(image).await?,
+            Self::OursIndexed | Self::OursFramed => framed(image).await?,
             Self::OursWhole | Self::Pipe | Self::Shell(_) => stock(image).await?,
             Self::Rauc => rauc::bundle(image).await?,
             Self::Casync => casync::index(image).await?,
         };
         let digest = match self {
-            Self::OursFramed | Self::OursWhole | Self::Shell(_) => Some(digest::of_file(&artifact)?),
+            Self::OursIndexed | Self::OursFramed | Self::OursWhole | Self::Shell(_) => {
+                Some(digest::of_file(&artifact)?)
+            }
             Self::Pipe | Self::Rauc | Self::Casync => None,
         };
-        Ok(Release { image: image.clone(), artifact, digest })
+        let index = (self == Self::OursIndexed).then(|| digest::of_file(&index_of(image))).transpose()?;
+        Ok(Release { image: image.clone(), artifact, digest, index })
     }
 
     /// Everything that it may fetch.
     pub(super) fn served(self, release: &Release) -> Result<Vec<PathBuf>> {
         match self {
             Self::Casync => casync::served(release),
+            Self::OursIndexed => Ok(vec![release.artifact.clone(), index_of(&release.image)]),
             _ => Ok(vec![release.artifact.clone()]),
         }
     }
@@ -195,12 +210,10 @@ impl Contender {
     /// The commands, for `bash -euo pipefail`.
     pub(super) fn script(self) -> String {
         match self {
-            Self::OursFramed | Self::OursWhole => {
-                "exec \"$CTL\" flash --slot=B --host-root=\"$HOST\" --disk=\"$DISK\" \
-                --data-dir=\"$STATE/none\" --checksum=\"sha256:$ARTIFACT_SHA256\" --size=\"$IMAGE_BYTES\" \
-                --output=json \"$URL\""
-                    .to_owned()
+            Self::OursIndexed => {
+                format!("{OURS} --index=\"$INDEX_URL\" --index-checksum=\"sha256:$INDEX_SHA256\"")
             }
+            Self::OursFramed | Self::OursWhole => OURS.to_owned(),
             Self::Pipe => {
                 "curl -sSf \"$URL\" | zstd -dcq | dd of=\"$TARGET\" bs=1M conv=fsync status=none".to_owned()
             }
@@ -212,12 +225,15 @@ impl Contender {
 
     /// The variables of its script.
     pub(super) fn variables(release: &Release, place: &Place<'_>) -> Vec<(&'static str, String)> {
-        let file = release.artifact.file_name().unwrap_or_default().display();
+        let url = |path: &Path| format!("{}{}", place.base, path.file_name().unwrap_or_default().display());
+        let hex = |digest: Option<Sha256Digest>| digest.map_or(String::new(), |digest| digest.hex());
         let shown = |path: &Path| path.display().to_string();
         vec![
-            ("URL", format!("{}{file}", place.base)),
+            ("URL", url(&release.artifact)),
+            ("INDEX_URL", url(&index_of(&release.image))),
+            ("INDEX_SHA256", hex(release.index)),
             ("BASE", place.base.to_owned()),
-            ("ARTIFACT_SHA256", release.digest.map_or(String::new(), |digest| digest.hex())),
+            ("ARTIFACT_SHA256", hex(release.digest)),
             ("IMAGE_SHA256", release.image.digest.hex()),
             ("IMAGE_BYTES", release.image.bytes.to_string()),
             ("TARGET", shown(place.rig.target())),
@@ -229,6 +245,10 @@ impl Contender {
         ]
     }
 }
+
+/// What all of ours begin with. There is no loader to be told.
+const OURS: &str = r#"exec "$CTL" flash --slot=B --host-root="$HOST" --disk="$DISK" --data-dir="$STATE/none" \
+    --checksum="sha256:$ARTIFACT_SHA256" --size="$IMAGE_BYTES" --output=json "$URL""#;
 
 /// The script that gives the guarantees of ours.
 fn verified(hasher: Hasher) -> String {
@@ -268,18 +288,23 @@ async fn framed(image: &Image) -> Result<PathBuf> {
         return Ok(artifact);
     }
     eprintln!("making {}", artifact.display());
-    let (from, to) = (image.path.clone(), artifact.clone());
+    let (from, to, index_path) = (image.path.clone(), artifact.clone(), index_of(image));
     tokio::task::spawn_blocking(move || -> Result<()> {
         let part = to.with_extension("part");
         let mut source = io::BufReader::new(File::open(from)?);
         let mut target = io::BufWriter::new(File::create(&part)?);
         let index = build(&mut source, &mut target, BuildOptions::default())?;
         target.into_inner()?.sync_all()?;
-        fs::write(to.with_extension("idx"), index.as_bytes())?;
+        fs::write(index_path, index.as_bytes())?;
         Ok(fs::rename(part, to)?)
     })
     .await??;
     Ok(artifact)
+}
+
+/// Where [`framed`] puts the index.
+fn index_of(image: &Image) -> PathBuf {
+    image.path.with_extension("frames.idx")
 }
 
 /// The file beside `image` with this extension; `command` makes it where it is told to, once.
