@@ -66,8 +66,17 @@ impl Group {
 
     /// Peak resident sets of the processes in the group now, added up; bytes.
     pub(super) fn resident(&self) -> u64 {
+        self.sum(peak_resident)
+    }
+
+    /// Data that the processes in the group now have handed to block devices, in bytes.
+    pub(super) fn written(&self) -> u64 {
+        self.sum(write_bytes)
+    }
+
+    fn sum(&self, of: fn(&str) -> Option<u64>) -> u64 {
         let processes = fs::read_to_string(self.unified.join("cgroup.procs")).unwrap_or_default();
-        processes.lines().filter_map(peak_resident).sum()
+        processes.lines().filter_map(of).sum()
     }
 
     /// Processor time of the group so far.
@@ -120,6 +129,11 @@ fn find_hierarchy(mounts: &str, kind: &str, controller: Option<&str>) -> Option<
         let matches = controller.is_none_or(|wanted| options.split(',').any(|option| option == wanted));
         matches.then(|| left.split(' ').nth(4)).flatten().map(PathBuf::from)
     })
+}
+
+fn write_bytes(process: &str) -> Option<u64> {
+    let io = fs::read_to_string(format!("/proc/{process}/io")).ok()?;
+    io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok())
 }
 
 /// The largest resident set that a process ever had; `None` once it has ended.

@@ -180,9 +180,8 @@ what was read back from the medium past the page cache; CPU and memory are those
 the blocks that are not zero (read back) and not in their place already (written). On the throttled device \
 cgroup v1 slows down direct I/O and what an updater flushes itself, but not what the kernel writes in the \
 background: rows that write through the page cache look faster there than such a device is. Each slot has the \
-throttle for itself. A resumed run is the \
-second one, after the first was killed when the slot had been asked to write half of what a first install writes, or half of \
-its time had passed.\n";
+throttle for itself. A resumed run is the second one, after the first was killed when it had written half of the data \
+that a first install writes.\n";
 
 impl Device {
     fn markdown(&self, out: &mut String) -> Result<()> {

@@ -46,8 +46,9 @@ pub(super) struct Measured {
 pub(super) enum End {
     /// By itself, with success.
     Itself,
-    /// Killed once the slot was asked to write this many bytes, or after this time.
-    Killed { written: u64, after: Duration },
+    /// Killed once its processes handed this much data to block devices. What the device counts would
+    /// not do: zeroing commands come early and weigh as much there as data.
+    Killed { written: u64 },
 }
 
 /// A shell script to run, its variables, and where its output goes.
@@ -80,7 +81,7 @@ pub(super) async fn measure(
         peak_rss = peak_rss.max(group.resident());
         match child.wait(POLL).await? {
             Some(status) => break Some(status),
-            None if due(end, start.elapsed(), rig.counters()?.written - before.written) => break None,
+            None if due(end, start.elapsed(), &group) => break None,
             None => {}
         }
     };
@@ -144,11 +145,8 @@ fn write_bytes(counts: &Path) -> Result<u64> {
 }
 
 /// Whether a run that still goes on is to be killed.
-fn due(end: End, elapsed: Duration, written: u64) -> bool {
-    match end {
-        End::Itself => elapsed >= PATIENCE,
-        End::Killed { written: enough, after } => written >= enough || elapsed >= after,
-    }
+fn due(end: End, elapsed: Duration, group: &Group) -> bool {
+    elapsed >= PATIENCE || matches!(end, End::Killed { written } if group.written() >= written)
 }
 
 fn ended(end: End) -> &'static str {

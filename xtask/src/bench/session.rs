@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
@@ -209,10 +208,7 @@ impl Session {
         self.rig.fill(self.rig.target(), old.map_or(Content::Nothing, Content::Image)).await?;
         if case == Case::Resume {
             let whole = first.context("there is no first install to be killed at half of")?;
-            let end = End::Killed {
-                written: whole.slot_written / 2,
-                after: Duration::from_secs_f64(whole.seconds / 2.0),
-            };
+            let end = End::Killed { written: whole.written / 2 };
             self.execute(ground, &place, contender, &release, end).await?;
         }
         let (mut run, log) = self.execute(ground, &place, contender, &release, End::Itself).await?;
