@@ -1,21 +1,27 @@
 //! Making artifacts that nodes can fetch in part: independent frames, a seek table and an index.
 
+use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::thread;
 
 use sha2::Digest as _;
 use zstd::bulk::Compressor;
 
-use super::index::{Index, IndexBuilder, IndexError, Whole};
+use super::index::{BLOCK, BlockHash, Index, IndexBuilder, IndexError, Whole, block_hash};
 use super::seek_table::{SeekEntry, encode};
+use crate::disk::is_zero;
+
+/// Known blocks between new ones, in bytes, that are fetched along rather than cut out.
+const BRIDGE: usize = 2 * BLOCK;
 
 /// How an artifact is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BuildOptions {
     /// The level of zstd, 1 to 22.
     pub level: i32,
-    /// log2 of how much of the image a frame holds, 16 to 20. Small frames mean that less is
-    /// fetched around a block that changed; below 18 they compress noticeably worse.
+    /// log2 of how much of the image a frame holds at most, 16 to 20. Small frames mean that less
+    /// is fetched around a block that changed; below 18 they compress noticeably worse. Better than
+    /// small frames is to say what nodes have: see [`build_after`].
     pub frame_log: u8,
 }
 
@@ -73,6 +79,25 @@ struct Piece {
     compressed: Vec<u8>,
 }
 
+/// Blocks that nodes are likely to have: those of the images that were released before.
+#[derive(Clone, Debug, Default)]
+pub struct KnownBlocks(HashSet<BlockHash>);
+
+impl KnownBlocks {
+    /// Adds the blocks of an image. Blocks until it is read.
+    pub fn add(&mut self, image: &mut impl Read) -> io::Result<()> {
+        let mut content = Vec::new();
+        loop {
+            content.clear();
+            image.by_ref().take(1 << 20).read_to_end(&mut content)?;
+            if content.is_empty() {
+                return Ok(());
+            }
+            self.0.extend(content.chunks_exact(BLOCK).filter(|block| !is_zero(block)).map(block_hash));
+        }
+    }
+}
+
 /// Compresses `image` into `artifact`, on all processors, and returns the index of it.
 ///
 /// The artifact is plain zstd, in several frames, which `zstd -d` and every node restore bit for
@@ -93,17 +118,28 @@ pub fn build(
     artifact: &mut impl Write,
     options: BuildOptions,
 ) -> Result<Index, BuildError> {
+    build_after(&KnownBlocks::default(), image, artifact, options)
+}
+
+/// The same, for nodes that have `known` blocks: what is new gets frames of its own, so that such
+/// a node fetches that and little around it. Any other node does no worse than before.
+pub fn build_after(
+    known: &KnownBlocks,
+    image: &mut impl Read,
+    artifact: &mut impl Write,
+    options: BuildOptions,
+) -> Result<Index, BuildError> {
     let BuildOptions { level, frame_log } = options;
     if !(16..=20).contains(&frame_log) {
         return Err(BuildError::FrameSize { frame_log });
     }
-    let mut index = IndexBuilder::new(frame_log);
+    let mut index = IndexBuilder::new();
     let mut table = Vec::new();
     let mut written = Hashed { into: artifact, hasher: sha2::Sha256::new(), length: 0 };
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let mut read = 0;
     loop {
-        let mut batch = read_batch(image, threads * 4, 1 << frame_log, &mut read)?;
+        let mut batch = read_batch(known, image, threads * 4, 1 << frame_log, &mut read)?;
         if batch.is_empty() {
             break;
         }
@@ -137,8 +173,9 @@ impl<W: Write> Hashed<'_, W> {
     }
 }
 
-/// The next frames' content; fewer only at the end.
+/// The next frames' content; none at the end.
 fn read_batch(
+    known: &KnownBlocks,
     image: &mut impl Read,
     frames: usize,
     frame_size: usize,
@@ -156,13 +193,43 @@ fn read_batch(
         if content.is_empty() {
             break;
         }
-        let is_last = content.len() < frame_size;
-        batch.push(Piece { content, ..Piece::default() });
-        if is_last {
-            break;
+        let mut rest = content.as_slice();
+        for length in lengths(known, &content) {
+            let (part, behind) = rest.split_at(length.min(rest.len()));
+            batch.push(Piece { content: part.to_owned(), compressed: Vec::new() });
+            rest = behind;
         }
     }
     Ok(batch)
+}
+
+/// How `content` is cut into frames: where what is known borders on what is not.
+fn lengths(known: &KnownBlocks, content: &[u8]) -> Vec<usize> {
+    if known.0.is_empty() {
+        return vec![content.len()];
+    }
+    let is_new = |block: &[u8]| !is_zero(block) && !known.0.contains(&block_hash(block));
+    let mut lengths: Vec<usize> = Vec::new();
+    let mut runs: Vec<(bool, usize)> = Vec::new();
+    for block in content.chunks(BLOCK) {
+        let new = is_new(block);
+        match runs.last_mut() {
+            Some((last, length)) if *last == new => *length += block.len(),
+            _ => runs.push((new, block.len())),
+        }
+    }
+    // A short known run between new ones is not worth two more frames.
+    let inner = 1..runs.len().saturating_sub(1);
+    let mut joins_next = false;
+    for (number, (new, length)) in runs.into_iter().enumerate() {
+        let bridges = !new && length <= BRIDGE && inner.contains(&number);
+        match lengths.last_mut() {
+            Some(last) if bridges || joins_next => *last += length,
+            _ => lengths.push(length),
+        }
+        joins_next = bridges;
+    }
+    lengths
 }
 
 fn compress(batch: &mut [Piece], threads: usize, level: i32) -> Result<(), BuildError> {

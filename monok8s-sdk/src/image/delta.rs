@@ -35,7 +35,7 @@ const WORTH: (usize, usize) = (1, 12);
 /// bytes: files move when an image is rebuilt, but most of them not far.
 const LAG: u64 = 32 << 20;
 /// How much of the image is looked at, in bytes, before what is missing of it is asked for.
-const BATCH: usize = 32 << 20;
+const BATCH: u64 = 32 << 20;
 
 /// What goes into the slot and where it may come from.
 pub(super) struct Delta<'a> {
@@ -54,7 +54,7 @@ impl Delta<'_> {
         let mut missing = vec![true; self.index.frame_count()];
         self.zeroes(&mut missing)?;
         let lookup = Lookup::of_frames(self.index, numbers(&missing).into_iter());
-        let batch = BATCH / self.index.frame_size();
+        let batch = self.batch();
         // The first frame is never right in its place: its head was zeroed, or will be.
         let looked_at: Vec<usize> = numbers(&missing).into_iter().filter(|number| *number > 0).collect();
         let sample = spread(&looked_at);
@@ -73,6 +73,13 @@ impl Delta<'_> {
             ask(left(numbers, &missing));
         }
         Ok(())
+    }
+
+    /// How many frames make up a batch, on average.
+    fn batch(&self) -> usize {
+        let frames = self.index.frame_count() as u64;
+        let batches = self.index.image_length().div_ceil(BATCH).max(1);
+        usize::try_from(frames.div_ceil(batches)).unwrap_or(usize::MAX).max(1)
     }
 
     /// Looks at everything where it would stand. What is missing is asked for at once if the
@@ -169,7 +176,7 @@ impl Delta<'_> {
     fn starts_right(&self, number: usize, found: &[u8]) -> bool {
         let block = found.get(..BLOCK.min(found.len())).unwrap_or_default();
         match self.index.hash_numbers(number).next().flatten().and_then(|number| self.index.hash(number)) {
-            Some(hash) => block_hash(block) == *hash,
+            Some(hash) => block_hash(block) == hash,
             None => is_zero(block),
         }
     }
@@ -181,7 +188,7 @@ impl Delta<'_> {
         for ((at, block), hash) in (first..).zip(found.chunks(BLOCK)).zip(self.index.hash_numbers(number)) {
             let hash = hash.and_then(|number| self.index.hash(number));
             if let (Some(hash), Ok(at)) = (hash, u32::try_from(at))
-                && block_hash(block) == *hash
+                && block_hash(block) == hash
             {
                 lookup.saw(hash, Place::Target(at));
             }
@@ -269,7 +276,7 @@ impl Delta<'_> {
             }
             for block in buf.chunks_exact(BLOCK).filter(|block| !is_zero(block)) {
                 seen += 1;
-                useful += usize::from(lookup.lacks(&block_hash(block)));
+                useful += usize::from(lookup.lacks(block_hash(block)));
             }
         }
         Ok(useful > 0 && is_worth(useful, seen) || source.size() < stripe * 4)
@@ -394,7 +401,7 @@ fn scan(number: usize, source: &ReadOnlySlot, lookup: &Lookup<'_>, next: &Atomic
         if source.read_at(start, part).is_ok() {
             for (at, block) in (start / BLOCK as u64..).zip(part.chunks_exact(BLOCK)) {
                 if let (false, Ok(at)) = (is_zero(block), u32::try_from(at)) {
-                    lookup.saw(&block_hash(block), Place::Source(number, at));
+                    lookup.saw(block_hash(block), Place::Source(number, at));
                 }
             }
         }

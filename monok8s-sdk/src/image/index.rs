@@ -12,20 +12,19 @@
 //! |---|---|---|
 //! | 0 | 8 | `MK8SIDX` and a newline |
 //! | 8 | 2 | version, 1 |
-//! | 10 | 1 | log2 of the block size, 12 |
-//! | 11 | 1 | log2 of the frame size, 16 to 20 |
-//! | 12 | 4 | 0 |
+//! | 10 | 2 | log2 of the block size, 12 |
+//! | 12 | 4 | how many frames there are |
 //! | 16 | 8 | length of the image in bytes |
 //! | 24 | 8 | length of the artifact in bytes |
 //! | 32 | 32 | sha256 of the image |
 //! | 64 | 32 | sha256 of the artifact |
-//! | 96 | 36 each | the frames: length in the artifact (4), sha256 of what it expands to (32) |
+//! | 96 | 40 each | the frames: length in the image (4) and in the artifact (4), sha256 of what it expands to (32) |
 //! | then | 1 per 8 | one bit a block, lowest first, set if the block is all zero |
-//! | then | 16 each | the other blocks: the first 16 bytes of their sha256 |
+//! | then | 8 each | the other blocks: the first 8 bytes of their sha256 |
 //!
-//! A frame holds one frame size of the image, the last one less; frames follow each other in the
-//! artifact from its first byte. 16 bytes are enough: blocks are only candidates until the whole
-//! frame that they were put together to has its sha256.
+//! Frames follow each other, in the image and in the artifact, from the first byte. A frame holds
+//! at most 1 MiB of whole blocks, but for the end of the image. 8 bytes are enough: blocks are only
+//! candidates until the whole frame that they were put together to has its sha256.
 
 use std::fmt;
 use std::ops::Range;
@@ -36,7 +35,7 @@ use super::expand::PIECE;
 use super::write::Expected;
 use crate::digest::Sha256Digest;
 
-/// The largest index that is read, in bytes: about 6 GiB of blocks that are not zero. What a node
+/// The largest index that is read, in bytes: about 11 GiB of blocks that are not zero. What a node
 /// needs of it stays in memory.
 pub const MAX_INDEX_BYTES: u64 = 24 << 20;
 /// The unit of reuse, in bytes; file systems allocate in it.
@@ -44,12 +43,12 @@ pub(super) const BLOCK: usize = 4096;
 
 const MAGIC: &[u8; 8] = b"MK8SIDX\n";
 const VERSION: u16 = 1;
-const BLOCK_LOG: u8 = 12;
+const BLOCK_LOG: u16 = 12;
 const HEADER: usize = 96;
-const FRAME_ENTRY: usize = 4 + 32;
-const HASH: usize = 16;
+const FRAME_ENTRY: usize = 4 + 4 + 32;
+const HASH: usize = 8;
 
-/// The first 16 bytes of a block's sha256.
+/// The first 8 bytes of a block's sha256.
 pub(super) type BlockHash = [u8; HASH];
 
 /// Why an index cannot be used.
@@ -98,7 +97,6 @@ pub enum IndexError {
 /// What an artifact holds, block by block.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Index {
-    frame_size: u32,
     image: Whole,
     artifact: Whole,
     frames: Vec<Entry>,
@@ -117,9 +115,12 @@ pub(super) struct Whole {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
-    /// Where the frame begins in the artifact.
+    /// Where the frame begins in the image.
     start: u64,
     length: u32,
+    /// Where it begins in the artifact.
+    packed_start: u64,
+    packed_length: u32,
     /// The first of its hashes.
     first_hash: u32,
     digest: Sha256Digest,
@@ -169,25 +170,17 @@ impl Index {
         if version != VERSION {
             return Err(IndexError::UnknownVersion { found: version });
         }
-        let [block_log, frame_log] = header.take();
-        if block_log != BLOCK_LOG || !(16..=20).contains(&frame_log) || header.take::<4>() != [0; 4] {
-            return Err(damaged("its sizes are none that exist"));
+        if u16::from_le_bytes(header.take()) != BLOCK_LOG {
+            return Err(damaged("its block size is none that exists"));
         }
-        let frame_size: u32 = 1 << frame_log;
+        let count = u32::from_le_bytes(header.take());
         let (image_length, artifact_length) =
             (u64::from_le_bytes(header.take()), u64::from_le_bytes(header.take()));
         let image = Whole { length: image_length, digest: header.take::<32>().into() };
         let artifact = Whole { length: artifact_length, digest: header.take::<32>().into() };
-        let layout = Layout::of(&raw, image_length, frame_size).ok_or(damaged("its length is wrong"))?;
-        let mut index = Self {
-            frame_size,
-            image,
-            artifact,
-            frames: Vec::new(),
-            zeroes: layout.zeroes,
-            hashes: layout.hashes,
-            raw,
-        };
+        let layout = Layout::of(&raw, image_length, count).ok_or(damaged("its length is wrong"))?;
+        let mut index =
+            Self { image, artifact, frames: Vec::new(), zeroes: layout.zeroes, hashes: layout.hashes, raw };
         index.frames = index.entries(layout.frames)?;
         Ok(index)
     }
@@ -196,20 +189,28 @@ impl Index {
         let damaged = |what| IndexError::Damaged { what };
         let bytes = self.raw.get(range).unwrap_or_default();
         let mut entries = Vec::with_capacity(bytes.len() / FRAME_ENTRY);
-        let (mut start, mut first_hash) = (0_u64, 0_usize);
-        for (number, entry) in (0_u64..).zip(bytes.chunks_exact(FRAME_ENTRY)) {
+        let (mut start, mut packed_start, mut first_hash) = (0_u64, 0_u64, 0_usize);
+        for entry in bytes.chunks_exact(FRAME_ENTRY) {
             let mut entry = Fields(entry);
-            let length = u32::from_le_bytes(entry.take());
-            if length == 0 || length > self.frame_size + self.frame_size / 64 + 1024 {
+            let (length, packed_length) =
+                (u32::from_le_bytes(entry.take()), u32::from_le_bytes(entry.take()));
+            let end = start + u64::from(length);
+            if length == 0 || length as usize > PIECE || packed_length == 0 || packed_length > longest(length)
+            {
                 return Err(damaged("a frame's length is impossible"));
             }
+            if end > self.image.length || !end.is_multiple_of(BLOCK as u64) && end != self.image.length {
+                return Err(damaged("its frames do not make up the image"));
+            }
             let first = u32::try_from(first_hash).map_err(|_| damaged("it has too many blocks"))?;
-            entries.push(Entry { start, length, first_hash: first, digest: entry.take::<32>().into() });
-            start += u64::from(length);
-            first_hash += self.blocks_of(number).filter(|block| !self.is_zero(*block)).count();
+            let digest = entry.take::<32>().into();
+            entries.push(Entry { start, length, packed_start, packed_length, first_hash: first, digest });
+            first_hash += blocks(start..end).filter(|block| !self.is_zero(*block)).count();
+            start = end;
+            packed_start += u64::from(packed_length);
         }
-        if start > self.artifact.length {
-            return Err(damaged("its frames are longer than the artifact"));
+        if start != self.image.length || packed_start > self.artifact.length {
+            return Err(damaged("its frames do not make up the image or the artifact"));
         }
         if first_hash != self.hash_count() {
             return Err(damaged("it does not have as many hashes as blocks"));
@@ -272,29 +273,29 @@ impl Index {
         self.frames.len()
     }
 
-    /// How many bytes of the image a frame holds; the last one may hold less.
+    /// How many bytes of the image the largest frame holds.
     #[must_use]
     pub fn frame_size(&self) -> usize {
-        usize::try_from(self.frame_size).unwrap_or(PIECE)
+        self.frames.iter().map(|entry| entry.length as usize).max().unwrap_or(PIECE)
     }
 
     /// A frame by its number.
     pub(super) fn frame(&self, number: usize) -> Option<IndexedFrame> {
-        let Entry { start, length, digest, .. } = *self.frames.get(number)?;
-        let from = number as u64 * u64::from(self.frame_size);
-        let to = (from + u64::from(self.frame_size)).min(self.image.length);
-        Some(IndexedFrame { image: from..to, artifact: start..start + u64::from(length), digest })
+        let Entry { start, length, packed_start, packed_length, digest, .. } = *self.frames.get(number)?;
+        let image = start..start + u64::from(length);
+        let artifact = packed_start..packed_start + u64::from(packed_length);
+        Some(IndexedFrame { image, artifact, digest })
     }
 
     /// Whether a frame is all zero.
     pub(super) fn is_zero_frame(&self, number: usize) -> bool {
-        self.blocks_of(number as u64).all(|block| self.is_zero(block))
+        self.blocks_of(number).all(|block| self.is_zero(block))
     }
 
     /// The numbers of a frame's hashes, in order; `None` for blocks that are zero.
     pub(super) fn hash_numbers(&self, number: usize) -> impl Iterator<Item = Option<usize>> + '_ {
         let mut next = self.frames.get(number).map_or(0, |entry| entry.first_hash as usize);
-        self.blocks_of(number as u64).map(move |block| {
+        self.blocks_of(number).map(move |block| {
             if self.is_zero(block) {
                 return None;
             }
@@ -308,21 +309,30 @@ impl Index {
     }
 
     /// A block's hash by its number.
-    pub(super) fn hash(&self, number: usize) -> Option<&BlockHash> {
-        self.raw.get(self.hashes.clone())?.get(number * HASH..)?.first_chunk()
+    pub(super) fn hash(&self, number: usize) -> Option<BlockHash> {
+        self.raw.get(self.hashes.clone())?.get(number * HASH..)?.first_chunk().copied()
     }
 
     /// The numbers of a frame's blocks.
-    fn blocks_of(&self, frame: u64) -> Range<u64> {
-        let per_frame = u64::from(self.frame_size) / BLOCK as u64;
-        let blocks = self.image.length.div_ceil(BLOCK as u64);
-        (frame * per_frame).min(blocks)..((frame + 1) * per_frame).min(blocks)
+    fn blocks_of(&self, number: usize) -> Range<u64> {
+        self.frame(number).map_or(0..0, |frame| blocks(frame.image))
     }
 
     fn is_zero(&self, block: u64) -> bool {
         let byte = usize::try_from(block / 8).ok().and_then(|at| self.raw.get(self.zeroes.clone())?.get(at));
         byte.is_some_and(|byte| byte >> (block % 8) & 1 == 1)
     }
+}
+
+/// The numbers of the blocks that begin in these bytes of the image.
+fn blocks(bytes: Range<u64>) -> Range<u64> {
+    bytes.start.div_ceil(BLOCK as u64)..bytes.end.div_ceil(BLOCK as u64)
+}
+
+/// How long a frame with this much content can be in the artifact: what cannot be compressed is
+/// stored, with a little around it.
+fn longest(content: u32) -> u32 {
+    content + content / 64 + 1024
 }
 
 /// Where the parts of the file are.
@@ -334,8 +344,8 @@ struct Layout {
 
 impl Layout {
     /// `None` if the file's length contradicts its header.
-    fn of(raw: &[u8], image_length: u64, frame_size: u32) -> Option<Self> {
-        let frames = usize::try_from(image_length.div_ceil(u64::from(frame_size))).ok()?;
+    fn of(raw: &[u8], image_length: u64, frames: u32) -> Option<Self> {
+        let frames = usize::try_from(frames).ok()?;
         let blocks = usize::try_from(image_length.div_ceil(BLOCK as u64)).ok()?;
         let frames = HEADER..HEADER.checked_add(frames.checked_mul(FRAME_ENTRY)?)?;
         let zeroes = frames.end..frames.end.checked_add(blocks.div_ceil(8))?;
@@ -366,8 +376,8 @@ impl Fields<'_> {
 
 /// Puts an index together while an artifact is made.
 pub(super) struct IndexBuilder {
-    frame_size: u32,
     image: (u64, sha2::Sha256),
+    count: u32,
     frames: Vec<u8>,
     zeroes: Vec<u8>,
     blocks: u64,
@@ -375,11 +385,10 @@ pub(super) struct IndexBuilder {
 }
 
 impl IndexBuilder {
-    /// For frames of `1 << frame_log` bytes, 16 to 20.
-    pub(super) fn new(frame_log: u8) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            frame_size: 1 << frame_log,
             image: (0, sha2::Sha256::new()),
+            count: 0,
             frames: Vec::new(),
             zeroes: Vec::new(),
             blocks: 0,
@@ -389,6 +398,8 @@ impl IndexBuilder {
 
     /// Takes in the next frame: what it holds, and how long it is in the artifact.
     pub(super) fn add(&mut self, content: &[u8], length: u32) {
+        self.count = self.count.saturating_add(1);
+        self.frames.extend_from_slice(&u32::try_from(content.len()).unwrap_or(u32::MAX).to_le_bytes());
         self.image.0 += content.len() as u64;
         self.image.1.update(content);
         self.frames.extend_from_slice(&length.to_le_bytes());
@@ -413,8 +424,8 @@ impl IndexBuilder {
         let mut raw = Vec::with_capacity(HEADER + self.frames.len() + self.zeroes.len() + self.hashes.len());
         raw.extend_from_slice(MAGIC);
         raw.extend_from_slice(&VERSION.to_le_bytes());
-        raw.extend_from_slice(&[BLOCK_LOG, u8::try_from(self.frame_size.trailing_zeros()).unwrap_or(0)]);
-        raw.extend_from_slice(&[0; 4]);
+        raw.extend_from_slice(&BLOCK_LOG.to_le_bytes());
+        raw.extend_from_slice(&self.count.to_le_bytes());
         raw.extend_from_slice(&self.image.0.to_le_bytes());
         raw.extend_from_slice(&artifact.length.to_le_bytes());
         raw.extend_from_slice(&self.image.1.finalize());

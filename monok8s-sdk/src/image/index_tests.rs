@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::build::{BuildOptions, build};
+use super::super::build::{BuildOptions, KnownBlocks, build, build_after};
 use super::super::seek_table::parse_seek_table;
 use super::*;
 
@@ -50,7 +50,7 @@ fn an_index_tells_where_everything_is_and_what_it_must_be() {
             match number {
                 None => assert!(block.iter().all(|byte| *byte == 0)),
                 Some(number) => {
-                    assert_eq!(*index.hash(number).unwrap(), block_hash(block));
+                    assert_eq!(index.hash(number).unwrap(), block_hash(block));
                     assert_eq!(number, hashes);
                     hashes += 1;
                 }
@@ -75,15 +75,42 @@ fn what_is_no_index_is_refused_with_its_reason() {
     };
     assert!(matches!(parse(&with(8, 2)), IndexError::UnknownVersion { found: 2 }));
     assert!(matches!(parse(&with(10, 13)), IndexError::Damaged { .. }));
-    assert!(matches!(parse(&with(11, 21)), IndexError::Damaged { .. }));
+    assert!(matches!(parse(&with(12, 99)), IndexError::Damaged { .. }), "another number of frames");
+    assert!(matches!(parse(&with(97, 0xFF)), IndexError::Damaged { .. }), "a frame that is no whole block");
     assert!(matches!(parse(&with(18, 0)), IndexError::Damaged { .. }), "another image length");
     assert!(matches!(parse(&with(22, 0xFF)), IndexError::Damaged { .. }), "an absurd image length");
     assert!(matches!(parse(&with(24, 0)), IndexError::Damaged { .. }), "an artifact shorter than its frames");
-    assert!(matches!(parse(&with(98, 0xFF)), IndexError::Damaged { .. }), "a frame longer than it can be");
+    assert!(matches!(parse(&with(102, 0xFF)), IndexError::Damaged { .. }), "a frame longer than it can be");
     assert!(matches!(parse(&good[..good.len() - 1]), IndexError::Damaged { .. }));
     assert!(matches!(parse(&[good, b"x"].concat()), IndexError::Damaged { .. }));
     let large = vec![0; usize::try_from(MAX_INDEX_BYTES).unwrap() + 1];
     assert!(matches!(parse(&large), IndexError::TooLarge { .. }));
+}
+
+#[test]
+fn what_is_new_gets_frames_of_its_own() {
+    let old = image();
+    let mut new = old.clone();
+    // One block, two with a known one between them, and one in the middle of zeroes.
+    for block in [20, 90, 92, 40] {
+        new[block * BLOCK..][..BLOCK].fill(u8::try_from(block).unwrap());
+    }
+    let mut known = KnownBlocks::default();
+    known.add(&mut old.as_slice()).unwrap();
+    let mut artifact = Vec::new();
+    let options = BuildOptions { frame_log: 18, ..BuildOptions::default() };
+    let index = build_after(&known, &mut new.as_slice(), &mut artifact, options).unwrap();
+    assert_eq!(zstd::decode_all(artifact.as_slice()).unwrap(), new);
+    let frames: Vec<(u64, u64)> = (0..index.frame_count())
+        .map(|number| index.frame(number).unwrap().image)
+        .map(|bytes| (bytes.start / BLOCK as u64, bytes.end.div_ceil(BLOCK as u64)))
+        .collect();
+    for new in [(20, 21), (40, 41), (90, 93)] {
+        assert!(frames.contains(&new), "{new:?} in {frames:?}");
+    }
+    // The end is no whole block, so that nobody can have it.
+    assert_eq!(frames.len(), 10, "{frames:?}");
+    assert_eq!(Index::parse(index.as_bytes().to_vec()).unwrap(), index);
 }
 
 proptest! {

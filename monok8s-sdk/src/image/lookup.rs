@@ -52,7 +52,7 @@ impl<'a> Lookup<'a> {
     }
 
     /// The slot of the table that holds this content, or would; and the hash number in it.
-    fn probe(&self, hash: &BlockHash) -> (usize, Option<usize>) {
+    fn probe(&self, hash: BlockHash) -> (usize, Option<usize>) {
         let start = u64::from_le_bytes(hash.first_chunk().copied().unwrap_or_default());
         let length = self.table.len();
         // The hash is uniform, so its share of the range is a uniform slot.
@@ -75,7 +75,7 @@ impl<'a> Lookup<'a> {
     }
 
     /// Takes note of where a content was seen, if it is wanted. The first place stays.
-    pub(super) fn saw(&self, hash: &BlockHash, place: Place) {
+    pub(super) fn saw(&self, hash: BlockHash, place: Place) {
         let (_, Some(number)) = self.probe(hash) else { return };
         if let (Some(known), Some(packed)) = (self.places.get(number), place.packed()) {
             // Another thread may have been first; any place will do.
@@ -84,7 +84,7 @@ impl<'a> Lookup<'a> {
     }
 
     /// Whether a content is wanted that was not seen anywhere yet.
-    pub(super) fn lacks(&self, hash: &BlockHash) -> bool {
+    pub(super) fn lacks(&self, hash: BlockHash) -> bool {
         let (_, number) = self.probe(hash);
         let known = number.and_then(|number| self.places.get(number));
         known.is_some_and(|place| place.load(Ordering::Relaxed) == NOWHERE)
@@ -140,24 +140,24 @@ mod tests {
         assert_eq!(lookup.place(17), None);
         let hash = |block: usize| block_hash(&image[block * BLOCK..][..BLOCK]);
         for block in 0..4000 {
-            assert!(lookup.lacks(&hash(block)));
-            lookup.saw(&hash(block), Place::Source(1, u32::try_from(block).unwrap() + 9));
-            assert!(!lookup.lacks(&hash(block)));
+            assert!(lookup.lacks(hash(block)));
+            lookup.saw(hash(block), Place::Source(1, u32::try_from(block).unwrap() + 9));
+            assert!(!lookup.lacks(hash(block)));
         }
-        lookup.saw(&hash(3), Place::Target(1));
-        lookup.saw(&block_hash(b"other"), Place::Source(0, 1));
-        assert!(!lookup.lacks(&block_hash(b"other")));
+        lookup.saw(hash(3), Place::Target(1));
+        lookup.saw(block_hash(b"other"), Place::Source(0, 1));
+        assert!(!lookup.lacks(block_hash(b"other")));
         for block in 0..blocks {
             let first = u32::try_from(block % 4000).unwrap();
             assert_eq!(lookup.place(block), Some(Place::Source(1, first + 9)), "the first place stays");
         }
         // Blocks of frames that are not missing are not wanted.
         let some = Lookup::of_frames(&index, 0..1);
-        assert_eq!((some.lacks(&hash(0)), some.lacks(&hash(3999))), (true, false));
-        some.saw(&hash(1), Place::Target(7));
+        assert_eq!((some.lacks(hash(0)), some.lacks(hash(3999))), (true, false));
+        some.saw(hash(1), Place::Target(7));
         assert_eq!(some.place(1), Some(Place::Target(7)));
-        some.saw(&hash(2), Place::Source(3, 7));
-        some.saw(&hash(2), Place::Target(1 << 30));
+        some.saw(hash(2), Place::Source(3, 7));
+        some.saw(hash(2), Place::Target(1 << 30));
         assert_eq!(some.place(2), None, "places that cannot be noted");
     }
 }

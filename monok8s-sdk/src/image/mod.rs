@@ -64,7 +64,7 @@ mod wire;
 mod write;
 mod write_error;
 
-pub use build::{BuildError, BuildOptions, build};
+pub use build::{BuildError, BuildOptions, KnownBlocks, build, build_after};
 pub use error::{ImageError, Retry};
 pub use fetch::{Download, DownloadLimits};
 pub use fetch_error::{FetchError, Interruption};
