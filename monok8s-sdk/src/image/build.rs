@@ -13,6 +13,8 @@ use crate::disk::is_zero;
 
 /// Known blocks between new ones, in bytes, that are fetched along rather than cut out.
 const BRIDGE: usize = 2 * BLOCK;
+/// The least level of zstd for what is new: it is little, and every node fetches it.
+const NEW_LEVEL: i32 = 19;
 
 /// How an artifact is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,10 +75,19 @@ pub enum BuildError {
 }
 
 /// A frame on its way.
-#[derive(Default)]
 struct Piece {
     content: Vec<u8>,
+    level: i32,
     compressed: Vec<u8>,
+}
+
+impl Piece {
+    fn compress(&mut self) -> Result<(), BuildError> {
+        let failed = |source| BuildError::Compress { level: self.level, source };
+        let mut compressor = Compressor::new(self.level).map_err(failed)?;
+        self.compressed = compressor.compress(&self.content).map_err(failed)?;
+        Ok(())
+    }
 }
 
 /// Blocks that nodes are likely to have: those of the images that were released before.
@@ -122,16 +133,16 @@ pub fn build(
 }
 
 /// The same, for nodes that have `known` blocks: what is new gets frames of its own, so that such
-/// a node fetches that and little around it. Any other node does no worse than before.
+/// a node fetches that and little around it, and these few are compressed as well as can be. Large
+/// frames are best then. Any other node does no worse than before.
 pub fn build_after(
     known: &KnownBlocks,
     image: &mut impl Read,
     artifact: &mut impl Write,
     options: BuildOptions,
 ) -> Result<Index, BuildError> {
-    let BuildOptions { level, frame_log } = options;
-    if !(16..=20).contains(&frame_log) {
-        return Err(BuildError::FrameSize { frame_log });
+    if !(16..=20).contains(&options.frame_log) {
+        return Err(BuildError::FrameSize { frame_log: options.frame_log });
     }
     let mut index = IndexBuilder::new();
     let mut table = Vec::new();
@@ -139,12 +150,12 @@ pub fn build_after(
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let mut read = 0;
     loop {
-        let mut batch = read_batch(known, image, threads * 4, 1 << frame_log, &mut read)?;
+        let mut batch = read_batch(known, image, threads * 4, options, &mut read)?;
         if batch.is_empty() {
             break;
         }
-        compress(&mut batch, threads, level)?;
-        for Piece { content, compressed } in &batch {
+        compress(&mut batch, threads)?;
+        for Piece { content, compressed, level: _ } in &batch {
             written.put(compressed)?;
             // A frame is at most a little longer than its content, 1 MiB.
             let compressed = u32::try_from(compressed.len()).unwrap_or(u32::MAX);
@@ -178,9 +189,10 @@ fn read_batch(
     known: &KnownBlocks,
     image: &mut impl Read,
     frames: usize,
-    frame_size: usize,
+    options: BuildOptions,
     read: &mut u64,
 ) -> Result<Vec<Piece>, BuildError> {
+    let frame_size = 1 << options.frame_log;
     let mut batch = Vec::new();
     while batch.len() < frames {
         let mut content = Vec::with_capacity(frame_size);
@@ -194,63 +206,63 @@ fn read_batch(
             break;
         }
         let mut rest = content.as_slice();
-        for length in lengths(known, &content) {
+        for Cut { length, novelty } in cuts(known, &content) {
             let (part, behind) = rest.split_at(length.min(rest.len()));
-            batch.push(Piece { content: part.to_owned(), compressed: Vec::new() });
+            let level = match novelty {
+                Novelty::New => options.level.max(NEW_LEVEL),
+                Novelty::Old => options.level,
+            };
+            batch.push(Piece { content: part.to_owned(), level, compressed: Vec::new() });
             rest = behind;
         }
     }
     Ok(batch)
 }
 
-/// How `content` is cut into frames: where what is known borders on what is not.
-fn lengths(known: &KnownBlocks, content: &[u8]) -> Vec<usize> {
-    if known.0.is_empty() {
-        return vec![content.len()];
-    }
-    let is_new = |block: &[u8]| !is_zero(block) && !known.0.contains(&block_hash(block));
-    let mut lengths: Vec<usize> = Vec::new();
-    let mut runs: Vec<(bool, usize)> = Vec::new();
-    for block in content.chunks(BLOCK) {
-        let new = is_new(block);
-        match runs.last_mut() {
-            Some((last, length)) if *last == new => *length += block.len(),
-            _ => runs.push((new, block.len())),
-        }
-    }
-    // A short known run between new ones is not worth two more frames.
-    let inner = 1..runs.len().saturating_sub(1);
-    let mut joins_next = false;
-    for (number, (new, length)) in runs.into_iter().enumerate() {
-        let bridges = !new && length <= BRIDGE && inner.contains(&number);
-        match lengths.last_mut() {
-            Some(last) if bridges || joins_next => *last += length,
-            _ => lengths.push(length),
-        }
-        joins_next = bridges;
-    }
-    lengths
+/// A frame within some content.
+struct Cut {
+    length: usize,
+    novelty: Novelty,
 }
 
-fn compress(batch: &mut [Piece], threads: usize, level: i32) -> Result<(), BuildError> {
+/// Whether nodes are likely to have it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Novelty {
+    New,
+    Old,
+}
+
+/// How `content` is cut into frames: where what is known borders on what is not.
+fn cuts(known: &KnownBlocks, content: &[u8]) -> Vec<Cut> {
+    let mut cuts: Vec<Cut> = Vec::new();
+    for block in content.chunks(BLOCK) {
+        // Where nothing is known, nothing is worth a frame of its own.
+        let is_old = known.0.is_empty() || is_zero(block) || known.0.contains(&block_hash(block));
+        let novelty = if is_old { Novelty::Old } else { Novelty::New };
+        match cuts.as_mut_slice() {
+            [.., last] if last.novelty == novelty => last.length += block.len(),
+            // A short known run between new ones is not worth two more frames.
+            [.., before, last] if last.novelty == Novelty::Old && last.length <= BRIDGE => {
+                before.length += last.length + block.len();
+                cuts.pop();
+            }
+            _ => cuts.push(Cut { length: block.len(), novelty }),
+        }
+    }
+    cuts
+}
+
+fn compress(batch: &mut [Piece], threads: usize) -> Result<(), BuildError> {
     let share = batch.len().div_ceil(threads).max(1);
     let done = thread::scope(|scope| {
         let workers: Vec<_> = batch
             .chunks_mut(share)
-            .map(|pieces| {
-                scope.spawn(move || -> io::Result<()> {
-                    let mut compressor = Compressor::new(level)?;
-                    for piece in pieces {
-                        piece.compressed = compressor.compress(&piece.content)?;
-                    }
-                    Ok(())
-                })
-            })
+            .map(|pieces| scope.spawn(move || pieces.iter_mut().try_for_each(Piece::compress)))
             .collect();
         workers
             .into_iter()
             .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect::<io::Result<Vec<()>>>()
+            .collect::<Result<Vec<()>, BuildError>>()
     });
-    done.map(drop).map_err(|source| BuildError::Compress { level, source })
+    done.map(drop)
 }
