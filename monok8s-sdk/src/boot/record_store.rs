@@ -172,42 +172,54 @@ impl TwoCopies {
         self.dir.sync()
     }
 
-    fn newest(&self) -> Result<Option<Found>, StoreError> {
+    fn newest(&self) -> Result<Option<Found<Vec<u8>>>, StoreError> {
         if !self.dir.is_present() {
             return Err(StoreError::NoDirectory { dir: self.dir.path().to_owned() });
         }
-        let mut present = false;
-        let mut newest: Option<Found> = None;
-        for number in [0, 1] {
-            let copy = self.copy(number);
-            // One byte more than fits: a longer file then fails its length check.
-            let read = self.dir.read(&copy, (HEADER + MAX_PAYLOAD) as u64 + 1);
-            let read = read.map_err(|source| StoreError::Read { path: self.path(&copy), source })?;
-            let Some(bytes) = read else { continue };
-            present = true;
-            if let Some((revision, payload)) = decode(&bytes)
-                && newest.as_ref().is_none_or(|other| revision > other.revision)
-            {
-                newest = Some(Found { number, revision, payload: payload.to_vec() });
-            }
-        }
-        match newest {
-            None if present => {
+        let copies = [self.read(0)?, self.read(1)?];
+        match newest(copies.each_ref().map(Option::as_deref)) {
+            None if copies.iter().any(Option::is_some) => {
                 Err(StoreError::Corrupt { dir: self.dir.path().to_owned(), name: self.name.clone() })
             }
-            found => Ok(found),
+            found => Ok(found.map(Found::into_owned)),
         }
+    }
+
+    fn read(&self, number: u8) -> Result<Option<Vec<u8>>, StoreError> {
+        let copy = self.copy(number);
+        // One byte more than fits: a longer file then fails its length check.
+        let read = self.dir.read(&copy, (HEADER + MAX_PAYLOAD) as u64 + 1);
+        read.map_err(|source| StoreError::Read { path: self.path(&copy), source })
     }
 }
 
-/// One whole copy.
-struct Found {
-    number: u8,
-    revision: u64,
-    payload: Vec<u8>,
+/// The whole copy with the highest revision, of the two that there may be.
+pub(crate) fn newest(copies: [Option<&[u8]>; 2]) -> Option<Found<&[u8]>> {
+    let mut newest: Option<Found<&[u8]>> = None;
+    for (number, bytes) in (0..).zip(copies) {
+        if let Some((revision, payload)) = bytes.and_then(decode)
+            && newest.as_ref().is_none_or(|other| revision > other.revision)
+        {
+            newest = Some(Found { number, revision, payload });
+        }
+    }
+    newest
 }
 
-fn encode(revision: u64, payload: &[u8]) -> Vec<u8> {
+/// One whole copy.
+pub(crate) struct Found<T> {
+    pub(crate) number: u8,
+    pub(crate) revision: u64,
+    pub(crate) payload: T,
+}
+
+impl Found<&[u8]> {
+    fn into_owned(self) -> Found<Vec<u8>> {
+        Found { number: self.number, revision: self.revision, payload: self.payload.to_vec() }
+    }
+}
+
+pub(crate) fn encode(revision: u64, payload: &[u8]) -> Vec<u8> {
     // The caller has checked the length against MAX_PAYLOAD.
     let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
     let mut bytes = Vec::with_capacity(HEADER + payload.len());
