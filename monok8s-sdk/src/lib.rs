@@ -7,6 +7,8 @@ pub mod causes;
 pub mod digest;
 #[cfg(feature = "disk")]
 pub mod disk;
+#[cfg(all(feature = "test-util", feature = "image", feature = "boot"))]
+pub mod fuzzing;
 #[cfg(any(feature = "client", feature = "image"))]
 pub mod http;
 #[cfg(feature = "image")]

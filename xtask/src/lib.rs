@@ -9,6 +9,7 @@ pub mod controlplane;
 pub mod demo;
 pub mod digest;
 pub mod disk;
+pub mod fuzz;
 pub mod generate;
 pub mod host;
 pub mod http;

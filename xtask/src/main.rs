@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::controlplane::{Binaries, ControlPlane, ControllerManager, Options, Tool, pinned_version};
 use xtask::demo::{self, Afterwards};
+use xtask::fuzz;
 use xtask::generate::{self, Mode, Scope};
 use xtask::process::{Interrupted, until_interrupted};
 
@@ -27,6 +28,18 @@ enum Task {
     },
     /// Prove everything that this machine can run, and say what was skipped and why.
     Test,
+    /// Run every parser of outside bytes on bytes that nobody thought of, with libFuzzer.
+    Fuzz {
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Run this target only.
+        #[arg(long)]
+        target: Option<String>,
+        /// Instead, write the seeds in fuzz/corpus/ anew.
+        #[arg(long)]
+        write_seeds: bool,
+    },
     /// Write the CRDs in crds/ from the SDK's types.
     GenCrds(GenArgs),
     /// Write every generated file.
@@ -84,6 +97,10 @@ async fn run(task: Task) -> Result<()> {
         }
         Task::Test => xtask::test::run().await,
         Task::Bench { what: BenchWhat::Image(options) } => Box::pin(xtask::bench::run(options)).await,
+        Task::Fuzz { write_seeds: true, .. } => {
+            fuzz::seeds::write(&xtask::host::workspace_root().join("fuzz/corpus"))
+        }
+        Task::Fuzz { seconds, target, .. } => fuzz::run(seconds, target.as_deref()).await,
         Task::GenCrds(args) => write_or_check(Scope::Crds, &args),
         Task::Gen(args) => write_or_check(Scope::All, &args),
         Task::Controlplane { action: None } => print_binaries().await,

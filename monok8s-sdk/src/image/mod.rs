@@ -48,6 +48,8 @@ mod fetch;
 mod fetch_error;
 mod fetch_frames;
 mod frame;
+#[cfg(all(feature = "test-util", feature = "boot"))]
+pub(crate) mod fuzzing;
 mod index;
 mod indexed;
 mod inspect;
