@@ -6,6 +6,7 @@ mod ctl {
     mod catalog;
     mod create;
     mod flash;
+    mod image;
     mod program;
     mod slots;
 }

@@ -270,7 +270,7 @@ fn stage(now: &ProgressSnapshot) -> (&'static str, u64, Option<u64>) {
     }
 }
 
-fn style(with_end: bool) -> ProgressStyle {
+pub(super) fn style(with_end: bool) -> ProgressStyle {
     let template = if with_end {
         "{msg:12} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}"
     } else {

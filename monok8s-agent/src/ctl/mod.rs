@@ -4,7 +4,9 @@
 mod catalog;
 mod create;
 mod flash;
+mod image;
 mod output;
+mod part;
 mod slots;
 
 use std::process::ExitCode;
@@ -29,7 +31,10 @@ enum Command {
     #[command(subcommand)]
     Catalog(catalog::Command),
     /// Write an image into the slot that is not booted, and read it back.
-    Flash(flash::Flash),
+    Flash(Box<flash::Flash>),
+    /// Make artifacts that nodes can fetch in part, and look at them.
+    #[command(subcommand)]
+    Image(image::Command),
     /// Show both slots of this machine.
     Slots(slots::Slots),
 }
@@ -64,6 +69,7 @@ fn run(command: Command) -> Result<Outcome> {
         Command::Create(create) => create.run(),
         Command::Catalog(command) => command.run(),
         Command::Flash(flash) => flash.run(),
+        Command::Image(command) => command.run(),
         Command::Slots(slots) => slots.run(),
     }
 }

@@ -97,20 +97,7 @@ impl<R: Read> Feeder<'_, R> {
         let mut compressed = self.outlets.spare.try_recv().unwrap_or_default();
         compressed.clear();
         let wire = &mut *self.wire;
-        wire.take(header.length, &mut compressed)?;
-        // What cannot be compressed is stored, with a few bytes a block more.
-        let limit = header.length + content + content / 64 + 1024;
-        loop {
-            let block = next_block(wire)?;
-            if compressed.len() + BLOCK_HEADER + block.length > limit {
-                return Err(wire.corrupt(invalid("a frame is longer than its content can make it")).into());
-            }
-            wire.take(BLOCK_HEADER + block.length, &mut compressed)?;
-            if block.last {
-                break;
-            }
-        }
-        wire.take(header.trailer, &mut compressed)?;
+        take_frame(wire, header, content, &mut compressed)?;
         let mut into = self.outlets.pool.take();
         into.truncate(content);
         let frame = Frame { number: self.number, compressed, into, received: wire.received() };
@@ -178,7 +165,30 @@ impl<R: Read> Feeder<'_, R> {
     }
 }
 
-fn next_block<R: Read>(wire: &mut Wire<R>) -> Result<frame::Block, WriteError> {
+/// Appends a frame of at most `content` bytes to `into`, as it is in the artifact.
+pub(super) fn take_frame<R: Read>(
+    wire: &mut Wire<R>,
+    header: FrameHeader,
+    content: usize,
+    into: &mut Vec<u8>,
+) -> Result<(), WriteError> {
+    wire.take(header.length, into)?;
+    // What cannot be compressed is stored, with a few bytes a block more.
+    let limit = header.length + content + content / 64 + 1024;
+    loop {
+        let block = next_block(wire)?;
+        if into.len() + BLOCK_HEADER + block.length > limit {
+            return Err(wire.corrupt(invalid("a frame is longer than its content can make it")));
+        }
+        wire.take(BLOCK_HEADER + block.length, into)?;
+        if block.last {
+            return wire.take(header.trailer, into);
+        }
+    }
+}
+
+/// The header of the next block, which is not stepped over.
+pub(super) fn next_block<R: Read>(wire: &mut Wire<R>) -> Result<frame::Block, WriteError> {
     match wire.peek(BLOCK_HEADER)?.first_chunk().map(|header| frame::block(*header)) {
         Some(Some(block)) => Ok(block),
         Some(None) => Err(wire.corrupt(invalid("a block is of a kind that does not exist"))),

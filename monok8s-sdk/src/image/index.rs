@@ -279,6 +279,14 @@ impl Index {
         self.frames.iter().map(|entry| entry.length as usize).max().unwrap_or(PIECE)
     }
 
+    /// How many bytes of the image are in blocks of 4 KiB that are all zero.
+    #[must_use]
+    pub fn zero_bytes(&self) -> u64 {
+        let bitmap = self.raw.get(self.zeroes.clone()).unwrap_or_default();
+        let blocks: u64 = bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum();
+        (blocks * BLOCK as u64).min(self.image.length)
+    }
+
     /// A frame by its number.
     pub(super) fn frame(&self, number: usize) -> Option<IndexedFrame> {
         let Entry { start, length, packed_start, packed_length, digest, .. } = *self.frames.get(number)?;

@@ -43,6 +43,7 @@ mod build;
 mod delta;
 mod economy;
 mod error;
+mod examine;
 mod expand;
 mod fetch;
 mod fetch_error;
@@ -68,6 +69,7 @@ mod write_error;
 
 pub use build::{BuildError, BuildOptions, KnownBlocks, build, build_after};
 pub use error::{ImageError, Retry};
+pub use examine::{ExamineError, Outline, index_artifact, outline, verify_artifact};
 pub use fetch::{Download, DownloadLimits};
 pub use fetch_error::{FetchError, Interruption};
 pub use index::{Index, IndexError, MAX_INDEX_BYTES};

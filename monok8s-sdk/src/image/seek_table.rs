@@ -57,6 +57,11 @@ pub(super) fn encode(entries: &[SeekEntry]) -> Option<Vec<u8>> {
     Some(table)
 }
 
+/// How long the table of so many frames is, without checksums.
+pub(super) fn length(entries: usize) -> usize {
+    8 + entries * ENTRY + FOOTER
+}
+
 /// Reads the table from the end of an artifact. `tail` is as much of the end as there is at hand;
 /// 1 MiB is enough for 32 GiB in frames of 256 KiB.
 pub fn parse_seek_table(tail: &[u8]) -> Result<Vec<SeekEntry>, SeekTableError> {
