@@ -12,11 +12,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressFinish, ProgressStyle};
 use monok8s_sdk::boot::record_store::{RecordLock, RecordStore, StoreError};
+use monok8s_sdk::causes::chain;
 use monok8s_sdk::digest::Sha256Digest;
-use monok8s_sdk::disk::{InactiveSlot, SlotMap, VerifiedSlot};
+use monok8s_sdk::disk::{DiskError, InactiveSlot, SlotMap, VerifiedSlot};
 use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::image::{
-    Cancel, DEFAULT_GUARD_PATHS, Download, Expected, Progress, ProgressSnapshot, Source, flash, inspect,
+    self, Cancel, DEFAULT_GUARD_PATHS, Delivery, Download, Expected, ImageError, Indexed, Progress,
+    ProgressSnapshot, Source, inspect,
 };
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
@@ -55,12 +57,27 @@ pub(super) struct Flash {
     #[arg(long, value_name = "sha256:HEX")]
     image_checksum: Option<Sha256Digest>,
 
+    #[command(flatten)]
+    index: IndexArgs,
+
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 
     #[command(flatten)]
     machine: MachineArgs,
+}
+
+/// The block index of an artifact.
+#[derive(Debug, Args)]
+struct IndexArgs {
+    /// URL of the artifact's block index: only what is in neither slot is fetched.
+    #[arg(long, value_name = "URL", requires = "index_checksum")]
+    index: Option<Url>,
+
+    /// What sha256sum prints for the index, after sha256:
+    #[arg(long, value_name = "sha256:HEX", requires = "index")]
+    index_checksum: Option<Sha256Digest>,
 }
 
 /// Where the artifact comes from.
@@ -81,6 +98,16 @@ struct Flashed {
     image_digest: Sha256Digest,
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<OsVersion>,
+    /// Whole, Indexed, or WholeInstead of by the index that was given.
+    delivery: &'static str,
+    /// Why the index was of no use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivery_reason: Option<String>,
+    bytes_fetched: u64,
+    /// Of the image: what was right in the slot already.
+    bytes_reused: u64,
+    /// Of the image: what was put into the slot.
+    bytes_written: u64,
 }
 
 impl FromStr for Origin {
@@ -104,21 +131,34 @@ impl Flash {
         let _lock = self.machine.kept_record().map(|store| hold(&store)).transpose()?;
         let slots = self.machine.slots()?;
         let slot = self.take(&slots)?;
+        let source = self.with_index(source, &slots)?;
         let expected =
             Expected { checksum: self.checksum, size: self.size, image_checksum: self.image_checksum };
-        let verified = self.write(slot, source, expected)?;
+        let progress = Progress::default();
+        let (verified, delivery) = self.write(slot, source, expected, &progress)?;
+        let counted = progress.snapshot();
+        let (delivery, delivery_reason) = said(delivery);
         let flashed = Flashed {
             slot: verified.slot(),
             device: verified.description().to_owned(),
             bytes: verified.length(),
             image_digest: verified.image(),
             version: version_inside(&verified),
+            delivery,
+            delivery_reason,
+            bytes_fetched: counted.bytes_done,
+            bytes_reused: counted.bytes_reused,
+            bytes_written: counted.bytes_written,
         };
         self.output.print(&flashed, || flashed.text())?;
         Ok(Outcome::Good)
     }
 
     fn source(&self) -> Result<Source> {
+        ensure!(
+            self.index.index.is_none() || matches!(self.source, Origin::Url(_)),
+            "an index is of use only to what is fetched: give the artifact's URL, or leave --index out"
+        );
         Ok(match &self.source {
             Origin::Stdin => {
                 ensure!(
@@ -137,6 +177,23 @@ impl Flash {
                 Source::Http(Download::new(http_client(&HttpOptions::default())?, [url.clone()]))
             }
         })
+    }
+
+    /// The same source, with the index that was given.
+    fn with_index(&self, source: Source, slots: &SlotMap) -> Result<Source> {
+        let (Some(index), Some(checksum)) = (&self.index.index, self.index.index_checksum) else {
+            return Ok(source);
+        };
+        let Source::Http(artifact) = source else { return Ok(source) };
+        let index = Download::new(http_client(&HttpOptions::default())?, [index.clone()]);
+        // A slot that cannot be read has nothing to offer, and costs a download.
+        let open = |slot| {
+            let warn =
+                |error: &DiskError| eprintln!("warning: slot {slot} cannot be used again: {}", chain(error));
+            slots.open_to_read(slot).inspect_err(warn).ok()
+        };
+        let reuse = [self.slot.other(), self.slot].into_iter().filter_map(open).collect();
+        Ok(Source::Indexed(Box::new(Indexed { artifact, index, checksum, reuse })))
     }
 
     /// Makes sure that nothing needs the slot, and that nothing will boot it or trust it from now on.
@@ -180,19 +237,30 @@ impl Flash {
         Ok(slot)
     }
 
-    fn write(&self, slot: InactiveSlot, source: Source, expected: Expected) -> Result<VerifiedSlot> {
+    fn write(
+        &self,
+        slot: InactiveSlot,
+        source: Source,
+        expected: Expected,
+        progress: &Progress,
+    ) -> Result<(VerifiedSlot, Delivery)> {
         // An interrupt ends the process, which the slot survives as it survives a power cut.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
-        let (progress, cancel) = (Progress::default(), Cancel::default());
         let device = slot.description().to_owned();
+        let work = async {
+            let body = image::write(slot, source, expected, progress, &Cancel::default()).await?;
+            let delivery = body.delivery().clone();
+            let written = body.finish()?;
+            Ok::<_, ImageError>((image::verify(written, progress).await?, delivery))
+        };
         let done = runtime.block_on(async {
             tokio::select! {
                 biased;
-                done = flash(slot, source, expected, &progress, &cancel) => done,
-                never = draw(&progress) => match never {},
+                done = work => done,
+                never = draw(progress) => match never {},
             }
         });
         done.with_context(|| format!("cannot flash slot {} ({device})", self.slot))
@@ -214,13 +282,37 @@ fn hold(store: &RecordStore) -> Result<RecordLock> {
 
 impl Flashed {
     fn text(&self) -> String {
-        let Self { slot, device, bytes, image_digest, version } = self;
+        let Self { slot, device, bytes, image_digest, version, .. } = self;
         let version =
             version.as_ref().map_or("an image that states no version".to_owned(), ToString::to_string);
         format!(
-            "slot {slot} ({device}) holds {version}: {}, {image_digest}, read back from the medium\n",
-            HumanBytes(*bytes)
+            "slot {slot} ({device}) holds {version}: {}, {image_digest}, read back from the medium\n{}: \
+             {} fetched; of the image {} were right in the slot already, {} were put there\n",
+            HumanBytes(*bytes),
+            self.way(),
+            HumanBytes(self.bytes_fetched),
+            HumanBytes(self.bytes_reused),
+            HumanBytes(self.bytes_written),
         )
+    }
+
+    fn way(&self) -> String {
+        match (self.delivery, &self.delivery_reason) {
+            (_, Some(reason)) => {
+                format!("the artifact was fetched whole, the index was of no use ({reason})")
+            }
+            ("Indexed", _) => "by the index".to_owned(),
+            _ => "the whole artifact".to_owned(),
+        }
+    }
+}
+
+/// How the image came, in a word, and why.
+fn said(delivery: Delivery) -> (&'static str, Option<String>) {
+    match delivery {
+        Delivery::Indexed => ("Indexed", None),
+        Delivery::WholeInstead { reason } => ("WholeInstead", Some(reason)),
+        _ => ("Whole", None),
     }
 }
 

@@ -10,6 +10,7 @@ use monok8s_sdk::boot::simulated::SimulatedLoader;
 use monok8s_sdk::boot::{AttemptId, BootBackend as _, Tries};
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::KnownGoodSlot;
+use monok8s_sdk::image::{BuildOptions, build};
 use monok8s_sdk::node_upgrade::Record;
 use monok8s_sdk::slot::Slot;
 use serde_json::{Value, json};
@@ -69,21 +70,105 @@ fn from_a_file_and_from_a_server() {
 
 /// Answers one GET with `body`.
 fn serve_once(body: Vec<u8>) -> String {
+    serve(vec![("/rootfs.ext4.zst", body)], 1) + "/rootfs.ext4.zst"
+}
+
+/// Answers so many requests, one after the other, with these files or the parts that are asked for.
+fn serve(files: Vec<(&'static str, Vec<u8>)>, requests: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut request = Vec::new();
-        while !request.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).unwrap();
-            request.extend(byte);
+        for stream in listener.incoming().take(requests) {
+            let mut stream = stream.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            let request = String::from_utf8(request).unwrap().to_lowercase();
+            let path = request.split(' ').nth(1).unwrap();
+            let body = &files.iter().find(|(name, _)| *name == path).unwrap().1;
+            let range = request.lines().find_map(|line| line.strip_prefix("range: bytes="));
+            let (status, part) = match range.and_then(|range| range.split_once('-')) {
+                Some((from, to)) => {
+                    let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
+                    let status =
+                        format!("206 Partial Content\r\nContent-Range: bytes {from}-{to}/{}", body.len());
+                    (status, from..to + 1)
+                }
+                None => ("200 OK".to_owned(), 0..body.len()),
+            };
+            let length = part.len();
+            write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")
+                .unwrap();
+            // Whoever has no use for the rest hangs up.
+            let _ = stream.write_all(&body[part]);
         }
-        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())
-            .unwrap();
-        stream.write_all(&body).unwrap();
     });
-    format!("http://{address}/rootfs.ext4.zst")
+    format!("http://{address}")
+}
+
+/// 3 MiB of which no two blocks are alike, in frames of 64 KiB, and their index.
+fn indexed() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    let mut state = 1_u64;
+    let image: Vec<u8> = (0..3 << 20)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[3]
+        })
+        .collect();
+    let mut artifact = Vec::new();
+    let index = build(&mut &image[..], &mut artifact, BuildOptions { level: 1, frame_log: 16 }).unwrap();
+    (image, artifact, index.as_bytes().to_vec())
+}
+
+#[test]
+fn by_an_index_only_what_is_in_neither_slot_is_fetched() {
+    let (image, artifact, index) = indexed();
+    let machine = Machine::new();
+    // Slot A has all but two frames, 64 KiB of which slot B has.
+    let mut old = image.clone();
+    old[1 << 20..(1 << 20) + (128 << 10)].fill(0x55);
+    machine.files.write(Slot::A, &old).unwrap();
+    let mut other = vec![0; 2 << 20];
+    other[1 << 20..(1 << 20) + (64 << 10)].copy_from_slice(&image[1 << 20..(1 << 20) + (64 << 10)]);
+    machine.files.write(Slot::B, &other).unwrap();
+
+    let checksum = format!("--index-checksum={}", Sha256Digest::of(&index));
+    let (index_length, of_artifact) = (index.len(), format!("--checksum={}", Sha256Digest::of(&artifact)));
+    let server = serve(vec![("/a", artifact), ("/i", index)], 2);
+    let (artifact_url, index_url) = (format!("{server}/a"), format!("--index={server}/i"));
+    let args = ["--slot=B", &artifact_url, &index_url, &checksum, &of_artifact, "-o", "json"];
+    let output: Value = serde_json::from_str(&written(ctl(&machine.args("flash", &args)))).unwrap();
+    assert!(machine.files.read(Slot::B, image.len()).unwrap() == image);
+    assert_eq!((&output["delivery"], &output["deliveryReason"]), (&json!("Indexed"), &Value::Null));
+    // Noise does not compress: a frame of it has 64 KiB and a few bytes.
+    let fetched = output["bytesFetched"].as_u64().unwrap() - index_length as u64;
+    assert!((64 << 10..66 << 10).contains(&fetched), "{output}");
+    assert_eq!(output["bytesReused"].as_u64().unwrap() + output["bytesWritten"].as_u64().unwrap(), 3 << 20);
+}
+
+#[test]
+fn an_index_that_is_of_no_use_costs_a_whole_download_and_nothing_else() {
+    let (image, artifact, index) = indexed();
+    let machine = Machine::new();
+    let checksum = format!("--index-checksum={}", Sha256Digest::of(b"another"));
+    let server = serve(vec![("/a", artifact), ("/i", index)], 2);
+    let (artifact_url, index_url) = (format!("{server}/a"), format!("--index={server}/i"));
+    let text = written(ctl(&machine.args("flash", &["--slot=B", &artifact_url, &index_url, &checksum])));
+    assert!(machine.files.read(Slot::B, image.len()).unwrap() == image);
+    let said = text.lines().nth(1).unwrap();
+    assert!(said.contains("fetched whole") && said.contains("the index's checksum is sha256:"), "{text}");
+
+    ctl(&machine.args("flash", &["--slot=B", &artifact_url, &index_url])).bad(2);
+    ctl(&machine.args("flash", &["--slot=B", &artifact_url, &checksum])).bad(2);
+    let file = machine.path("disk.img");
+    let error =
+        ctl(&machine.args("flash", &["--slot=B", file.to_str().unwrap(), &index_url, &checksum])).bad(1);
+    assert!(error.contains("give the artifact's URL"), "{error}");
 }
 
 #[test]
