@@ -24,8 +24,9 @@ use answer::{Answer, Span, Subject};
 
 const CHUNK: usize = 64 * 1024;
 const SENDFILE_STEP: usize = 1 << 20;
-/// How often a throttled answer may send.
+/// How often a throttled answer may send, and how much at most.
 const TICK: Duration = Duration::from_millis(20);
+const LARGEST_CHUNK: usize = 1 << 20;
 
 /// A way for an answer to go wrong. Several on one path combine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -322,8 +323,9 @@ async fn send(
         return send_file(stream, &File::open(path)?, answer.body, sent).await;
     }
     let mut reader = content.reader(answer.body.offset)?.take(answer.body.length);
-    let pace =
-        answer.bytes_per_second.map(|speed| usize::try_from(speed / 50).unwrap_or(CHUNK).clamp(1, CHUNK));
+    let pace = answer
+        .bytes_per_second
+        .map(|speed| usize::try_from(speed / 50).unwrap_or(CHUNK).clamp(1, LARGEST_CHUNK));
     let mut chunk = vec![0; pace.unwrap_or(CHUNK)];
     loop {
         let read = reader.read(&mut chunk)?;

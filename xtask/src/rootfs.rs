@@ -10,6 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use monok8s_sdk::digest::Sha256Digest;
+use monok8s_sdk::image::{BuildOptions, build};
 
 use crate::digest;
 use crate::host::MKE2FS;
@@ -71,6 +72,17 @@ pub struct Artifact {
     pub digest: Sha256Digest,
     /// What it expands to.
     pub image: Image,
+    /// Its block index, if one was made.
+    pub index: Option<IndexFile>,
+}
+
+/// The block index of an [`Artifact`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Of all of it.
+    pub digest: Sha256Digest,
 }
 
 impl RootfsSpec {
@@ -223,8 +235,27 @@ impl Image {
             left -= frame;
         }
         target.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        self.artifact(path, None)
+    }
+
+    /// Compresses it as `ctl image build` does, with the index beside it.
+    pub fn compress_with_index(&self, path: &Path) -> Result<Artifact> {
+        let mut source = File::open(&self.path)?;
+        let mut target =
+            BufWriter::new(File::create(path).with_context(|| format!("cannot create {}", path.display()))?);
+        // The images here are small, so that small frames are what shows that only parts are fetched.
+        let index = build(&mut source, &mut target, BuildOptions { level: ZSTD_LEVEL, frame_log: 16 })?;
+        target.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        let index_path = path.with_extension("idx");
+        fs::write(&index_path, index.as_bytes())?;
+        let digest = Sha256Digest::of(index.as_bytes());
+        self.artifact(path, Some(IndexFile { path: index_path, digest }))
+    }
+
+    fn artifact(&self, path: &Path, index: Option<IndexFile>) -> Result<Artifact> {
         let bytes = fs::metadata(path)?.len();
-        Ok(Artifact { path: path.to_owned(), bytes, digest: digest::of_file(path)?, image: self.clone() })
+        let digest = digest::of_file(path)?;
+        Ok(Artifact { path: path.to_owned(), bytes, digest, image: self.clone(), index })
     }
 }
 

@@ -8,6 +8,8 @@ mod bench;
 mod disks;
 #[path = "agent/failures.rs"]
 mod failures;
+#[path = "agent/indexed.rs"]
+mod indexed;
 #[path = "agent/kills.rs"]
 mod kills;
 #[path = "agent/orders.rs"]

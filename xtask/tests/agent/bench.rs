@@ -57,7 +57,21 @@ impl Bench {
     pub(crate) fn build(&mut self, name: &str, spec: &RootfsSpec) -> Artifact {
         let image = spec.build(&self.path(&format!("{name}.ext4"))).unwrap();
         let artifact = image.compress(&self.path(&format!("{name}.zst"))).unwrap();
+        self.publish(name, artifact)
+    }
+
+    /// The same with a block index, at `/NAME.idx`, which the entry names.
+    pub(crate) fn build_indexed(&mut self, name: &str, spec: &RootfsSpec) -> Artifact {
+        let image = spec.build(&self.path(&format!("{name}.ext4"))).unwrap();
+        let artifact = image.compress_with_index(&self.path(&format!("{name}.zst"))).unwrap();
+        self.publish(name, artifact)
+    }
+
+    fn publish(&mut self, name: &str, artifact: Artifact) -> Artifact {
         self.files.serve_file(&format!("/{name}"), &artifact.path);
+        if let Some(index) = &artifact.index {
+            self.files.serve_file(&format!("/{name}.idx"), &index.path);
+        }
         self.artifacts.insert(name.to_owned(), artifact.clone());
         artifact
     }
@@ -110,12 +124,17 @@ impl Bench {
     /// An entry of a catalog.
     pub(crate) fn entry(&self, name: &str, version: &str) -> Value {
         let artifact = self.artifact(name);
-        json!({
+        let mut entry = json!({
             "version": version,
             "url": self.files.url(&format!("/{name}")),
             "checksum": artifact.digest.to_string(),
             "size": artifact.image.bytes,
-        })
+        });
+        if let Some(index) = &artifact.index {
+            let url = self.files.url(&format!("/{name}.idx"));
+            entry["index"] = json!({"url": url, "checksum": index.digest.to_string()});
+        }
+        entry
     }
 
     /// An upgrade to `version` by an inline catalog of these entries.
