@@ -6,6 +6,18 @@
 //! a caller can note in a record what is known, so that a power cut costs at most a download.
 //! [`flash`] goes from the first to the last without a record.
 //!
+//! Where the bytes come from is a [`Source`], and [`BodyWritten::delivery`] says how they came:
+//!
+//! - A whole artifact, any `.zst`: several threads expand its frames and write, and read back right
+//!   behind the writes.
+//! - [`Source::Indexed`]: the frames that the slot holds already stay, others are put together from
+//!   blocks in the slots that are given, and only the rest is fetched, several requests at a time.
+//!   Every frame has its sha256 before it is written. If the [`Index`] is of no use, or no server
+//!   sends parts of files, the artifact is taken whole ([`Delivery::WholeInstead`]).
+//!
+//! Those who publish images use [`build()`], [`index_artifact`], [`verify_artifact`] and
+//! [`outline()`].
+//!
 //! What holds at every instant: the slot's first 64 KiB are zero until everything else of the
 //! image is on the medium and its checksums matched, so a torn or foreign image cannot be booted.
 //! Memory stays under 64 MiB at any image size.
