@@ -10,6 +10,8 @@ mod disks;
 mod failures;
 #[path = "agent/indexed.rs"]
 mod indexed;
+#[path = "agent/indexed_kills.rs"]
+mod indexed_kills;
 #[path = "agent/kills.rs"]
 mod kills;
 #[path = "agent/orders.rs"]

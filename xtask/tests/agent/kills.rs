@@ -16,10 +16,10 @@ use crate::bench::{Bench, MIB, booted};
 const KILLS: u32 = 50;
 
 /// A generator of moments; the seed is printed, so that a failing run can be repeated.
-struct Moments(u64);
+pub(crate) struct Moments(pub(crate) u64);
 
 impl Moments {
-    fn next(&mut self, below: u64) -> u64 {
+    pub(crate) fn next(&mut self, below: u64) -> u64 {
         // xorshift64; Marsaglia, "Xorshift RNGs", 2003.
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
