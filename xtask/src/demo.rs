@@ -35,9 +35,11 @@ pub async fn run(afterwards: Afterwards) -> Result<()> {
     host::provide(&host::FIXTURES)?;
     say("a control plane: etcd, kube-apiserver, kube-controller-manager; CRDs and RBAC from `ctl create`");
     let mut testbed = Testbed::start(ControllerManager::Running).await?;
-    say(&format!("images {OLD} and {NEW}: ext4 from a directory tree, zstd, served over HTTP"));
+    say(&format!(
+        "images {OLD} and {NEW}: ext4 from a directory tree, zstd with a block index, served over HTTP"
+    ));
     for version in [OLD, NEW] {
-        let artifact = testbed.publish(version, &RootfsSpec::of(version))?;
+        let artifact = testbed.publish_indexed(version, &RootfsSpec::of(version))?;
         println!(
             "  {version}  {} bytes, expands to {}  {}",
             artifact.bytes, artifact.image.bytes, artifact.digest
@@ -52,6 +54,10 @@ pub async fn run(afterwards: Afterwards) -> Result<()> {
     say(&format!("kubectl apply -f {}", manifest.display()));
     testbed.kubectl().succeed(&["apply", "-f", &manifest.to_string_lossy()]).await?;
     watch(&testbed).await?;
+    say("what the nodes fetched; the rest was in the slot that they ran from");
+    for line in fetched(&testbed).await? {
+        println!("  {line}");
+    }
     say("what is on the disks");
     for machine in testbed.machines() {
         println!("  {}", prove(&testbed, machine)?);
@@ -114,6 +120,18 @@ async fn watch(testbed: &Testbed) -> Result<()> {
             _ => tokio::time::sleep(POLL).await,
         }
     }
+}
+
+/// How much each node fetched, by its own account.
+async fn fetched(testbed: &Testbed) -> Result<Vec<String>> {
+    let whole = testbed.artifact(NEW)?.bytes;
+    let progresses = testbed.progresses().await?;
+    let lines = progresses.values().map(|progress| {
+        let bytes = progress.status.as_ref().and_then(|status| status.progress);
+        let done = bytes.map_or(0, |bytes| bytes.bytes_done);
+        format!("{}: {done} bytes, index included, of an artifact of {whole}", progress.spec.node_name)
+    });
+    Ok(lines.collect())
 }
 
 fn phase(upgrade: &OSUpgrade) -> Option<&UpgradePhase> {

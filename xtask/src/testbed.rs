@@ -101,7 +101,21 @@ impl Testbed {
     pub fn publish(&mut self, name: &str, spec: &RootfsSpec) -> Result<&Artifact> {
         let image = spec.build(&self.scratch.path().join(format!("{name}.ext4")))?;
         let artifact = image.compress(&self.scratch.path().join(format!("{name}.ext4.zst")))?;
+        self.serve(name, artifact)
+    }
+
+    /// The same with a block index, which its entry names.
+    pub fn publish_indexed(&mut self, name: &str, spec: &RootfsSpec) -> Result<&Artifact> {
+        let image = spec.build(&self.scratch.path().join(format!("{name}.ext4")))?;
+        let artifact = image.compress_with_index(&self.scratch.path().join(format!("{name}.ext4.zst")))?;
+        self.serve(name, artifact)
+    }
+
+    fn serve(&mut self, name: &str, artifact: Artifact) -> Result<&Artifact> {
         self.server.serve_file(&artifact_path(name), &artifact.path);
+        if let Some(index) = &artifact.index {
+            self.server.serve_file(&index_path(name), &index.path);
+        }
         self.artifacts.insert(name.to_owned(), artifact);
         self.artifact(name)
     }
@@ -135,6 +149,10 @@ impl Testbed {
         let _ = writeln!(entry, "    url: {}", self.artifact_url(name));
         let _ = writeln!(entry, "    checksum: {}", artifact.digest);
         let _ = writeln!(entry, "    size: {}", artifact.image.bytes);
+        if let Some(index) = &artifact.index {
+            let url = self.server.url(&index_path(name));
+            let _ = writeln!(entry, "    index: {{url: \"{url}\", checksum: \"{}\"}}", index.digest);
+        }
         entry
     }
 
@@ -278,6 +296,11 @@ impl Testbed {
 #[must_use]
 pub fn artifact_path(name: &str) -> String {
     format!("/monok8s-{name}.ext4.zst")
+}
+
+/// The path of its block index.
+fn index_path(name: &str) -> String {
+    format!("/monok8s-{name}.ext4.idx")
 }
 
 /// Applies what `ctl create` prints, as the guide says, except for what would need a kubelet.
