@@ -6,6 +6,7 @@
 
 use std::io;
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
 use zstd::bulk::Decompressor;
@@ -42,6 +43,8 @@ pub(super) struct Outlets<'a> {
     pub(super) pieces: Sender<Numbered>,
     /// Vectors that frames were in, to be filled again.
     pub(super) spare: Receiver<Vec<u8>>,
+    /// Nobody wants any more pieces.
+    pub(super) stopped: &'a AtomicBool,
 }
 
 /// Goes through an artifact, frame by frame, until its end.
@@ -98,11 +101,20 @@ impl<R: Read> Feeder<'_, R> {
         compressed.clear();
         let wire = &mut *self.wire;
         take_frame(wire, header, content, &mut compressed)?;
-        let mut into = self.outlets.pool.take();
+        let received = wire.received();
+        let mut into = self.buffer()?;
         into.truncate(content);
-        let frame = Frame { number: self.number, compressed, into, received: wire.received() };
+        let frame = Frame { number: self.number, compressed, into, received };
         self.number += 1;
         self.outlets.frames.send(frame).map_err(|_| Halt::Stopped)
+    }
+
+    /// A buffer for the next piece, while pieces are wanted.
+    fn buffer(&self) -> Result<Buffer, Halt> {
+        if self.outlets.stopped.load(Ordering::Relaxed) {
+            return Err(Halt::Stopped);
+        }
+        Ok(self.outlets.pool.take())
     }
 
     /// Expands one frame of any size, here.
@@ -112,7 +124,7 @@ impl<R: Read> Feeder<'_, R> {
             None => decoder().map_err(|source| self.wire.corrupt(source))?,
         };
         loop {
-            let mut piece = self.outlets.pool.take();
+            let mut piece = self.buffer()?;
             let (filled, ended) = self.fill(&mut decoder, &mut piece)?;
             piece.truncate(filled);
             if filled > 0 {

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, bounded};
@@ -170,6 +171,7 @@ fn expand<R: Read>(
 ) -> Result<Image, Halt> {
     let pool = Pool::new(BUFFERS, PIECE);
     let expanders = thread::available_parallelism().map_or(1, usize::from).min(MOST_EXPANDERS);
+    let stopped = AtomicBool::new(false);
     let (collected, fed) = thread::scope(|scope| {
         let (pieces, numbered) = bounded(BUFFERS);
         let (frames, waiting) = bounded(expanders);
@@ -179,8 +181,18 @@ fn expand<R: Read>(
             scope.spawn(move || expand_frames(&waiting, &pieces, &emptied));
         }
         drop((waiting, emptied));
-        let collector = scope.spawn(move || Collector::new(slot, expected, writer).run(&numbered));
-        let fed = feed(wire, &Outlets { pool: &pool, frames, pieces, spare });
+        let stopped = &stopped;
+        let collector = scope.spawn(move || {
+            let collected = Collector::new(slot, expected, writer).run(&numbered);
+            if collected.is_err() {
+                stopped.store(true, Ordering::Relaxed);
+                // Pieces in a channel hold buffers: they are let go of until nobody sends any more,
+                // or the feeder would wait for one for ever.
+                numbered.iter().for_each(drop);
+            }
+            collected
+        });
+        let fed = feed(wire, &Outlets { pool: &pool, frames, pieces, spare, stopped });
         (collector.join(), fed)
     });
     match (collected, fed) {
