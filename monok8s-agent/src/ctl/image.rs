@@ -14,7 +14,8 @@ use indicatif::{HumanBytes, ProgressBar, ProgressBarIter, ProgressFinish};
 use monok8s_sdk::api::IndexRef;
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::image::{
-    BuildOptions, Index, MAX_INDEX_BYTES, Outline, build, index_artifact, outline, verify_artifact,
+    BuildOptions, Index, KnownBlocks, MAX_INDEX_BYTES, Outline, build_after, index_artifact, outline,
+    verify_artifact,
 };
 use monok8s_sdk::version::OsVersion;
 use serde::Serialize;
@@ -46,13 +47,19 @@ pub(super) struct Build {
     /// The image, such as rootfs.ext4.
     image: PathBuf,
 
+    /// Image of an earlier release, also several times: what is new since gets frames of its own, so that
+    /// nodes with that release fetch it and little else.
+    #[arg(long, value_name = "IMAGE")]
+    after: Vec<PathBuf>,
+
     /// Level of zstd, 1 to 22.
     #[arg(long, default_value_t = BuildOptions::default().level, value_parser = clap::value_parser!(i32).range(1..=22))]
     level: i32,
 
-    /// How much of the image a frame holds at most, as a power of two: 16 (64 KiB) to 20 (1 MiB).
-    #[arg(long, value_name = "N", default_value_t = BuildOptions::default().frame_log, value_parser = clap::value_parser!(u8).range(16..=20))]
-    frame_log: u8,
+    /// How much of the image a frame holds at most, as a power of two: 16 (64 KiB) to 20 (1 MiB)
+    /// [default: 20 with --after, else 18].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(16..=20))]
+    frame_log: Option<u8>,
 
     #[command(flatten)]
     publish: Publish,
@@ -165,8 +172,14 @@ impl Build {
         let [artifact, index_file] = ["zst", "idx"].map(|end| self.publish.path(&self.image, name, end));
         let mut image = open(&self.image, "compressing")?;
         let (mut into, index_into) = (self.publish.begin(&artifact)?, self.publish.begin(&index_file)?);
-        let options = BuildOptions { level: self.level, frame_log: self.frame_log };
-        let index = build(&mut image, &mut into, options)
+        let mut known = KnownBlocks::default();
+        for earlier in &self.after {
+            known.add(&mut open(earlier, "reading")?).with_context(|| earlier.display().to_string())?;
+        }
+        // Where what is new has frames of its own, large ones cost nothing.
+        let default = if self.after.is_empty() { BuildOptions::default().frame_log } else { 20 };
+        let options = BuildOptions { level: self.level, frame_log: self.frame_log.unwrap_or(default) };
+        let index = build_after(&known, &mut image, &mut into, options)
             .with_context(|| format!("cannot make an artifact of {}", self.image.display()))?;
         into.finish()?;
         self.publish.finish(index_into, &index, &artifact, &index_file)

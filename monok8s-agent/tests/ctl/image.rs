@@ -4,6 +4,7 @@ use std::process::Command;
 
 use monok8s_sdk::catalog::{Catalog, Limits};
 use monok8s_sdk::digest::Sha256Digest;
+use monok8s_sdk::image::Index;
 use monok8s_sdk::slot::Slot;
 use serde_json::{Value, json};
 
@@ -51,6 +52,21 @@ impl Site {
         names.sort();
         names
     }
+}
+
+#[test]
+fn after_an_earlier_release_what_is_new_has_frames_of_its_own() {
+    let site = Site::new();
+    site.build(&[]);
+    let plain = Index::parse(site.read("rootfs.ext4.idx")).unwrap();
+    let mut earlier = site.image.clone();
+    earlier[2 << 20..(2 << 20) + 4096].fill(3);
+    fs::write(site.path("earlier.ext4"), earlier).unwrap();
+    site.build(&["--force", "--after", &site.text("earlier.ext4"), "--frame-log=18"]);
+    let index = Index::parse(site.read("rootfs.ext4.idx")).unwrap();
+    // One block differs, at the start of a frame; and the image's end is no whole block.
+    assert_eq!(index.frame_count(), plain.frame_count() + 1);
+    assert_eq!(zstd::decode_all(site.read("rootfs.ext4.zst").as_slice()).unwrap(), site.image);
 }
 
 #[test]
