@@ -14,8 +14,8 @@ use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::disk::fixture::FileMachine;
 use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::image::{
-    BuildOptions, Cancel, Delivery, Download, DownloadLimits, Expected, ImageError, Index, Indexed, Progress,
-    ProgressSnapshot, Source, build, verify, write,
+    BuildOptions, Cancel, Delivery, Download, DownloadLimits, Expected, ImageError, Index, Indexed,
+    KnownBlocks, Progress, ProgressSnapshot, Source, build, build_after, verify, write,
 };
 use monok8s_sdk::slot::Slot;
 
@@ -227,6 +227,53 @@ async fn what_stands_in_the_slot_is_not_written_again() {
 
 /// How a file is served.
 type Serve = fn(&Request, &[u8]) -> Reply;
+
+/// The head is zeroed before anything else changes, so nothing in it may count as right before.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_in_the_head_is_taken_as_right_before_it_is_zeroed() {
+    // Without zeroes, which would be put first and zero the head.
+    let image = image(1..=512);
+    let mut earlier = image.clone();
+    earlier[..BLOCK].fill(9);
+    let whole = Release::of(image.clone());
+    // Frames of one block and of the rest of the head, as they are cut after an earlier release.
+    let mut known = KnownBlocks::default();
+    known.add(&mut earlier.as_slice()).unwrap();
+    let mut artifact = Vec::new();
+    let options = BuildOptions { frame_log: 16, level: 1 };
+    let index = build_after(&known, &mut image.as_slice(), &mut artifact, options).unwrap();
+    let cut = Release { image: image.clone(), artifact, index };
+    for (release, before) in [(&whole, &image), (&cut, &image), (&cut, &earlier)] {
+        let server = release.serve();
+        let machine = Machine::new(&[], before);
+        machine.flash(release.source(&machine, &server), release.expected()).await.unwrap();
+        machine.holds(&image);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_without_the_file_does_not_hide_one_without_ranges() {
+    let release = Release::of(image(1..=512));
+    let (artifact, index) = (release.artifact.clone(), release.index.as_bytes().to_vec());
+    let server = Server::start(move |_, request| match request.path.as_str() {
+        "/index" => Reply::file(request, &index, "\"i\""),
+        "/absent" => Reply::status("404 Not Found"),
+        _ => {
+            Reply::file(&Request { range_from: None, if_range: None, ..request.clone() }, &artifact, "\"a\"")
+        }
+    });
+    // The first half is there, so that a part is asked for that is not the start.
+    let machine = Machine::new(&[], &image(1..=256));
+    let source = Source::Indexed(Box::new(Indexed {
+        artifact: download(["/rootfs.ext4.zst", "/absent"].map(|path| server.url(path))),
+        index: download([server.url("/index")]),
+        checksum: Sha256Digest::of(release.index.as_bytes()),
+        reuse: Vec::new(),
+    }));
+    let done = machine.flash(source, release.expected()).await.unwrap();
+    assert!(matches!(done.delivery, Delivery::WholeInstead { .. }), "{:?}", done.delivery);
+    machine.holds(&release.image);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_ranges_or_a_usable_index_the_artifact_is_fetched_whole() {

@@ -4,8 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate};
 use rustix::io::Errno;
@@ -30,6 +30,8 @@ pub struct DirectTarget {
     path: PathBuf,
     name: String,
     zeroing: AtomicBool,
+    /// Held while a unit is read, changed and written back.
+    edge: Mutex<()>,
     failed: OnceLock<Action>,
 }
 
@@ -147,6 +149,7 @@ impl DirectTarget {
             path: path.to_owned(),
             name: path.display().to_string(),
             zeroing: AtomicBool::new(true),
+            edge: Mutex::new(()),
             failed: OnceLock::new(),
         }
     }
@@ -254,6 +257,8 @@ impl DirectTarget {
         if let Some(edges) = &self.edges {
             return edges.write_all_at(bytes, at);
         }
+        // Whoever writes the rest of the unit at the same time would undo this, or be undone.
+        let _alone = self.edge.lock().unwrap_or_else(PoisonError::into_inner);
         let start = at - at % self.alignment;
         let mut unit = AlignedBuf::zeroed(to_usize(self.alignment)?);
         self.file.read_exact_at(&mut unit, start)?;

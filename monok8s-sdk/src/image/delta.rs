@@ -18,7 +18,7 @@ use super::index::{BLOCK, Index, IndexedFrame, block_hash};
 use super::lookup::{Lookup, Place};
 use super::pool::{Buffer, Pool};
 use super::progress::{Cancel, Progress};
-use super::slot_writer::{Halt, SlotWriter};
+use super::slot_writer::{HEAD, Halt, SlotWriter};
 use super::write_error::WriteError;
 use crate::digest::Sha256Digest;
 use crate::disk::{AlignedBuf, BlockTarget, ReadOnlySlot, is_zero};
@@ -55,9 +55,7 @@ impl Delta<'_> {
         self.zeroes(&mut missing)?;
         let lookup = Lookup::of_frames(self.index, numbers(&missing).into_iter());
         let batch = self.batch();
-        // The first frame is never right in its place: its head was zeroed, or will be.
-        let looked_at: Vec<usize> = numbers(&missing).into_iter().filter(|number| *number > 0).collect();
-        let sample = spread(&looked_at);
+        let sample = spread(&numbers(&missing));
         let pays = is_worth(self.keep_right(&sample, Some(&lookup), &mut missing)?, sample.len());
         if pays && !self.look_in_place(&lookup, &mut missing, batch, &mut ask)? {
             return Ok(());
@@ -128,7 +126,10 @@ impl Delta<'_> {
         lookup: Option<&Lookup<'_>>,
         missing: &mut [bool],
     ) -> Result<usize, Halt> {
-        let frames = left(frames, missing);
+        // What begins in the head is never right in its place: the head was zeroed, or will be.
+        let is_behind_head =
+            |number: &usize| self.index.frame(*number).is_some_and(|frame| frame.image.start >= HEAD as u64);
+        let frames: Vec<usize> = left(frames, missing).into_iter().filter(is_behind_head).collect();
         let next = AtomicUsize::new(0);
         let right: Vec<usize> = thread::scope(|scope| {
             let read = || scope.spawn(|| self.right_of(&frames, &next, lookup));

@@ -193,7 +193,9 @@ impl<O: Outlet> Transfer<'_, O> {
             match self.attempt(mirror, url).await {
                 Ended::Taken(taken) => return Ok(taken),
                 Ended::Fatal(error) => return Err(error),
-                Ended::Useless(error) => useless = error,
+                // That the file is there, though only whole, is the better news.
+                Ended::Useless(error) if !matches!(useless, FetchError::NoRanges { .. }) => useless = error,
+                Ended::Useless(_) => {}
                 Ended::Interrupted(source) => {
                     mirrors.push_back(mirror);
                     fruitless = if self.received.offset > before { 0 } else { fruitless + 1 };
@@ -217,6 +219,11 @@ impl<O: Outlet> Transfer<'_, O> {
         let answer = answer(&response);
         let (skip, total) = match judge(&self.received, &answer) {
             Verdict::Take { skip, total } => (skip, total),
+            // Its first answer: nothing changed, it has another file than the one that is described.
+            Verdict::Changed if self.received.end.is_some() && self.received.known.is_none() => {
+                let what = "it has another file than the index describes".to_owned();
+                return Ended::Useless(FetchError::Unusable { url: shown(url), what });
+            }
             verdict => return refuse(verdict, answer.status, url),
         };
         if let Some(known) = self.known.get_mut(mirror) {

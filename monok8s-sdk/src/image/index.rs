@@ -26,6 +26,7 @@
 //! at most 1 MiB of whole blocks, but for the end of the image. 8 bytes are enough: blocks are only
 //! candidates until the whole frame that they were put together to has its sha256.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -190,6 +191,7 @@ impl Index {
         let bytes = self.raw.get(range).unwrap_or_default();
         let mut entries = Vec::with_capacity(bytes.len() / FRAME_ENTRY);
         let (mut start, mut packed_start, mut first_hash) = (0_u64, 0_u64, 0_usize);
+        let mut of_zeroes = BTreeMap::new();
         for entry in bytes.chunks_exact(FRAME_ENTRY) {
             let mut entry = Fields(entry);
             let (length, packed_length) =
@@ -203,9 +205,14 @@ impl Index {
                 return Err(damaged("its frames do not make up the image"));
             }
             let first = u32::try_from(first_hash).map_err(|_| damaged("it has too many blocks"))?;
-            let digest = entry.take::<32>().into();
+            let digest: Sha256Digest = entry.take::<32>().into();
             entries.push(Entry { start, length, packed_start, packed_length, first_hash: first, digest });
-            first_hash += blocks(start..end).filter(|block| !self.is_zero(*block)).count();
+            let hashes = blocks(start..end).filter(|block| !self.is_zero(*block)).count();
+            // Zeroes are put without being looked at, so this is where their digest is.
+            if hashes == 0 && digest != *of_zeroes.entry(length).or_insert_with(|| zeroes_digest(length)) {
+                return Err(damaged("a frame of zeroes has the digest of something else"));
+            }
+            first_hash += hashes;
             start = end;
             packed_start += u64::from(packed_length);
         }
@@ -335,6 +342,17 @@ impl Index {
 /// The numbers of the blocks that begin in these bytes of the image.
 fn blocks(bytes: Range<u64>) -> Range<u64> {
     bytes.start.div_ceil(BLOCK as u64)..bytes.end.div_ceil(BLOCK as u64)
+}
+
+fn zeroes_digest(length: u32) -> Sha256Digest {
+    let mut hasher = sha2::Sha256::new();
+    let mut left = length as usize;
+    while left > 0 {
+        let step = left.min(BLOCK);
+        hasher.update([0; BLOCK].get(..step).unwrap_or_default());
+        left -= step;
+    }
+    <[u8; 32]>::from(hasher.finalize()).into()
 }
 
 /// How long a frame with this much content can be in the artifact: what cannot be compressed is

@@ -11,7 +11,7 @@ use super::error::ImageError;
 use super::fetch::{Download, Outlet, Part, Taken};
 use super::fetch_error::FetchError;
 use super::fetch_frames::{Fetched, WAITING_FRAMES, fetch_frames, take_frames};
-use super::index::{Index, IndexError, MAX_INDEX_BYTES};
+use super::index::{BLOCK, Index, IndexError, MAX_INDEX_BYTES};
 use super::pool::Pool;
 use super::progress::{Cancel, Progress};
 use super::slot_writer::{Head, write_slot};
@@ -162,7 +162,9 @@ fn write_by_index(
     cancel: &Cancel,
 ) -> Result<Head, WriteError> {
     let target = &**slot.target();
-    let pool = Pool::new((POOLED / index.frame_size()).max(6), index.frame_size());
+    // A small frame must not make for more buffers than memory.
+    let frame_size = index.frame_size().max(BLOCK);
+    let pool = Pool::new((POOLED / frame_size).max(6), frame_size);
     let ((), head) = write_slot(target, progress, cancel, |writer| {
         let delta = Delta { index, target, sources, writer, pool: &pool, progress, cancel };
         thread::scope(|scope| {

@@ -60,7 +60,23 @@ pub(super) struct SlotWriter<'a> {
 }
 
 /// The first 64 KiB of the image, which are not on the medium yet.
-pub(super) type Head = AlignedBuf;
+pub(super) struct Head {
+    bytes: AlignedBuf,
+    /// How much of it came, in bytes.
+    came: usize,
+}
+
+impl Head {
+    /// The head of an image of this length; an error if not all of it came. What is not proven
+    /// must not boot, whatever mistake led there.
+    pub(super) fn of(&self, length: u64) -> Result<&[u8], WriteError> {
+        let wanted = usize::try_from(length).unwrap_or(HEAD).min(HEAD);
+        self.bytes
+            .get(..wanted)
+            .filter(|_| self.came == wanted)
+            .ok_or(WriteError::HeadIncomplete { came: self.came, wanted })
+    }
+}
 
 /// Lets `fill` put an image into a slot, and returns once all of it but the head is on the medium
 /// and was read back.
@@ -78,7 +94,7 @@ pub(super) fn write_slot<T>(
         progress,
         cancel,
         begun: Mutex::new(false),
-        head: Mutex::new(AlignedBuf::zeroed(HEAD)),
+        head: Mutex::new(Head { bytes: AlignedBuf::zeroed(HEAD), came: 0 }),
         data: Mutex::default(),
         zeroes: Mutex::default(),
         stopped: AtomicBool::new(false),
@@ -106,7 +122,8 @@ pub(super) fn write_slot<T>(
     let failure = shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
     let head = shared.head.into_inner().unwrap_or_else(PoisonError::into_inner);
     match (filled, failure) {
-        (Err(Halt::Because(error)), _) | (_, Some(error)) => Err(error),
+        // A disk that failed is told before what followed from it.
+        (_, Some(error)) | (Err(Halt::Because(error)), None) => Err(error),
         (Ok(filled), None) => Ok((filled, head)),
         (Err(Halt::Stopped), None) => Err(WriteError::Cancelled),
     }
@@ -255,9 +272,12 @@ impl Hand<'_> {
         let (head, body) = piece.split_at(kept.min(piece.len()));
         if !head.is_empty() {
             let at = usize::try_from(offset).unwrap_or(HEAD);
-            if let Some(place) = lock(&self.shared.head).get_mut(at..at + head.len()) {
+            let mut kept = lock(&self.shared.head);
+            if let Some(place) = kept.bytes.get_mut(at..at + head.len()) {
                 place.copy_from_slice(head);
+                kept.came += head.len();
             }
+            drop(kept);
             self.shared.progress.add_written(head.len() as u64);
         }
         let mut at = offset + head.len() as u64;
@@ -282,6 +302,7 @@ impl Hand<'_> {
     fn zeroes(&mut self, offset: u64, length: u64) -> Result<(), DiskError> {
         // The head is zero already, and stays in memory as it began.
         let kept = (HEAD as u64).saturating_sub(offset).min(length);
+        lock(&self.shared.head).came += usize::try_from(kept).unwrap_or(0);
         self.shared.progress.add_written(kept);
         let (mut offset, mut left) = (offset + kept, length - kept);
         while left > 0 {
@@ -331,7 +352,9 @@ impl Hand<'_> {
         run: Run<'_>,
     ) -> Result<Vec<Range<usize>>, DiskError> {
         let began = Instant::now();
-        let found = self.scratch.get_mut(..run.len()).unwrap_or_default();
+        let Some(found) = self.scratch.get_mut(..run.len()) else {
+            return Ok(std::iter::once(0..run.len()).collect());
+        };
         match self.shared.target.read_at(offset, found) {
             Ok(()) => {}
             // A sector that cannot be read is one that a write may mend.

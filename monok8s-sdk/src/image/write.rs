@@ -19,7 +19,7 @@ use super::expand::{Numbered, Outlets, PIECE, expand_frames, feed};
 use super::indexed::Delivery;
 use super::pool::{Buffer, Pool};
 use super::progress::{Cancel, Progress};
-use super::slot_writer::{HEAD, Halt, Head, SlotWriter, write_slot};
+use super::slot_writer::{Halt, Head, SlotWriter, write_slot};
 use super::wire::Wire;
 use super::write_error::WriteError;
 use crate::digest::Sha256Digest;
@@ -39,7 +39,8 @@ pub struct Expected {
     pub checksum: Option<Sha256Digest>,
     /// The expanded image's size in bytes. Without it the slot's size is the bound.
     pub size: Option<u64>,
-    /// The digest of the expanded image.
+    /// The digest of the expanded image. Where an index is used, it is compared with the one that the
+    /// index states; the frames are proven by the digests that it lists.
     pub image_checksum: Option<Sha256Digest>,
 }
 
@@ -100,8 +101,7 @@ impl BodyWritten {
     /// Writes the first 64 KiB and flushes. Blocks on the disk.
     pub fn finish(self) -> Result<WrittenSlot, WriteError> {
         let failed = |source| WriteError::Disk { written: self.length, source };
-        let length = usize::try_from(self.length).unwrap_or(HEAD).min(HEAD);
-        let head = self.head.get(..length).unwrap_or_default();
+        let head = self.head.of(self.length)?;
         self.slot.target().write_at(0, head).map_err(failed)?;
         self.slot.target().flush().map_err(failed)?;
         let unread = vec![Written::data(0, head)];

@@ -138,6 +138,16 @@ pub enum WriteError {
         /// The part's length in bytes.
         length: u64,
     },
+    /// Not all of the image's first 64 KiB came. Nothing can boot the slot.
+    #[error(
+        "only {came} of the first {wanted} bytes of the image came: this is a mistake of this program, please report it; the slot cannot be booted"
+    )]
+    HeadIncomplete {
+        /// How many bytes came.
+        came: usize,
+        /// How many there are.
+        wanted: usize,
+    },
     /// The caller asked to stop.
     #[error("writing the slot was cancelled: write it again before it is booted")]
     Cancelled,
@@ -160,6 +170,7 @@ impl WriteError {
             Self::Corrupt { .. } | Self::Dictionary => FailureReason::CorruptArtifact,
             Self::Source { .. } => FailureReason::ArtifactUnreadable,
             Self::Disk { source, .. } => source.reason(),
+            Self::HeadIncomplete { .. } => FailureReason::Interrupted,
             Self::ReadBack { .. } => FailureReason::ReadBackMismatch,
             Self::Cancelled => FailureReason::Cancelled,
         }

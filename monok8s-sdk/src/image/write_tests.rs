@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::super::expand::WINDOW_LOG_MAX;
+use super::super::slot_writer::HEAD;
 use super::*;
 use crate::disk::{Action, BlockTarget, CacheBypass, DiskError};
 use crate::slot::Slot;
