@@ -14,7 +14,7 @@ use zstd::bulk::Decompressor;
 use super::delta::{Delta, holds};
 use super::fetch::{Download, Outlet, Part, Taken};
 use super::fetch_error::FetchError;
-use super::index::{Index, IndexedFrame};
+use super::index::Index;
 use super::progress::{Cancel, Progress};
 use super::slot_writer::Halt;
 use super::spans::{Span, spans};
@@ -187,13 +187,9 @@ fn expand(delta: &Delta<'_>, frames: &Receiver<(usize, Vec<u8>)>) -> Result<(), 
         piece.truncate(frame.len());
         let expanded = decompressor.decompress_to_buffer(&packed, &mut piece[..]);
         if !expanded.is_ok_and(|length| length == frame.len() && holds(&frame, &piece)) {
-            return Err(WriteError::OtherFrame { frame: number, offset: begin(&frame) }.into());
+            return Err(WriteError::OtherFrame { frame: number, offset: frame.artifact.start }.into());
         }
         delta.put(&frame, piece)?;
     }
     Ok(())
-}
-
-fn begin(frame: &IndexedFrame) -> u64 {
-    frame.artifact.start
 }
