@@ -9,15 +9,12 @@ mod common;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use common::{Reply, Request, Server};
+use common::{Reply, Request, Server, download};
 use monok8s_sdk::api::FailureReason;
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::disk::fixture::FileMachine;
-use monok8s_sdk::http::{HttpOptions, http_client};
-use monok8s_sdk::image::{
-    Cancel, Download, DownloadLimits, Expected, ImageError, Progress, Retry, Source, flash,
-};
+use monok8s_sdk::image::{Cancel, DownloadLimits, Expected, ImageError, Progress, Retry, Source, flash};
 use monok8s_sdk::slot::Slot;
 
 const SLOT_SIZE: u64 = 4 << 20;
@@ -97,20 +94,6 @@ fn image() -> Vec<u8> {
 
 fn ordered(artifact: &[u8]) -> Expected {
     Expected { checksum: Some(Sha256Digest::of(artifact)), ..Expected::default() }
-}
-
-fn download(urls: impl IntoIterator<Item = reqwest::Url>) -> Download {
-    // Several tests may come here first; one of them installs the provider.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let limits = DownloadLimits {
-        total: Duration::from_secs(60),
-        stall: Duration::from_millis(1500),
-        attempts: 4,
-        first_backoff: Duration::from_millis(5),
-        longest_backoff: Duration::from_millis(20),
-        rate: None,
-    };
-    Download::new(http_client(&HttpOptions::default()).unwrap(), urls).with_limits(limits)
 }
 
 fn http(server: &Server) -> Source {

@@ -7,15 +7,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Reply, Request, Server};
+use common::{Reply, Request, Server, download};
 use monok8s_sdk::api::FailureReason;
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::disk::fixture::FileMachine;
-use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::image::{
-    BuildOptions, Cancel, Delivery, Download, DownloadLimits, Expected, ImageError, Index, Indexed,
-    KnownBlocks, Progress, ProgressSnapshot, Source, build, build_after, verify, write,
+    BuildOptions, Cancel, Delivery, Expected, ImageError, Index, Indexed, KnownBlocks, Progress,
+    ProgressSnapshot, Source, build, build_after, verify, write,
 };
 use monok8s_sdk::slot::Slot;
 
@@ -140,19 +139,6 @@ impl Machine {
     fn cannot_boot(&self) {
         assert!(self.files.read(Slot::B, 64 * 1024).unwrap().iter().all(|byte| *byte == 0));
     }
-}
-
-fn download(urls: impl IntoIterator<Item = reqwest::Url>) -> Download {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let limits = DownloadLimits {
-        total: Duration::from_secs(60),
-        stall: Duration::from_millis(1500),
-        attempts: 4,
-        first_backoff: Duration::from_millis(5),
-        longest_backoff: Duration::from_millis(20),
-        rate: None,
-    };
-    Download::new(http_client(&HttpOptions::default()).unwrap(), urls).with_limits(limits)
 }
 
 /// The bytes of the artifact that were asked for.

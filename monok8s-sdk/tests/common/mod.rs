@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use monok8s_sdk::http::{HttpOptions, http_client};
+use monok8s_sdk::image::{Download, DownloadLimits};
+
 /// A request as the server saw it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Request {
@@ -148,4 +151,19 @@ fn read_request(connection: &TcpStream) -> Option<Request> {
         }
     }
     None
+}
+
+/// A download from any of `urls` that is soon out of patience.
+pub(crate) fn download(urls: impl IntoIterator<Item = reqwest::Url>) -> Download {
+    // Several tests may come here first; one of them installs the provider.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let limits = DownloadLimits {
+        total: Duration::from_secs(60),
+        stall: Duration::from_millis(1500),
+        attempts: 4,
+        first_backoff: Duration::from_millis(5),
+        longest_backoff: Duration::from_millis(20),
+        rate: None,
+    };
+    Download::new(http_client(&HttpOptions::default()).unwrap(), urls).with_limits(limits)
 }
