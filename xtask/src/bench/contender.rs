@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use monok8s_sdk::digest::Sha256Digest;
-use monok8s_sdk::image::{BuildOptions, build};
+use monok8s_sdk::image::{BuildOptions, KnownBlocks, build_after};
 
 use super::rig::Rig;
 use super::tool;
@@ -123,9 +123,13 @@ impl Contender {
         match self {
             Self::OursIndexed => {
                 "`ctl flash --index`: takes blocks from both slots, fetches the frames that are missing, checks each \
-                 before it is written, writes with O_DIRECT, reads back. The index is part of what is fetched."
+                 before it is written, writes with O_DIRECT, reads back. The index is part of what is fetched. The \
+                 artifact is made as `ctl image build --after` makes it."
             }
-            Self::OursFramed => "The same of zstd frames of 256 KiB each, which are expanded in parallel.",
+            Self::OursFramed => {
+                "The same of the artifact that the index is of, read whole: independent frames, which are expanded \
+                 in parallel."
+            }
             Self::OursWhole => {
                 "`ctl flash --checksum --size` of a single zstd frame: checks the artifact, writes with O_DIRECT, \
                  reads back."
@@ -172,10 +176,11 @@ impl Contender {
         }
     }
 
-    /// Makes what it fetches of `image`, next to the image, unless that was done before.
-    pub(super) async fn release(self, image: &Image) -> Result<Release> {
+    /// Makes what it fetches of `image`, next to the image, unless that was done before. `old` is the
+    /// release before it, which artifacts of ours are made after.
+    pub(super) async fn release(self, image: &Image, old: &Image) -> Result<Release> {
         let artifact = match self {
-            Self::OursIndexed | Self::OursFramed => framed(image).await?,
+            Self::OursIndexed | Self::OursFramed => framed(image, old).await?,
             Self::OursWhole | Self::Pipe | Self::Shell(_) => stock(image).await?,
             Self::Rauc => rauc::bundle(image).await?,
             Self::Casync => casync::index(image).await?,
@@ -281,19 +286,23 @@ pub(super) async fn stock(image: &Image) -> Result<PathBuf> {
     .await
 }
 
-/// Independent frames and their index, as `monok8s_sdk::image` makes them.
-async fn framed(image: &Image) -> Result<PathBuf> {
+/// Independent frames and their index, as `ctl image build --after` makes them.
+async fn framed(image: &Image, old: &Image) -> Result<PathBuf> {
     let artifact = image.path.with_extension("frames.zst");
     if artifact.exists() {
         return Ok(artifact);
     }
     eprintln!("making {}", artifact.display());
-    let (from, to, index_path) = (image.path.clone(), artifact.clone(), index_of(image));
+    let (from, before) = (image.path.clone(), old.path.clone());
+    let (to, index_path) = (artifact.clone(), index_of(image));
     tokio::task::spawn_blocking(move || -> Result<()> {
         let part = to.with_extension("part");
+        let mut known = KnownBlocks::default();
+        known.add(&mut File::open(before)?)?;
         let mut source = io::BufReader::new(File::open(from)?);
         let mut target = io::BufWriter::new(File::create(&part)?);
-        let index = build(&mut source, &mut target, BuildOptions::default())?;
+        let options = BuildOptions { frame_log: 20, ..BuildOptions::default() };
+        let index = build_after(&known, &mut source, &mut target, options)?;
         target.into_inner()?.sync_all()?;
         fs::write(index_path, index.as_bytes())?;
         Ok(fs::rename(part, to)?)

@@ -93,11 +93,11 @@ impl Session {
         let base = server.url("/");
         for contender in &contenders {
             for image in [&inputs.rebuilt, &inputs.edited] {
-                contender.release(image).await?;
+                contender.release(image, &inputs.old).await?;
             }
             if *contender == Contender::Rauc {
                 // For the index of what the slots hold.
-                contender.release(&inputs.old).await?;
+                contender.release(&inputs.old, &inputs.old).await?;
             }
         }
         Ok(Self { inputs, contenders, server, base, ctl, rig, host, scratch })
@@ -192,7 +192,7 @@ impl Session {
     ) -> Result<(Measured, Option<String>)> {
         let image = case.image(&self.inputs);
         let old = case.before(&self.inputs);
-        let release = contender.release(image).await?;
+        let release = contender.release(image, &self.inputs.old).await?;
         let state = self.scratch.path().join("state");
         let _ = fs::remove_dir_all(&state);
         fs::create_dir_all(&state)?;
