@@ -11,6 +11,7 @@ use monok8s_sdk::boot::BootBackend;
 use monok8s_sdk::boot::record_store::RecordStore;
 use monok8s_sdk::boot::simulated::SimulatedLoader;
 use monok8s_sdk::disk::{DiskSource, HostView, PartitionId, SlotLayout, SlotMap, SlotsError};
+use monok8s_sdk::image::KeptIndexes;
 
 /// Where things are. `ctl` takes the same flags and variables as the agent, so that in the agent's pod
 /// it need not be told.
@@ -91,6 +92,12 @@ impl MachineArgs {
             return Err(DataDirInSlot { path: self.data_dir.clone() });
         }
         Ok(())
+    }
+
+    /// Where indexes of what the slots hold are kept, beside the record.
+    #[must_use]
+    pub fn kept_indexes(&self) -> KeptIndexes {
+        KeptIndexes::new(&self.data_dir)
     }
 
     /// The agent's record, if an agent keeps one here.

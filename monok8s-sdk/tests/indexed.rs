@@ -108,6 +108,7 @@ impl Machine {
             index: download([server.url("/index")]),
             checksum,
             reuse: vec![map.open_to_read(Slot::A).unwrap(), map.open_to_read(Slot::B).unwrap()],
+            kept: None,
         }))
     }
 
@@ -255,6 +256,7 @@ async fn a_mirror_without_the_file_does_not_hide_one_without_ranges() {
         index: download([server.url("/index")]),
         checksum: Sha256Digest::of(release.index.as_bytes()),
         reuse: Vec::new(),
+        kept: None,
     }));
     let done = machine.flash(source, release.expected()).await.unwrap();
     assert!(matches!(done.delivery, Delivery::WholeInstead { .. }), "{:?}", done.delivery);

@@ -63,6 +63,7 @@ impl Release {
             index: download("/index"),
             checksum: self.index,
             reuse: Vec::new(),
+            kept: None,
         }));
         let slot = InactiveSlot::on_test_storage(Slot::B, Arc::clone(disk) as Arc<dyn BlockTarget>);
         let progress = Progress::default();

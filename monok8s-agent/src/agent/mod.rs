@@ -95,6 +95,7 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         // One round; the effort around it is as patient as it was told to be.
         limits: DownloadLimits { attempts: 3, ..DownloadLimits::default() },
         guard_paths: Arc::from(guard_paths),
+        kept: Some(machine.kept_indexes()),
     };
     let unknown = || -> Box<dyn BootBackend> {
         Box::new(UnknownLoader { host: workshop.host.clone(), layout: workshop.layout.clone() })

@@ -386,6 +386,7 @@ mod tests {
                 http: http.clone(),
                 limits: DownloadLimits::default(),
                 guard_paths: Arc::from([]),
+                kept: None,
             },
             machine: MachineArgs {
                 host_root: machine.host().path(""),

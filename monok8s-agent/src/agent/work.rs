@@ -13,8 +13,8 @@ use monok8s_sdk::disk::{
     WrittenSlot,
 };
 use monok8s_sdk::image::{
-    self, BodyWritten, Cancel, Download, DownloadLimits, Expected, ImageError, Indexed, Inspection, Progress,
-    Retry, Source,
+    self, BodyWritten, Cancel, Download, DownloadLimits, Expected, ImageError, Indexed, Inspection,
+    KeptIndexes, Progress, Retry, Source,
 };
 use monok8s_sdk::node_upgrade::Action;
 use monok8s_sdk::slot::Slot;
@@ -80,6 +80,7 @@ pub(super) struct Workshop {
     pub(super) http: reqwest::Client,
     pub(super) limits: DownloadLimits,
     pub(super) guard_paths: Arc<[String]>,
+    pub(super) kept: Option<KeptIndexes>,
 }
 
 /// A job under way.
@@ -298,7 +299,13 @@ impl Workshop {
             let source = match index {
                 Some((index, checksum)) => {
                     let reuse = reusable(&map, slot);
-                    Source::Indexed(Box::new(Indexed { artifact, index, checksum, reuse }))
+                    Source::Indexed(Box::new(Indexed {
+                        artifact,
+                        index,
+                        checksum,
+                        reuse,
+                        kept: self.kept.clone(),
+                    }))
                 }
                 None => Source::Http(artifact),
             };

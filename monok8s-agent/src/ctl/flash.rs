@@ -193,7 +193,8 @@ impl Flash {
             slots.open_to_read(slot).inspect_err(warn).ok()
         };
         let reuse = [self.slot.other(), self.slot].into_iter().filter_map(open).collect();
-        Ok(Source::Indexed(Box::new(Indexed { artifact, index, checksum, reuse })))
+        let kept = Some(self.machine.kept_indexes());
+        Ok(Source::Indexed(Box::new(Indexed { artifact, index, checksum, reuse, kept })))
     }
 
     /// Makes sure that nothing needs the slot, and that nothing will boot it or trust it from now on.

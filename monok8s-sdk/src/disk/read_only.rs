@@ -12,6 +12,7 @@ use crate::slot::Slot;
 /// A slot that is only read, through the page cache: what is taken from it is checked by content.
 #[derive(Debug)]
 pub struct ReadOnlySlot {
+    slot: Slot,
     file: File,
     base: u64,
     size: u64,
@@ -32,11 +33,17 @@ impl SlotMap {
         let file = File::open(path).map_err(failed)?;
         let end = seek(&file, SeekFrom::End(0)).map_err(|errno| failed(errno.into()))?;
         let size = chosen.partition.length.min(end.saturating_sub(base));
-        Ok(ReadOnlySlot { file, base, size, name: path.display().to_string() })
+        Ok(ReadOnlySlot { slot, file, base, size, name: path.display().to_string() })
     }
 }
 
 impl ReadOnlySlot {
+    /// Which slot it is.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+
     /// Its size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {

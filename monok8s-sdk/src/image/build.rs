@@ -7,7 +7,8 @@ use std::thread;
 use sha2::Digest as _;
 use zstd::bulk::Compressor;
 
-use super::index::{BLOCK, BlockHash, Index, IndexBuilder, IndexError, Whole, block_hash};
+use super::index::{BLOCK, BlockHash, Index, IndexError, Whole, block_hash};
+use super::index_builder::IndexBuilder;
 use super::seek_table::{SeekEntry, encode};
 use crate::disk::is_zero;
 

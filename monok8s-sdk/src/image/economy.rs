@@ -17,23 +17,36 @@ pub(super) enum Choice {
     Probe,
     /// Write it without looking.
     Write,
+    /// Write a little and read that, to learn what it costs.
+    Try,
 }
 
 /// What reading, writing and looking came to so far, for one kind of content.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Economy {
-    /// Seconds a byte.
+    /// Seconds a byte: to look at what is there, to write, and to read back what was written.
     read: Option<f64>,
     write: Option<f64>,
+    proof: Option<f64>,
     /// The part of the bytes looked at that was already right.
     hits: Option<f64>,
     turn: u32,
+    /// Whether writing is tried even if everything looked at was right.
+    tries: bool,
 }
 
 impl Economy {
+    /// For zeroes. Many devices forget what is zeroed, and then both the write and the read-back
+    /// cost next to nothing, however long it takes to look at zeroes that were written once.
+    pub(super) fn of_zeroes() -> Self {
+        Self { tries: true, ..Self::default() }
+    }
+
     pub(super) fn choose(&mut self) -> Choice {
         self.turn = self.turn.wrapping_add(1);
-        if self.pays() {
+        if self.tries && self.read.is_some() && (self.write.is_none() || self.proof.is_none()) {
+            Choice::Try
+        } else if self.pays() {
             Choice::Compare
         } else if self.turn % PROBE_EVERY == 1 {
             Choice::Probe
@@ -45,9 +58,9 @@ impl Economy {
     /// Plainly: a write and a read-back. With a look: a read, and those two for what is wrong.
     fn pays(&self) -> bool {
         let (Some(read), Some(hits)) = (self.read, self.hits) else { return false };
-        // While nothing was written, writing is taken to cost what reading does.
-        let write = self.write.unwrap_or(read);
-        hits * (write + read) > read
+        // What was not seen yet is taken to cost what looking does.
+        let (write, proof) = (self.write.unwrap_or(read), self.proof.unwrap_or(read));
+        hits * (write + proof) > read
     }
 
     pub(super) fn was_read(&mut self, bytes: usize, took: Duration) {
@@ -56,6 +69,10 @@ impl Economy {
 
     pub(super) fn was_written(&mut self, bytes: usize, took: Duration) {
         blend(&mut self.write, per_byte(bytes, took));
+    }
+
+    pub(super) fn was_proven(&mut self, bytes: usize, took: Duration) {
+        blend(&mut self.proof, per_byte(bytes, took));
     }
 
     /// `right` of `bytes` that were looked at held what they should.
@@ -102,6 +119,23 @@ mod tests {
             (4, 12, 0, false),
         ] {
             assert_eq!(seen(read, write, right).pays(), pays, "{read} {write} {right}");
+        }
+    }
+
+    #[test]
+    fn zeroing_is_tried_and_chosen_where_it_costs_less_than_a_look() {
+        // (write, read-back) in microseconds, where a look at a MiB takes 1000.
+        for (write, proof, chosen) in
+            [(10, 20, Choice::Write), (100, 1000, Choice::Compare), (12_000, 1000, Choice::Compare)]
+        {
+            let mut economy = Economy::of_zeroes();
+            assert_eq!(economy.choose(), Choice::Probe);
+            economy.was_read(MIB, Duration::from_millis(1));
+            economy.was_seen(100, 100);
+            assert_eq!(economy.choose(), Choice::Try);
+            economy.was_written(MIB, Duration::from_micros(write));
+            economy.was_proven(MIB, Duration::from_micros(proof));
+            assert_eq!(economy.choose(), chosen, "{write} {proof}");
         }
     }
 

@@ -7,7 +7,8 @@ use zstd::bulk::Decompressor;
 
 use super::expand::{PIECE, next_block, take_frame};
 use super::frame::{self, BLOCK_HEADER, FrameHeader, LONGEST_HEADER, Start};
-use super::index::{BLOCK, Index, IndexBuilder, IndexError, Whole};
+use super::index::{BLOCK, Index, IndexError, Whole};
+use super::index_builder::IndexBuilder;
 use super::progress::Progress;
 use super::seek_table::{self, SeekEntry, SeekTableError, parse_seek_table};
 use super::wire::Wire;

@@ -11,7 +11,8 @@ use crossbeam_channel::{Receiver, bounded};
 use tokio::sync::{Mutex, mpsc};
 use zstd::bulk::Decompressor;
 
-use super::delta::{Delta, holds};
+use super::assemble::holds;
+use super::delta::Delta;
 use super::fetch::{Download, Outlet, Part, Taken};
 use super::fetch_error::FetchError;
 use super::index::Index;

@@ -42,12 +42,12 @@ pub const MAX_INDEX_BYTES: u64 = 24 << 20;
 /// The unit of reuse, in bytes; file systems allocate in it.
 pub(super) const BLOCK: usize = 4096;
 
-const MAGIC: &[u8; 8] = b"MK8SIDX\n";
-const VERSION: u16 = 1;
-const BLOCK_LOG: u16 = 12;
-const HEADER: usize = 96;
-const FRAME_ENTRY: usize = 4 + 4 + 32;
-const HASH: usize = 8;
+pub(super) const MAGIC: &[u8; 8] = b"MK8SIDX\n";
+pub(super) const VERSION: u16 = 1;
+pub(super) const BLOCK_LOG: u16 = 12;
+pub(super) const HEADER: usize = 96;
+pub(super) const FRAME_ENTRY: usize = 4 + 4 + 32;
+pub(super) const HASH: usize = 8;
 
 /// The first 8 bytes of a block's sha256.
 pub(super) type BlockHash = [u8; HASH];
@@ -101,6 +101,8 @@ pub struct Index {
     image: Whole,
     artifact: Whole,
     frames: Vec<Entry>,
+    /// How many bytes the largest frame expands to.
+    largest: u32,
     /// The file itself; the bitmap and the hashes are used where they are.
     raw: Vec<u8>,
     zeroes: Range<usize>,
@@ -163,26 +165,13 @@ impl Index {
         if raw.len() as u64 > MAX_INDEX_BYTES {
             return Err(IndexError::TooLarge { length: raw.len() as u64 });
         }
-        let mut header = Fields(raw.get(..HEADER).ok_or(IndexError::NotAnIndex)?);
-        if header.take::<8>() != *MAGIC {
-            return Err(IndexError::NotAnIndex);
-        }
-        let version = u16::from_le_bytes(header.take());
-        if version != VERSION {
-            return Err(IndexError::UnknownVersion { found: version });
-        }
-        if u16::from_le_bytes(header.take()) != BLOCK_LOG {
-            return Err(damaged("its block size is none that exists"));
-        }
-        let count = u32::from_le_bytes(header.take());
-        let (image_length, artifact_length) =
-            (u64::from_le_bytes(header.take()), u64::from_le_bytes(header.take()));
-        let image = Whole { length: image_length, digest: header.take::<32>().into() };
-        let artifact = Whole { length: artifact_length, digest: header.take::<32>().into() };
-        let layout = Layout::of(&raw, image_length, count).ok_or(damaged("its length is wrong"))?;
-        let mut index =
-            Self { image, artifact, frames: Vec::new(), zeroes: layout.zeroes, hashes: layout.hashes, raw };
+        let Header { frames, image, artifact } =
+            Header::read(raw.first_chunk().ok_or(IndexError::NotAnIndex)?)?;
+        let layout = Layout::of(&raw, image.length, frames).ok_or(damaged("its length is wrong"))?;
+        let (zeroes, hashes) = (layout.zeroes, layout.hashes);
+        let mut index = Self { image, artifact, frames: Vec::new(), largest: 0, zeroes, hashes, raw };
         index.frames = index.entries(layout.frames)?;
+        index.largest = index.frames.iter().map(|entry| entry.length).max().unwrap_or_default();
         Ok(index)
     }
 
@@ -283,7 +272,7 @@ impl Index {
     /// How many bytes of the image the largest frame holds.
     #[must_use]
     pub fn frame_size(&self) -> usize {
-        self.frames.iter().map(|entry| entry.length as usize).max().unwrap_or(PIECE)
+        self.largest as usize
     }
 
     /// How many bytes of the image are in blocks of 4 KiB that are all zero.
@@ -361,6 +350,35 @@ fn longest(content: u32) -> u32 {
     content + content / 64 + 1024
 }
 
+/// How the file begins.
+pub(super) struct Header {
+    /// How many frames there are.
+    pub(super) frames: u32,
+    pub(super) image: Whole,
+    artifact: Whole,
+}
+
+impl Header {
+    pub(super) fn read(raw: &[u8; HEADER]) -> Result<Self, IndexError> {
+        let mut fields = Fields(raw);
+        if fields.take::<8>() != *MAGIC {
+            return Err(IndexError::NotAnIndex);
+        }
+        let version = u16::from_le_bytes(fields.take());
+        if version != VERSION {
+            return Err(IndexError::UnknownVersion { found: version });
+        }
+        if u16::from_le_bytes(fields.take()) != BLOCK_LOG {
+            return Err(IndexError::Damaged { what: "its block size is none that exists" });
+        }
+        let frames = u32::from_le_bytes(fields.take());
+        let (image, artifact) = (u64::from_le_bytes(fields.take()), u64::from_le_bytes(fields.take()));
+        let image = Whole { length: image, digest: fields.take::<32>().into() };
+        let artifact = Whole { length: artifact, digest: fields.take::<32>().into() };
+        Ok(Self { frames, image, artifact })
+    }
+}
+
 /// Where the parts of the file are.
 struct Layout {
     frames: Range<usize>,
@@ -397,69 +415,6 @@ impl Fields<'_> {
         let Some((field, rest)) = self.0.split_first_chunk::<N>() else { return [0; N] };
         self.0 = rest;
         *field
-    }
-}
-
-/// Puts an index together while an artifact is made.
-pub(super) struct IndexBuilder {
-    image: (u64, sha2::Sha256),
-    count: u32,
-    frames: Vec<u8>,
-    zeroes: Vec<u8>,
-    blocks: u64,
-    hashes: Vec<u8>,
-}
-
-impl IndexBuilder {
-    pub(super) fn new() -> Self {
-        Self {
-            image: (0, sha2::Sha256::new()),
-            count: 0,
-            frames: Vec::new(),
-            zeroes: Vec::new(),
-            blocks: 0,
-            hashes: Vec::new(),
-        }
-    }
-
-    /// Takes in the next frame: what it holds, and how long it is in the artifact.
-    pub(super) fn add(&mut self, content: &[u8], length: u32) {
-        self.count = self.count.saturating_add(1);
-        self.frames.extend_from_slice(&u32::try_from(content.len()).unwrap_or(u32::MAX).to_le_bytes());
-        self.image.0 += content.len() as u64;
-        self.image.1.update(content);
-        self.frames.extend_from_slice(&length.to_le_bytes());
-        self.frames.extend_from_slice(&sha2::Sha256::digest(content));
-        for block in content.chunks(BLOCK) {
-            if self.blocks.is_multiple_of(8) {
-                self.zeroes.push(0);
-            }
-            if crate::disk::is_zero(block) {
-                if let Some(byte) = self.zeroes.last_mut() {
-                    *byte |= 1 << (self.blocks % 8);
-                }
-            } else {
-                self.hashes.extend_from_slice(&block_hash(block));
-            }
-            self.blocks += 1;
-        }
-    }
-
-    /// The index of an artifact of this length and digest.
-    pub(super) fn finish(self, artifact: Whole) -> Result<Index, IndexError> {
-        let mut raw = Vec::with_capacity(HEADER + self.frames.len() + self.zeroes.len() + self.hashes.len());
-        raw.extend_from_slice(MAGIC);
-        raw.extend_from_slice(&VERSION.to_le_bytes());
-        raw.extend_from_slice(&BLOCK_LOG.to_le_bytes());
-        raw.extend_from_slice(&self.count.to_le_bytes());
-        raw.extend_from_slice(&self.image.0.to_le_bytes());
-        raw.extend_from_slice(&artifact.length.to_le_bytes());
-        raw.extend_from_slice(&self.image.1.finalize());
-        raw.extend_from_slice(artifact.digest.as_bytes());
-        for part in [&self.frames, &self.zeroes, &self.hashes] {
-            raw.extend_from_slice(part);
-        }
-        Index::parse(raw)
     }
 }
 

@@ -12,6 +12,7 @@ use super::fetch::{Download, Outlet, Part, Taken};
 use super::fetch_error::FetchError;
 use super::fetch_frames::{Fetched, WAITING_FRAMES, fetch_frames, take_frames};
 use super::index::{BLOCK, Index, IndexError, MAX_INDEX_BYTES};
+use super::kept::KeptIndexes;
 use super::pool::Pool;
 use super::progress::{Cancel, Progress};
 use super::slot_writer::{Head, write_slot};
@@ -36,6 +37,8 @@ pub struct Indexed {
     /// Slots whose blocks are used again, the likeliest first: the booted one, and the one that is
     /// written. What is in them is trusted for nothing; every frame is checked.
     pub reuse: Vec<ReadOnlySlot>,
+    /// Where indexes of what the slots hold are kept from one upgrade to the next, if anywhere.
+    pub kept: Option<KeptIndexes>,
 }
 
 /// How an image came into a slot.
@@ -104,9 +107,13 @@ impl Indexed {
         let (frames, fetched) = mpsc::channel(WAITING_FRAMES);
         let writer = {
             let (index, progress, cancel) = (Arc::clone(&index), progress.clone(), cancel.clone());
-            let sources = self.reuse;
+            let have = Have { sources: self.reuse, kept: self.kept };
             blocking(move || {
-                let body = write_by_index(&index, &slot, &sources, ask, fetched, &progress, &cancel);
+                let body = write_by_index(&index, &slot, &have, ask, fetched, &progress, &cancel);
+                if let (Ok(_), Some(kept)) = (&body, &have.kept) {
+                    // A hint that is lost costs the next upgrade a look, and nothing now.
+                    let _ = kept.keep(slot.slot(), &index);
+                }
                 (slot, body)
             })
         };
@@ -152,21 +159,28 @@ impl Indexed {
     }
 }
 
+/// What the node has.
+struct Have {
+    sources: Vec<ReadOnlySlot>,
+    kept: Option<KeptIndexes>,
+}
+
 fn write_by_index(
     index: &Index,
     slot: &InactiveSlot,
-    sources: &[ReadOnlySlot],
+    have: &Have,
     ask: mpsc::UnboundedSender<Vec<usize>>,
     fetched: mpsc::Receiver<Fetched>,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<Head, WriteError> {
-    let target = &**slot.target();
+    let (target, kept) = (&**slot.target(), have.kept.as_ref());
     // A small frame must not make for more buffers than memory.
     let frame_size = index.frame_size().max(BLOCK);
     let pool = Pool::new((POOLED / frame_size).max(6), frame_size);
     let ((), head) = write_slot(target, progress, cancel, |writer| {
-        let delta = Delta { index, target, sources, writer, pool: &pool, progress, cancel };
+        let (sources, slot, pool) = (&have.sources, slot.slot(), &pool);
+        let delta = Delta { index, target, slot, sources, kept, writer, pool, progress, cancel };
         thread::scope(|scope| {
             let other = scope.spawn(|| take_frames(&delta, fetched));
             // If nobody listens any more, the channel of frames is closed too.

@@ -51,6 +51,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod assemble;
 mod build;
 mod delta;
 mod economy;
@@ -64,8 +65,10 @@ mod frame;
 #[cfg(all(feature = "test-util", feature = "boot"))]
 pub(crate) mod fuzzing;
 mod index;
+mod index_builder;
 mod indexed;
 mod inspect;
+mod kept;
 mod lookup;
 mod pool;
 mod progress;
@@ -74,6 +77,7 @@ mod run;
 mod seek_table;
 mod slot_writer;
 mod source;
+mod sources;
 mod spans;
 mod wire;
 mod write;
@@ -87,6 +91,7 @@ pub use fetch_error::{FetchError, Interruption};
 pub use index::{Index, IndexError, MAX_INDEX_BYTES};
 pub use indexed::{Delivery, Indexed};
 pub use inspect::{DEFAULT_GUARD_PATHS, InspectError, Inspection, inspect};
+pub use kept::KeptIndexes;
 pub use progress::{Cancel, Progress, ProgressSnapshot};
 pub use seek_table::{SeekEntry, SeekTableError, parse_seek_table};
 pub use source::Source;

@@ -96,7 +96,7 @@ pub(super) fn write_slot<T>(
         begun: Mutex::new(false),
         head: Mutex::new(Head { bytes: AlignedBuf::zeroed(HEAD), came: 0 }),
         data: Mutex::default(),
-        zeroes: Mutex::default(),
+        zeroes: Mutex::new(Economy::of_zeroes()),
         stopped: AtomicBool::new(false),
         failure: Mutex::new(None),
     };
@@ -329,12 +329,15 @@ impl Hand<'_> {
             Choice::Probe if self.differences(economy, offset, probed)?.is_empty() => {
                 self.differences(economy, offset, run)?
             }
-            Choice::Probe | Choice::Write => std::iter::once(0..run.len()).collect(),
+            Choice::Probe | Choice::Write | Choice::Try => std::iter::once(0..run.len()).collect(),
         };
         let mut written = 0;
         for range in wrong {
             written += range.len();
             self.put(economy, offset + range.start as u64, run.part(range))?;
+        }
+        if choice == Choice::Try {
+            self.time_proof(economy, offset, run)?;
         }
         self.shared.progress.add_written(written as u64);
         let reused = (run.len() - written) as u64;
@@ -380,6 +383,15 @@ impl Hand<'_> {
         economy.was_read(run.len(), took);
         economy.was_seen(right, run.len());
         Ok(wrong)
+    }
+
+    /// Reads what was just written, only to see how long a read-back takes.
+    fn time_proof(&mut self, economy: &Mutex<Economy>, offset: u64, run: Run<'_>) -> Result<(), DiskError> {
+        let Some(found) = self.scratch.get_mut(..run.len()) else { return Ok(()) };
+        let began = Instant::now();
+        self.shared.target.read_at(offset, found)?;
+        lock(economy).was_proven(run.len(), began.elapsed());
+        Ok(())
     }
 
     fn put(&self, economy: &Mutex<Economy>, offset: u64, run: Run<'_>) -> Result<(), DiskError> {
