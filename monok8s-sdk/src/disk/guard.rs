@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::direct::DirectTarget;
 use super::host::{BlockDevice, HostError, HostView, Mount};
-use super::pace::{Pace, PacedTarget};
+use super::pace::{PacedTarget, Throttle};
 use super::slots::{SlotDevice, SlotMap, SlotPartition};
 use super::target::{BlockTarget, Bytes, DeviceNumber, DiskError};
 use crate::api::FailureReason;
@@ -260,10 +260,10 @@ impl InactiveSlot {
         &self.target
     }
 
-    /// The same slot, written and read back no faster than this.
+    /// The same slot, written and read back no faster than `throttle` grants.
     #[must_use]
-    pub fn paced(self, pace: Pace) -> Self {
-        Self { slot: self.slot, target: Arc::new(PacedTarget::new(self.target, pace)) }
+    pub fn paced(self, throttle: &Throttle) -> Self {
+        Self { slot: self.slot, target: Arc::new(PacedTarget::new(self.target, throttle.clone())) }
     }
 
     /// Refuses an image of `image_size` expanded bytes that does not fit.

@@ -6,6 +6,7 @@
 //! - [`gpt`] reads partition tables, [`HostView`] what the kernel says about devices.
 //! - [`SlotMap`] finds the two slots and the booted one. [`SlotMap::open_for_writing`] is the only
 //!   way to a writable slot, and never gives out the booted one.
+//! - [`Throttle`] keeps a slot, and what is read to make it, to a [`Pace`].
 //! - [`WrittenSlot`], [`VerifiedSlot`] and [`KnownGoodSlot`] say what is known of a slot's bytes.
 //!   They are types, so that booting a slot that nobody read back does not compile.
 //!
@@ -36,7 +37,7 @@ pub use directory::{Directory, HostDirectory};
 pub use guard::{GuardError, InactiveSlot};
 pub use host::{BlockDevice, HostError, HostView, LoopBacking};
 pub use layout::{DiskSource, PartitionId, SlotLayout};
-pub use pace::{Pace, Pressure};
+pub use pace::{Pace, Pressure, Throttle};
 pub use read_only::ReadOnlySlot;
 #[cfg(feature = "image")]
 pub(crate) use readback::{Comparison, Written, is_zero};

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{Advice, SeekFrom, fadvise, seek};
 
+use super::pace::Throttle;
 use super::slots::{SlotDevice, SlotMap};
 use super::target::{Action, DiskError};
 use crate::slot::Slot;
@@ -17,6 +18,7 @@ pub struct ReadOnlySlot {
     base: u64,
     size: u64,
     name: String,
+    throttle: Option<Throttle>,
 }
 
 impl SlotMap {
@@ -33,7 +35,14 @@ impl SlotMap {
         let file = File::open(path).map_err(failed)?;
         let end = seek(&file, SeekFrom::End(0)).map_err(|errno| failed(errno.into()))?;
         let size = chosen.partition.length.min(end.saturating_sub(base));
-        Ok(ReadOnlySlot { slot, file, base, size, name: path.display().to_string() })
+        Ok(ReadOnlySlot { slot, file, base, size, name: path.display().to_string(), throttle: None })
+    }
+
+    /// Opens the slots whose blocks may be used again in `slot`: the other one, then what is left of
+    /// itself. One that cannot be opened has nothing to offer, costs a download, and is told to `refused`.
+    pub fn open_to_reuse(&self, slot: Slot, mut refused: impl FnMut(Slot, &DiskError)) -> Vec<ReadOnlySlot> {
+        let mut open = |slot| self.open_to_read(slot).inspect_err(|error| refused(slot, error)).ok();
+        [slot.other(), slot].into_iter().filter_map(&mut open).collect()
     }
 }
 
@@ -50,11 +59,21 @@ impl ReadOnlySlot {
         self.size
     }
 
+    /// The same slot, read no faster than `throttle` grants. What the page cache has counts too.
+    #[must_use]
+    pub fn paced(mut self, throttle: &Throttle) -> Self {
+        self.throttle = Some(throttle.clone());
+        self
+    }
+
     /// Fills `buf` from `offset`.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
         if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.size) {
             let (target, length) = (self.name.clone(), buf.len() as u64);
             return Err(DiskError::OutOfBounds { target, offset, length, size: self.size });
+        }
+        if let Some(throttle) = &self.throttle {
+            throttle.wait(buf.len() as u64);
         }
         self.file
             .read_exact_at(buf, self.base + offset)
