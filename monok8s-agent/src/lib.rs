@@ -4,3 +4,4 @@ pub mod agent;
 pub mod ctl;
 mod host;
 pub mod machine;
+pub mod politeness;

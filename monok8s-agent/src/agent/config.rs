@@ -5,6 +5,7 @@ use std::str::FromStr;
 use monok8s_sdk::manifests::DEFAULT_NAMESPACE;
 
 use crate::machine::MachineArgs;
+use crate::politeness::PolitenessArgs;
 
 /// Flags of `monok8s-agent run`. Every flag has a twin in the environment.
 #[derive(Clone, Debug, clap::Args)]
@@ -41,6 +42,10 @@ pub struct RunArgs {
     /// Seconds for which networks and disk reads are tried again after they first failed.
     #[arg(long, env = "MONOK8S_PATIENCE_SECONDS", default_value = "3600")]
     pub patience_seconds: u32,
+
+    /// How much of the node may be used meanwhile.
+    #[command(flatten)]
+    pub politeness: PolitenessArgs,
 
     /// Namespace that ConfigMap catalogs of hand-made orders are read from.
     #[arg(long, env = "MONOK8S_NAMESPACE", default_value = DEFAULT_NAMESPACE)]
@@ -98,6 +103,7 @@ mod tests {
 
     use super::*;
     use crate::machine::BootBackendChoice;
+    use crate::politeness::{Politeness, PressureLimit};
 
     #[derive(Debug, clap::Parser)]
     struct Cli {
@@ -130,12 +136,25 @@ mod tests {
     }
 
     #[test]
+    fn a_node_is_spared_unless_somebody_says_otherwise() {
+        let politeness =
+            |more: &[&str]| parse(more).unwrap().politeness.with_default(PressureLimit::OF_A_NODE);
+        let own = politeness(&["--io-pressure=30", "--io-floor=4MiB", "--disk-rate=none"]);
+        assert_eq!(politeness(&[]), own);
+        assert_eq!(politeness(&["--io-pressure=none"]), Politeness::default());
+        assert_ne!(politeness(&["--download-rate=20MiB"]), own);
+    }
+
+    #[test]
     fn what_cannot_be_used_is_refused() {
         for wrong in [
             ["--boot-backend", "simulated:"],
             ["--boot-backend", "grub9"],
             ["--reboot-command", " "],
             ["--kubelet-healthz", "localhost"],
+            ["--download-rate", "fast"],
+            ["--disk-rate", "20"],
+            ["--io-pressure", "100"],
         ] {
             assert!(parse(&wrong).is_err(), "{wrong:?}");
         }

@@ -34,7 +34,6 @@ use kube::Client;
 use monok8s_sdk::boot::BootBackend;
 use monok8s_sdk::catalog::source::{CatalogFetcher, ConfigMaps, FetchLimits};
 use monok8s_sdk::http::{HttpOptions, http_client};
-use monok8s_sdk::image::DownloadLimits;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -49,6 +48,8 @@ use orders::{Orders, watch_orders};
 use resolve::Resolver;
 use unknown_loader::UnknownLoader;
 use work::{Effort, Workshop};
+
+use crate::politeness::PressureLimit;
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -83,6 +84,7 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         guard_paths,
         namespace,
         patience_seconds,
+        politeness,
     } = args;
     let client = Client::try_default().await.context("cannot configure access to an API server")?;
     let http = http_client(&HttpOptions::default())?;
@@ -92,11 +94,13 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         host: machine.host(),
         layout: machine.layout(),
         http: http.clone(),
-        // One round; the effort around it is as patient as it was told to be.
-        limits: DownloadLimits { attempts: 3, ..DownloadLimits::default() },
+        politeness: politeness.with_default(PressureLimit::OF_A_NODE),
         guard_paths: Arc::from(guard_paths),
         kept: Some(machine.kept_indexes()),
     };
+    if let Some(missing) = workshop.politeness.missing(&workshop.host) {
+        tracing::warn!("{missing}");
+    }
     let unknown = || -> Box<dyn BootBackend> {
         Box::new(UnknownLoader { host: workshop.host.clone(), layout: workshop.layout.clone() })
     };

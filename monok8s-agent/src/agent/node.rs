@@ -364,12 +364,12 @@ mod tests {
     use monok8s_sdk::boot::simulated::SimulatedLoader;
     use monok8s_sdk::catalog::source::{CatalogFetcher, FetchLimits};
     use monok8s_sdk::disk::fixture::FileMachine;
-    use monok8s_sdk::image::DownloadLimits;
     use monok8s_sdk::node_upgrade::{ObjectIdentity, SlotContent};
 
     use super::super::config::Endpoint;
     use super::*;
     use crate::machine::BootBackendChoice;
+    use crate::politeness::Politeness;
 
     fn agent(machine: &FileMachine, dir: &std::path::Path) -> Node {
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -384,7 +384,7 @@ mod tests {
                 host: machine.host(),
                 layout: machine.layout(),
                 http: http.clone(),
-                limits: DownloadLimits::default(),
+                politeness: Politeness::default(),
                 guard_paths: Arc::from([]),
                 kept: None,
             },

@@ -9,12 +9,12 @@ use monok8s_sdk::api::{ByteProgress, FailureReason, ImageRef};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::{
-    GuardError, HostView, InactiveSlot, ReadOnlySlot, SlotLayout, SlotMap, VerifiedSlot, VerifyError,
+    DiskError, GuardError, HostView, InactiveSlot, SlotLayout, SlotMap, Throttle, VerifiedSlot, VerifyError,
     WrittenSlot,
 };
 use monok8s_sdk::image::{
-    self, BodyWritten, Cancel, Download, DownloadLimits, Expected, ImageError, Indexed, Inspection,
-    KeptIndexes, Progress, Retry, Source,
+    self, BodyWritten, Cancel, Download, Expected, ImageError, Indexed, Inspection, KeptIndexes, Progress,
+    Retry, Source,
 };
 use monok8s_sdk::node_upgrade::Action;
 use monok8s_sdk::slot::Slot;
@@ -25,7 +25,10 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::present::WorkView;
+use crate::politeness::Politeness;
 
+/// Interruptions of a download in a row that end it.
+const ATTEMPTS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -78,7 +81,7 @@ pub(super) struct Workshop {
     pub(super) host: HostView,
     pub(super) layout: SlotLayout,
     pub(super) http: reqwest::Client,
-    pub(super) limits: DownloadLimits,
+    pub(super) politeness: Politeness,
     pub(super) guard_paths: Arc<[String]>,
     pub(super) kept: Option<KeptIndexes>,
 }
@@ -288,24 +291,26 @@ impl Workshop {
         cancel: Cancel,
     ) -> Result<Outcome, Outcome> {
         let urls: Result<Vec<Url>, Outcome> = hop.urls.iter().map(|url| parse(url)).collect();
-        let artifact = self.download(urls?);
+        let urls = urls?;
         let index = match &hop.index {
-            Some(index) => Some((self.download(vec![parse(&index.url)?]), index.checksum)),
+            Some(index) => Some((parse(&index.url)?, index.checksum)),
             None => None,
         };
         let (inactive, source) = blocking(move || {
             let map = self.map()?;
-            let inactive = self.open(&map, slot)?;
+            let throttle = self.politeness.throttle(&self.host);
+            let inactive = self.open(&map, slot, &throttle)?;
+            // One round; the effort around it is as patient as it was told to be.
+            let limits = self.politeness.download_limits(ATTEMPTS, inactive.size());
+            let download = |urls| Download::new(self.http.clone(), urls).with_limits(limits);
+            let artifact = download(urls);
             let source = match index {
                 Some((index, checksum)) => {
-                    let reuse = reusable(&map, slot);
-                    Source::Indexed(Box::new(Indexed {
-                        artifact,
-                        index,
-                        checksum,
-                        reuse,
-                        kept: self.kept.clone(),
-                    }))
+                    let index = download(vec![index]);
+                    let reuse = map.open_to_reuse(slot, cannot_be_used_again);
+                    let reuse = reuse.into_iter().map(|source| source.paced(&throttle)).collect();
+                    let kept = self.kept.clone();
+                    Source::Indexed(Box::new(Indexed { artifact, index, checksum, reuse, kept }))
                 }
                 None => Source::Http(artifact),
             };
@@ -324,10 +329,6 @@ impl Workshop {
         Ok(Outcome::Written(body))
     }
 
-    fn download(&self, urls: Vec<Url>) -> Download {
-        Download::new(self.http.clone(), urls).with_limits(self.limits)
-    }
-
     async fn verify(
         self,
         written: Option<WrittenSlot>,
@@ -340,9 +341,10 @@ impl Workshop {
         blocking(move || {
             let observe =
                 |_| if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            let throttle = self.politeness.throttle(&self.host);
             let verified = match written {
                 Some(written) => written.verify(),
-                None => self.open(&self.map()?, slot)?.verify_observed(digest, len, observe),
+                None => self.open(&self.map()?, slot, &throttle)?.verify_observed(digest, len, observe),
             }
             .map_err(|error| ended(&ImageError::Verify(error)))?;
             let found: Inspection =
@@ -359,20 +361,15 @@ impl Workshop {
         })
     }
 
-    fn open(&self, map: &SlotMap, slot: Slot) -> Result<InactiveSlot, Outcome> {
-        map.open_for_writing(&self.host, slot).map_err(|error: GuardError| ended(&ImageError::Guard(error)))
+    fn open(&self, map: &SlotMap, slot: Slot, throttle: &Throttle) -> Result<InactiveSlot, Outcome> {
+        let opened = map.open_for_writing(&self.host, slot);
+        let slot = opened.map_err(|error: GuardError| ended(&ImageError::Guard(error)))?;
+        Ok(slot.paced(throttle))
     }
 }
 
-/// Slots whose blocks may be used again: the booted one, then what is left of the other. One that
-/// cannot be read has nothing to offer, and costs a download.
-fn reusable(map: &SlotMap, slot: Slot) -> Vec<ReadOnlySlot> {
-    let open = |slot| {
-        map.open_to_read(slot)
-            .inspect_err(|error| tracing::warn!(%slot, error = chain(error), "cannot be used again"))
-            .ok()
-    };
-    [slot.other(), slot].into_iter().filter_map(open).collect()
+fn cannot_be_used_again(slot: Slot, error: &DiskError) {
+    tracing::warn!(%slot, error = chain(error), "cannot be used again");
 }
 
 fn parse(url: &str) -> Result<Url, Outcome> {

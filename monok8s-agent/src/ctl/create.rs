@@ -10,6 +10,7 @@ use monok8s_sdk::manifests::{
 };
 
 use super::{Outcome, output};
+use crate::politeness::{ByteRate, PressureLimit, Rate};
 
 /// What to print the manifests of.
 #[derive(Debug, Subcommand)]
@@ -46,6 +47,31 @@ pub(super) struct AgentArgs {
     /// Boot loader, as monok8s-agent run takes it.
     #[arg(long, value_name = "BACKEND")]
     boot_backend: Option<String>,
+
+    #[command(flatten)]
+    politeness: PolitenessSettings,
+}
+
+/// The flags of monok8s-agent run. Without its variables: those of the pod that this runs in are no
+/// wish for what is printed.
+#[derive(Debug, Args)]
+struct PolitenessSettings {
+    /// Most bytes a second that an agent downloads, such as 20MiB, or none [default: none].
+    #[arg(long, value_name = "BYTES")]
+    download_rate: Option<Rate>,
+
+    /// Most bytes a second that an agent writes to slots and reads from them, together [default: none].
+    #[arg(long, value_name = "BYTES", value_parser = Rate::of_a_disk)]
+    disk_rate: Option<Rate>,
+
+    /// Agents slow down when tasks of their node wait for disks for more than so many percent of the
+    /// time, or none [default: 30].
+    #[arg(long, value_name = "PERCENT")]
+    io_pressure: Option<PressureLimit>,
+
+    /// Bytes a second that are written and read however busy the disks are [default: 4MiB].
+    #[arg(long, value_name = "BYTES", value_parser = ByteRate::of_a_disk)]
+    io_floor: Option<ByteRate>,
 }
 
 #[derive(Debug, Args)]
@@ -74,11 +100,16 @@ impl Create {
                     if allow_configmaps { ConfigMapCatalogs::Allowed } else { ConfigMapCatalogs::Denied };
                 Controller { namespace: common.namespace, image, config_maps }.objects()
             }
-            Self::Agent(AgentArgs { common, disk, data_dir, boot_backend }) => {
+            Self::Agent(AgentArgs { common, disk, data_dir, boot_backend, politeness }) => {
+                let PolitenessSettings { download_rate, disk_rate, io_pressure, io_floor } = politeness;
                 let settings = [
                     ("MONOK8S_DISK", disk),
                     ("MONOK8S_DATA_DIR", data_dir),
                     ("MONOK8S_BOOT_BACKEND", boot_backend),
+                    ("MONOK8S_DOWNLOAD_RATE", download_rate.map(|rate| rate.to_string())),
+                    ("MONOK8S_DISK_RATE", disk_rate.map(|rate| rate.to_string())),
+                    ("MONOK8S_IO_PRESSURE", io_pressure.map(|limit| limit.to_string())),
+                    ("MONOK8S_IO_FLOOR", io_floor.map(|rate| rate.to_string())),
                 ];
                 let settings = settings
                     .into_iter()

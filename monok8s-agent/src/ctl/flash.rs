@@ -14,7 +14,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressFinish, ProgressStyle};
 use monok8s_sdk::boot::record_store::{RecordLock, RecordStore, StoreError};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::digest::Sha256Digest;
-use monok8s_sdk::disk::{DiskError, InactiveSlot, SlotMap, VerifiedSlot};
+use monok8s_sdk::disk::{DiskError, InactiveSlot, SlotMap, Throttle, VerifiedSlot};
 use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::image::{
     self, Cancel, DEFAULT_GUARD_PATHS, Delivery, Download, Expected, ImageError, Indexed, Progress,
@@ -28,7 +28,10 @@ use serde::Serialize;
 use super::Outcome;
 use super::output::Format;
 use crate::machine::MachineArgs;
+use crate::politeness::{Politeness, PolitenessArgs, PressureLimit};
 
+/// Interruptions of a download in a row after which it is given up: a person waits for the answer.
+const ATTEMPTS: u32 = 5;
 const REDRAW: Duration = Duration::from_millis(100);
 /// How long another holder of the record is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -59,6 +62,9 @@ pub(super) struct Flash {
 
     #[command(flatten)]
     index: IndexArgs,
+
+    #[command(flatten)]
+    politeness: PolitenessArgs,
 
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t)]
@@ -130,8 +136,13 @@ impl Flash {
         let source = self.source()?;
         let _lock = self.machine.kept_record().map(|store| hold(&store)).transpose()?;
         let slots = self.machine.slots()?;
-        let slot = self.take(&slots)?;
-        let source = self.with_index(source, &slots)?;
+        let host = self.machine.host();
+        if let Some(missing) = self.politeness().missing(&host) {
+            eprintln!("warning: {missing}");
+        }
+        let throttle = self.politeness().throttle(&host);
+        let slot = self.take(&slots)?.paced(&throttle);
+        let source = self.limited(source, &slots, &throttle)?;
         let expected =
             Expected { checksum: self.checksum, size: self.size, image_checksum: self.image_checksum };
         let progress = Progress::default();
@@ -179,22 +190,28 @@ impl Flash {
         })
     }
 
-    /// The same source, with the index that was given.
-    fn with_index(&self, source: Source, slots: &SlotMap) -> Result<Source> {
-        let (Some(index), Some(checksum)) = (&self.index.index, self.index.index_checksum) else {
-            return Ok(source);
-        };
+    /// The same source as far as it is downloaded: within its limits, and with the index that was given.
+    fn limited(&self, source: Source, slots: &SlotMap, throttle: &Throttle) -> Result<Source> {
         let Source::Http(artifact) = source else { return Ok(source) };
-        let index = Download::new(http_client(&HttpOptions::default())?, [index.clone()]);
-        // A slot that cannot be read has nothing to offer, and costs a download.
-        let open = |slot| {
-            let warn =
-                |error: &DiskError| eprintln!("warning: slot {slot} cannot be used again: {}", chain(error));
-            slots.open_to_read(slot).inspect_err(warn).ok()
+        let limits = self.politeness().download_limits(ATTEMPTS, slots.get(self.slot).partition.length);
+        let artifact = artifact.with_limits(limits);
+        let (Some(index), Some(checksum)) = (&self.index.index, self.index.index_checksum) else {
+            return Ok(Source::Http(artifact));
         };
-        let reuse = [self.slot.other(), self.slot].into_iter().filter_map(open).collect();
+        let client = http_client(&HttpOptions::default())?;
+        let index = Download::new(client, [index.clone()]).with_limits(limits);
+        let warn = |slot, error: &DiskError| {
+            eprintln!("warning: slot {slot} cannot be used again: {}", chain(error));
+        };
+        let reuse = slots.open_to_reuse(self.slot, warn);
+        let reuse = reuse.into_iter().map(|slot| slot.paced(throttle)).collect();
         let kept = Some(self.machine.kept_indexes());
         Ok(Source::Indexed(Box::new(Indexed { artifact, index, checksum, reuse, kept })))
+    }
+
+    /// A person waits, so nothing slows down for others unless that was asked for.
+    fn politeness(&self) -> Politeness {
+        self.politeness.clone().with_default(PressureLimit::None)
     }
 
     /// Makes sure that nothing needs the slot, and that nothing will boot it or trust it from now on.

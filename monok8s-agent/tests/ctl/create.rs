@@ -35,15 +35,35 @@ fn an_image_a_namespace_and_the_configmaps_are_a_matter_of_flags() {
 
 #[test]
 fn settings_of_the_agent_are_passed_on() {
-    let args =
-        ["create", "agent", "--disk=/dev/vda", "--data-dir=/data", "--boot-backend=simulated:/data/loader"];
+    let args = [
+        "create",
+        "agent",
+        "--disk=/dev/vda",
+        "--data-dir=/data",
+        "--boot-backend=simulated:/data/loader",
+        "--download-rate=20MiB",
+        "--disk-rate=50M",
+        "--io-pressure=25%",
+        "--io-floor=2Mi",
+    ];
     let yaml = ctl(&args).good();
     for (name, value) in [
         ("MONOK8S_DISK", "/dev/vda"),
         ("MONOK8S_DATA_DIR", "/data"),
         ("MONOK8S_BOOT_BACKEND", "simulated:/data/loader"),
+        ("MONOK8S_DOWNLOAD_RATE", "20MiB"),
+        ("MONOK8S_DISK_RATE", "'50000000'"),
+        ("MONOK8S_IO_PRESSURE", "'25'"),
+        ("MONOK8S_IO_FLOOR", "2MiB"),
     ] {
-        assert!(yaml.contains(&format!("- name: {name}\n          value: {value}\n")), "{name}");
+        assert!(yaml.contains(&format!("- name: {name}\n          value: {value}\n")), "{name}: {yaml}");
+    }
+    let untold = ctl(&["create", "agent"]).good();
+    assert!(!untold.contains("_RATE") && !untold.contains("_IO_"), "{untold}");
+    // A bare `off` would be a boolean to kubectl.
+    let none = ctl(&["create", "agent", "--disk-rate=none", "--io-pressure=none"]).good();
+    for name in ["MONOK8S_DISK_RATE", "MONOK8S_IO_PRESSURE"] {
+        assert!(none.contains(&format!("- name: {name}\n          value: none\n")), "{name}: {none}");
     }
 }
 
@@ -54,6 +74,10 @@ fn what_cannot_be_a_manifest_is_a_usage_error() {
         &["create", "controller", "--image="],
         &["create", "controller", "--image=a b"],
         &["create", "agent", "--data-dir=relative"],
+        &["create", "agent", "--download-rate=fast"],
+        &["create", "agent", "--disk-rate=1000KiB"],
+        &["create", "agent", "--io-pressure=100"],
+        &["create", "agent", "--io-floor=none"],
         &["create", "everything"],
         &["create"],
     ] {

@@ -353,3 +353,79 @@ fn a_command_line_that_makes_no_sense_touches_nothing() {
     let error = ctl(&machine.args("flash", &["--slot=B", "/no/such/image"])).bad(1);
     assert!(error.contains("/no/such/image is not a file"), "{error}");
 }
+
+/// How long a flash of 3 MiB takes.
+fn time(machine: &Machine, more: &[&str]) -> Duration {
+    let (image, artifact, _) = indexed();
+    let url = serve_once(artifact);
+    let began = Instant::now();
+    written(ctl(&machine.args("flash", &[&["--slot=B", &url], more].concat())));
+    let took = began.elapsed();
+    assert!(machine.files.read(Slot::B, image.len()).unwrap() == image);
+    took
+}
+
+#[test]
+fn rates_of_the_network_and_of_the_disk_are_kept() {
+    let took = time(&Machine::new(), &["--download-rate=2MiB"]);
+    assert!(took >= Duration::from_millis(1300), "3 MiB downloaded at 2 MiB/s took {took:?}");
+    // Written and read back.
+    let took = time(&Machine::new(), &["--disk-rate=3MiB"]);
+    assert!(took >= Duration::from_millis(1500), "6 MiB at 3 MiB/s took {took:?}");
+}
+
+#[test]
+fn what_is_read_to_be_used_again_is_kept_to_the_disks_rate_too() {
+    let (image, artifact, index) = indexed();
+    let machine = Machine::new();
+    machine.files.write(Slot::A, &image).unwrap();
+    let checksum = format!("--index-checksum={}", Sha256Digest::of(&index));
+    let server = serve(vec![("/a", artifact), ("/i", index)], 2);
+    let (artifact_url, index_url) = (format!("{server}/a"), format!("--index={server}/i"));
+    let args = ["--slot=B", &artifact_url, &index_url, &checksum, "--disk-rate=6MiB", "-o", "json"];
+    let began = Instant::now();
+    let output: Value = serde_json::from_str(&written(ctl(&machine.args("flash", &args)))).unwrap();
+    let took = began.elapsed();
+    assert_eq!(output["delivery"], "Indexed", "{output}");
+    // Without the 4 MiB of each slot that are looked through, and the 3 MiB of slot A that are taken, it
+    // would take half as long.
+    assert!(took >= Duration::from_millis(2400), "20 MiB at 6 MiB/s took {took:?}");
+}
+
+#[test]
+fn a_kernel_that_tells_no_pressure_is_warned_of_when_that_was_asked_for() {
+    let machine = Machine::new();
+    let (_, artifact) = image();
+    let run = ctl_with_input(&machine.args("flash", &["--slot=B", "--io-pressure=30"]), &artifact);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stderr.contains("/proc/pressure/io says nothing"), "{}", run.stderr);
+}
+
+#[test]
+fn a_rate_that_makes_no_sense_is_refused_in_a_sentence() {
+    let machine = Machine::new();
+    for (flag, said) in [
+        ("--download-rate=20Mbit", "\"20Mbit\" is not a rate: write whole bytes a second, such as 20MiB"),
+        ("--download-rate=20", "20 a second is too slow: 64KiB a second is the least"),
+        ("--disk-rate=500KiB", "500KiB a second is too slow: 1MiB a second is the least"),
+        ("--io-pressure=120", "write a percentage from 1 to 99, or none"),
+        ("--io-floor=none", "\"none\" is not a rate"),
+    ] {
+        let error = ctl(&machine.args("flash", &["--slot=B", flag])).bad(2);
+        assert!(error.contains(said), "{flag}: {error}");
+    }
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let (image, artifact, _) = indexed();
+    let machine = Machine::new();
+    let (url, index) = (serve_once(artifact), format!("--index={nobody}/i"));
+    let checksum = format!("--index-checksum={}", Sha256Digest::of(b"index"));
+    let said = written(ctl(&machine.args("flash", &["--slot=B", &url, &index, &checksum])));
+    assert!(said.contains("fetched whole") && said.contains("5 attempts"), "{said}");
+    assert!(machine.files.read(Slot::B, image.len()).unwrap() == image);
+}

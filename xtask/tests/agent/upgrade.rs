@@ -48,6 +48,19 @@ async fn a_hand_made_object_goes_all_the_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_keeps_to_the_disks_rate() {
+    let bench = Bench::start().await;
+    let machine = bench.machine("node-1", &["--disk-rate=2MiB"]).await;
+    bench.upgrade("up", NEW, &[bench.entry("new", NEW)]).await;
+    let began = Instant::now();
+    bench.hand_made("progress", "up", "node-1").await;
+    bench.wait_for_phase(&machine, "progress", ProgressPhase::Completed).await;
+    // Every byte is compared, or else written and read back; what was right already needs no more.
+    let least = Duration::from_secs(bench.artifact("new").image.bytes / (2 << 20) - 1);
+    assert!(began.elapsed() >= least, "{:?}, not {least:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_whose_kernel_panics_falls_back_and_is_not_tried_again_without_a_nonce() {
     let mut bench = Bench::start().await;
     bench.build("panics", &small(NEW).panicking());
