@@ -291,6 +291,8 @@ impl fmt::Display for PressureLimit {
 
 #[cfg(test)]
 mod tests {
+    use clap::Args as _;
+
     use super::*;
 
     fn rate(bytes: u64) -> Rate {
@@ -362,6 +364,22 @@ mod tests {
         politeness.pressure = PressureLimit::OF_A_NODE;
         assert!((4.8..4.9).contains(&hours(&politeness)), "at the floor: {}", hours(&politeness));
         assert_eq!(politeness.download_limits(3, 1).rate, NonZeroU64::new(1 << 20));
+    }
+
+    #[test]
+    fn the_guide_has_each_flag_with_its_variable_and_default() {
+        let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/os-upgrades.md");
+        let guide = std::fs::read_to_string(guide).unwrap();
+        let command = PolitenessArgs::augment_args(clap::Command::new("x"));
+        for flag in command.get_arguments() {
+            let (long, variable) = (flag.get_long().unwrap(), flag.get_env().unwrap().to_str().unwrap());
+            let default = flag.get_default_values().first().map_or_else(
+                || PressureLimit::OF_A_NODE.to_string(),
+                |default| default.to_str().unwrap().to_owned(),
+            );
+            let row = format!("| `--{long}` | `{variable}` | `{default}`");
+            assert!(guide.contains(&row), "docs/os-upgrades.md lacks {row}");
+        }
     }
 
     #[test]
