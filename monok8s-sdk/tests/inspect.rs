@@ -80,6 +80,24 @@ fn version_and_guard_are_found() {
 }
 
 #[test]
+fn links_are_followed_through_directories_and_from_the_image_s_own_root() {
+    let Some(image) = image_of(|tree| {
+        root_fs(tree);
+        fs::create_dir_all(tree.join("system/v2")).unwrap();
+        fs::rename(tree.join("usr"), tree.join("system/v2/usr")).unwrap();
+        symlink("v2/../v2/./usr", tree.join("system/current")).unwrap();
+        symlink("/system/current", tree.join("usr")).unwrap();
+        fs::remove_file(tree.join("etc/os-release")).unwrap();
+        symlink("/../usr//lib/os-release", tree.join("etc/os-release")).unwrap();
+    }) else {
+        return;
+    };
+    let found = inspected(&image).unwrap();
+    assert!(found.version.is_some());
+    assert_eq!(found.guard.as_deref(), Some("/usr/bin/monok8s-agent"));
+}
+
+#[test]
 fn an_image_without_a_guard_is_refused() {
     for spoil in [
         (|tree: &Path| fs::remove_file(tree.join("usr/bin/monok8s-agent")).unwrap()) as fn(&Path),

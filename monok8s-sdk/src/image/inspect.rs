@@ -4,6 +4,7 @@ use std::error::Error;
 
 use ext4_view::{Ext4, Ext4Error, Ext4Read};
 
+use super::links::followed;
 use crate::api::FailureReason;
 use crate::disk::{DiskError, SlotReader, VerifiedSlot};
 use crate::os_release::{MAX_OS_RELEASE_LEN, OS_RELEASE_PATHS, OsRelease, OsReleaseError};
@@ -209,7 +210,7 @@ impl Ext4Read for Image {
 /// one byte above the limit, which the parser refuses.
 fn read_first(image: &Ext4, paths: &[&str]) -> Result<Option<Vec<u8>>, Ext4Error> {
     for path in paths {
-        let mut file = match image.open(format!("/{path}").as_str()) {
+        let mut file = match followed(image, path).and_then(|path| image.open(&path)) {
             Ok(file) => file,
             Err(error) if is_absent(&error) => continue,
             Err(error) => return Err(error),
@@ -230,7 +231,7 @@ fn read_first(image: &Ext4, paths: &[&str]) -> Result<Option<Vec<u8>>, Ext4Error
 
 /// Whether there is a file that someone may execute.
 fn is_program(image: &Ext4, path: &str) -> Result<bool, Ext4Error> {
-    match image.metadata(path) {
+    match followed(image, path).and_then(|path| image.symlink_metadata(&path)) {
         Ok(metadata) => Ok(!metadata.is_dir()
             && !metadata.is_symlink()
             && metadata.mode() & 0o111 != 0

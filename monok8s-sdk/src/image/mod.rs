@@ -69,6 +69,7 @@ mod index_builder;
 mod indexed;
 mod inspect;
 mod kept;
+mod links;
 mod lookup;
 mod pool;
 mod progress;
