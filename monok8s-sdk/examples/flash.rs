@@ -3,6 +3,7 @@
 //! ```text
 //! flash rootfs.ext4.zst                         the inactive slot of this machine
 //! flash https://example.com/rootfs.ext4.zst
+//! flash --index URL --index-checksum sha256:HEX https://example.com/rootfs.ext4.zst
 //! flash --root DIR --disk DISK.img FILE|URL     the machine whose /proc is DIR/proc
 //! ```
 
@@ -10,52 +11,64 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::{DiskSource, HostView, SlotLayout, SlotMap};
 use monok8s_sdk::http::{HttpOptions, http_client};
-use monok8s_sdk::image::{Cancel, DEFAULT_GUARD_PATHS, Download, Expected, Progress, Source, flash, inspect};
+use monok8s_sdk::image::{
+    Cancel, DEFAULT_GUARD_PATHS, Download, Expected, Indexed, Progress, Source, flash, inspect,
+};
+
+const USAGE: &str =
+    "usage: flash [--root DIR] [--disk DISK] [--index URL --index-checksum sha256:HEX] FILE|URL";
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut root = PathBuf::from("/");
     let mut layout = SlotLayout::default();
-    let mut artifact = None;
+    let (mut artifact, mut index, mut index_checksum) = (None, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
         match argument.as_str() {
             "--root" => root = value()?.into(),
             "--disk" => layout.disk = DiskSource::Path(value()?.into()),
+            "--index" => index = Some(value()?),
+            "--index-checksum" => index_checksum = Some(value()?.parse::<Sha256Digest>()?),
             _ => artifact = Some(argument),
         }
     }
-    let artifact = artifact.ok_or("usage: flash [--root DIR] [--disk DISK] FILE|URL")?;
-    let source = if artifact.starts_with("http://") || artifact.starts_with("https://") {
-        // The program chooses the TLS provider; the library never does.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        Source::Http(Download::new(http_client(&HttpOptions::default())?, [artifact.parse()?]))
-    } else {
-        Source::File(artifact.into())
-    };
+    let artifact = artifact.ok_or(USAGE)?;
+    // The program chooses the TLS provider; the library never does.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = http_client(&HttpOptions::default())?;
+    let download = |url: &str| Ok::<_, Box<dyn Error>>(Download::new(client.clone(), [url.parse()?]));
 
     let host = HostView::new(root);
-    let slot = SlotMap::discover(&host, &layout)?.open_inactive(&host)?;
-    println!("writing slot {} ({})", slot.slot(), slot.description());
-
-    let progress = Progress::default();
-    let watched = progress.clone();
-    let shown = tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            let now = watched.snapshot();
-            eprintln!(
-                "{} received, {} written, {} verified",
-                now.bytes_done, now.bytes_written, now.bytes_verified
-            );
+    let slots = SlotMap::discover(&host, &layout)?;
+    let is_url = artifact.starts_with("http://") || artifact.starts_with("https://");
+    let source = match (index, index_checksum) {
+        (Some(index), Some(checksum)) if is_url => {
+            let reuse =
+                vec![slots.open_to_read(slots.booted().slot)?, slots.open_to_read(slots.inactive().slot)?];
+            Indexed { artifact: download(&artifact)?, index: download(&index)?, checksum, reuse }.into()
         }
-    });
-    let verified = flash(slot, source, Expected::default(), &progress, &Cancel::default()).await;
-    shown.abort();
-    let verified = verified?;
+        (None, None) if is_url => download(&artifact)?.into(),
+        (None, None) => Source::File(artifact.into()),
+        _ => return Err(USAGE.into()),
+    };
+
+    let slot = slots.open_inactive(&host)?;
+    println!("writing slot {} ({})", slot.slot(), slot.description());
+    let (progress, cancel) = (Progress::default(), Cancel::default());
+    let flashing = flash(slot, source, Expected::default(), &progress, &cancel);
+    let verified = progress
+        .watch(Duration::from_secs(1), flashing, |now| {
+            eprintln!(
+                "{} received, {} written, {} right already, {} verified",
+                now.bytes_done, now.bytes_written, now.bytes_reused, now.bytes_verified
+            );
+        })
+        .await?;
     println!("slot {} holds {} ({} bytes)", verified.slot(), verified.image(), verified.length());
 
     let inspection = inspect(&verified, &DEFAULT_GUARD_PATHS)?;

@@ -22,30 +22,87 @@
 //! image is on the medium and its checksums matched, so a torn or foreign image cannot be booted.
 //! Memory stays under 64 MiB at any image size.
 //!
-//! ```
-//! use std::sync::Arc;
+//! # Without Kubernetes
 //!
-//! use monok8s_sdk::digest::Sha256Digest;
-//! use monok8s_sdk::disk::{HostView, SlotMap};
-//! use monok8s_sdk::image::{Cancel, Expected, Progress, Source, flash};
-//! # use monok8s_sdk::disk::fixture::FileMachine;
-//! # let runtime = tokio::runtime::Runtime::new()?;
-//! # runtime.block_on(async {
-//! # let dir = tempfile::tempdir()?;
-//! # let machine = FileMachine::create(dir.path(), 8 << 20)?;
-//! # let artifact = zstd::encode_all(&[7; 100_000][..], 3)?;
-//! # let path = dir.path().join("rootfs.ext4.zst");
-//! # std::fs::write(&path, &artifact)?;
+//! A URL into a slot, with its progress; `examples/flash.rs` is a whole program.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use monok8s_sdk::disk::SlotMap;
+//! use monok8s_sdk::http::{HttpOptions, http_client};
+//! use monok8s_sdk::image::{Cancel, Download, Expected, Progress, flash};
+//! # use wiremock::{Mock, MockServer, ResponseTemplate, matchers};
+//! # tokio::runtime::Runtime::new()?.block_on(async {
+//! # let (directory, server) = (tempfile::tempdir()?, MockServer::start().await);
+//! # let machine = monok8s_sdk::disk::fixture::FileMachine::create(directory.path(), 8 << 20)?;
 //! # let (host, layout) = (machine.host(), machine.layout());
+//! # let artifact = zstd::encode_all(&[7; 100_000][..], 3)?;
+//! # let checksum = monok8s_sdk::digest::Sha256Digest::of(&artifact);
+//! # let served = ResponseTemplate::new(200).set_body_bytes(artifact);
+//! # Mock::given(matchers::path("/rootfs.ext4.zst")).respond_with(served).mount(&server).await;
+//! # let url = server.uri() + "/rootfs.ext4.zst";
+//!
+//! // Once, when the program starts: the library leaves the choice to it.
+//! let _ = rustls::crypto::ring::default_provider().install_default();
+//!
 //! // On a node: `HostView::new("/")` and `SlotLayout::default()`.
 //! let slot = SlotMap::discover(&host, &layout)?.open_inactive(&host)?;
-//! let expected = Expected { checksum: Some(Sha256Digest::of(&artifact)), ..Expected::default() };
+//! let download = Download::new(http_client(&HttpOptions::default())?, [url.parse()?]);
+//! let expected = Expected { checksum: Some(checksum), ..Expected::default() };
+//! let (progress, cancel) = (Progress::default(), Cancel::default());
+//! let flashing = flash(slot, download.into(), expected, &progress, &cancel);
+//! let show = |now| println!("{now:?}");
+//! let verified = progress.watch(Duration::from_secs(1), flashing, show).await?;
+//! println!("slot {} holds {}", verified.slot(), verified.image());
+//! # assert!(machine.read(verified.slot(), 100_000)? == [7; 100_000]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
-//! let progress = Progress::default(); // keep a clone to watch it from elsewhere
-//! let verified = flash(slot, Source::File(path), expected, &progress, &Cancel::default()).await?;
+//! The same by a block index, so that only what is in neither slot is fetched:
 //!
-//! assert_eq!(verified.image(), Sha256Digest::of(&[7; 100_000]));
-//! assert_eq!(progress.snapshot().bytes_verified, 100_000);
+//! ```
+//! use monok8s_sdk::disk::SlotMap;
+//! use monok8s_sdk::http::{HttpOptions, http_client};
+//! use monok8s_sdk::image::{Cancel, Delivery, Download, Expected, Indexed, Progress, write};
+//! # use wiremock::{Mock, MockServer, ResponseTemplate, matchers};
+//! # tokio::runtime::Runtime::new()?.block_on(async {
+//! # let (directory, server) = (tempfile::tempdir()?, MockServer::start().await);
+//! # let machine = monok8s_sdk::disk::fixture::FileMachine::create(directory.path(), 8 << 20)?;
+//! # let (host, layout) = (machine.host(), machine.layout());
+//! # let (image, mut artifact) = ([7; 100_000], Vec::new());
+//! # let built = monok8s_sdk::image::build(&mut &image[..], &mut artifact, Default::default())?;
+//! # let index_checksum = monok8s_sdk::digest::Sha256Digest::of(built.as_bytes());
+//! # let index = ResponseTemplate::new(200).set_body_bytes(built.as_bytes());
+//! # Mock::given(matchers::path("/index")).respond_with(index).mount(&server).await;
+//! # let parts = move |request: &wiremock::Request| {
+//! #     let range = request.headers["range"].to_str().unwrap().strip_prefix("bytes=").unwrap();
+//! #     let (from, to) = range.split_once('-').unwrap();
+//! #     let part = &artifact[from.parse().unwrap()..=to.parse().unwrap()];
+//! #     let content_range = format!("bytes {range}/{}", artifact.len());
+//! #     ResponseTemplate::new(206).insert_header("content-range", content_range).set_body_bytes(part)
+//! # };
+//! # Mock::given(matchers::path("/artifact")).respond_with(parts).mount(&server).await;
+//! # let (url, index_url) = (server.uri() + "/artifact", server.uri() + "/index");
+//! # let _ = rustls::crypto::ring::default_provider().install_default();
+//!
+//! let slots = SlotMap::discover(&host, &layout)?;
+//! let client = http_client(&HttpOptions::default())?;
+//! let indexed = Indexed {
+//!     artifact: Download::new(client.clone(), [url.parse()?]),
+//!     index: Download::new(client, [index_url.parse()?]),
+//!     checksum: index_checksum,
+//!     reuse: vec![slots.open_to_read(slots.booted().slot)?, slots.open_to_read(slots.inactive().slot)?],
+//! };
+//! let (progress, cancel) = (Progress::default(), Cancel::default());
+//! let slot = slots.open_inactive(&host)?;
+//! // The steps of `flash`, one by one: the first one knows how the image came.
+//! let body = write(slot, indexed.into(), Expected::default(), &progress, &cancel).await?;
+//! assert_eq!(*body.delivery(), Delivery::Indexed);
+//! let verified = body.finish()?.verify()?;
+//! # assert!(machine.read(verified.slot(), 100_000)? == image);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! # })?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// Counters of a transfer, shared between the one who transfers and those who look. Clones count
 /// together. All are in bytes.
@@ -48,6 +50,23 @@ impl Progress {
             bytes_written: get(&self.0.written),
             bytes_reused: get(&self.0.reused),
             bytes_verified: get(&self.0.verified),
+        }
+    }
+
+    /// Awaits a transfer, and shows the counters at every interval meanwhile, and once more at its end.
+    pub async fn watch<T>(
+        &self,
+        interval: Duration,
+        transfer: impl Future<Output = T>,
+        mut show: impl FnMut(ProgressSnapshot),
+    ) -> T {
+        let mut transfer = std::pin::pin!(transfer);
+        loop {
+            let ended = timeout(interval, transfer.as_mut()).await;
+            show(self.snapshot());
+            if let Ok(ended) = ended {
+                return ended;
+            }
         }
     }
 
@@ -106,5 +125,26 @@ impl Cancel {
     pub(super) async fn cancelled(&self) {
         // The sender lives in `self`, so waiting cannot fail.
         let _ = self.0.subscribe().wait_for(|cancelled| *cancelled).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_transfer_is_shown_while_it_goes_on_and_when_it_has_ended() {
+        let progress = Progress::default();
+        let transfer = async {
+            for _ in 0..5 {
+                progress.add_done(17);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            "ended"
+        };
+        let mut shown = Vec::new();
+        let show = |now: ProgressSnapshot| shown.push(now.bytes_done);
+        assert_eq!(progress.watch(Duration::from_millis(5), transfer, show).await, "ended");
+        assert!(shown.first() < Some(&85) && shown.last() == Some(&85), "{shown:?}");
     }
 }

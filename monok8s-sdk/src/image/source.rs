@@ -51,6 +51,18 @@ impl fmt::Debug for Source {
     }
 }
 
+impl From<Download> for Source {
+    fn from(download: Download) -> Self {
+        Self::Http(download)
+    }
+}
+
+impl From<Indexed> for Source {
+    fn from(indexed: Indexed) -> Self {
+        Self::Indexed(Box::new(indexed))
+    }
+}
+
 impl Source {
     pub(super) async fn write(
         self,
