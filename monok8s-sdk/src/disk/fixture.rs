@@ -21,8 +21,10 @@ pub struct TestPartition<'a> {
     pub length: u64,
 }
 
-/// Where the slots of [`FileMachine`] start, in bytes.
-const SLOT_OFFSETS: [u64; 2] = [1 << 20, 1 << 30];
+/// Where slot A of [`FileMachine`] starts, in bytes.
+const SLOT_A: u64 = 1 << 20;
+/// Slot B starts at a multiple of this, and the disk ends at one, in bytes.
+const STEP: u64 = 1 << 30;
 
 /// A machine with two slots in a sparse disk image, running from one of them.
 #[derive(Clone, Debug)]
@@ -33,15 +35,15 @@ pub struct FileMachine {
 
 impl FileMachine {
     /// Makes the machine's files in `directory`: `disk.img` and a host root under `host`.
-    /// Slots are empty and have `slot_size` bytes, less than 1 GiB.
+    /// Slots are empty and have `slot_size` bytes.
     ///
     /// # Errors
     /// Files cannot be written.
     pub fn create(directory: &Path, slot_size: u64) -> io::Result<Self> {
         let machine = Self { root: directory.to_owned(), slot_size };
-        let [a, b] = SLOT_OFFSETS;
+        let (a, b) = (machine.offset(Slot::A), machine.offset(Slot::B));
         let disk = File::create(machine.disk())?;
-        disk.set_len(2 << 30)?;
+        disk.set_len(2 * b)?;
         write_gpt(
             &disk,
             &[
@@ -89,10 +91,9 @@ impl FileMachine {
     /// Where a slot starts in the disk image, in bytes.
     #[must_use]
     pub fn offset(&self, slot: Slot) -> u64 {
-        let [a, b] = SLOT_OFFSETS;
         match slot {
-            Slot::A => a,
-            Slot::B => b,
+            Slot::A => SLOT_A,
+            Slot::B => (SLOT_A + self.slot_size).next_multiple_of(STEP),
         }
     }
 
