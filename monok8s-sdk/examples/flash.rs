@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use monok8s_sdk::digest::Sha256Digest;
-use monok8s_sdk::disk::{DiskSource, HostView, SlotLayout, SlotMap};
+use monok8s_sdk::disk::{DiskError, DiskSource, HostView, SlotLayout, SlotMap};
 use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::image::{
     Cancel, DEFAULT_GUARD_PATHS, Download, Expected, Indexed, Progress, Source, flash, inspect,
@@ -48,9 +48,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let is_url = artifact.starts_with("http://") || artifact.starts_with("https://");
     let source = match (index, index_checksum) {
         (Some(index), Some(checksum)) if is_url => {
-            let reuse =
-                vec![slots.open_to_read(slots.booted().slot)?, slots.open_to_read(slots.inactive().slot)?];
-            Indexed { artifact: download(&artifact)?, index: download(&index)?, checksum, reuse }.into()
+            let refused = |slot, error: &DiskError| eprintln!("slot {slot} is of no use: {error}");
+            let reuse = slots.open_to_reuse(slots.inactive().slot, refused);
+            Indexed::new(download(&artifact)?, download(&index)?, checksum).with_reuse(reuse).into()
         }
         (None, None) if is_url => download(&artifact)?.into(),
         (None, None) => Source::File(artifact.into()),

@@ -13,7 +13,7 @@ use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::disk::fixture::FileMachine;
 use monok8s_sdk::image::{
-    BuildOptions, Cancel, Delivery, Expected, ImageError, Index, Indexed, KnownBlocks, Progress,
+    BuildOptions, Cancel, Delivery, Expected, ImageError, Index, Indexed, KeptIndexes, KnownBlocks, Progress,
     ProgressSnapshot, Source, build, build_after, verify, write,
 };
 use monok8s_sdk::slot::Slot;
@@ -78,7 +78,7 @@ impl Release {
 
 /// A machine that runs from slot A.
 struct Machine {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     files: FileMachine,
 }
 
@@ -94,7 +94,7 @@ impl Machine {
         let files = FileMachine::create(dir.path(), SLOT_SIZE).unwrap();
         files.write(Slot::A, a).unwrap();
         files.write(Slot::B, b).unwrap();
-        Self { _dir: dir, files }
+        Self { dir, files }
     }
 
     fn map(&self) -> SlotMap {
@@ -103,13 +103,10 @@ impl Machine {
 
     fn source(&self, server: &Server, checksum: Sha256Digest) -> Source {
         let map = self.map();
-        Source::Indexed(Box::new(Indexed {
-            artifact: download([server.url("/rootfs.ext4.zst")]),
-            index: download([server.url("/index")]),
-            checksum,
-            reuse: vec![map.open_to_read(Slot::A).unwrap(), map.open_to_read(Slot::B).unwrap()],
-            kept: None,
-        }))
+        let reuse = map.open_to_reuse(Slot::B, |slot, error| panic!("{slot}: {error}"));
+        let (artifact, index) = (server.url("/rootfs.ext4.zst"), server.url("/index"));
+        let indexed = Indexed::new(download([artifact]), download([index]), checksum).with_reuse(reuse);
+        indexed.with_kept(KeptIndexes::new(self.dir.path())).into()
     }
 
     async fn flash(&self, source: Source, expected: Expected) -> Result<Outcome, ImageError> {
@@ -212,6 +209,63 @@ async fn what_stands_in_the_slot_is_not_written_again() {
     assert!(done.counted.bytes_reused >= (11 << 20), "{:?}", done.counted);
 }
 
+/// A machine that upgraded from `before` to `booted` by an index, and booted it.
+async fn upgraded(before: &[u8], booted: &Release) -> Machine {
+    let server = booted.serve();
+    let machine = Machine::new(&[], before);
+    machine.flash(booted.source(&machine, &server), booted.expected()).await.unwrap();
+    // The slots change their names here, instead of the machine its slot.
+    machine.files.write(Slot::A, &booted.image).unwrap();
+    machine.files.write(Slot::B, before).unwrap();
+    let kept = |slot| machine.dir.path().join(format!("slot-{slot}.index"));
+    std::fs::rename(kept("b"), kept("a")).unwrap();
+    machine
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_index_finds_what_no_sample_would_have_found() {
+    // One frame in 64 comes from the booted slot, where it begins at no frame.
+    let next: Vec<u64> = (30_000..34_000).chain(2500..2564).collect();
+    let next = Release::of(image(next));
+    let booted = Release::of(image(old()));
+    for is_kept in [true, false] {
+        let machine = upgraded(&[], &booted).await;
+        if !is_kept {
+            std::fs::remove_file(machine.dir.path().join("slot-a.index")).unwrap();
+        }
+        let server = next.serve();
+        let done = machine.flash(next.source(&machine, &server), next.expected()).await.unwrap();
+        assert_eq!(done.delivery, Delivery::Indexed);
+        machine.holds(&next.image);
+        let saved = next.artifact.len() - bytes(&asked(&server));
+        assert_eq!(saved >= 4 * FRAME, is_kept, "{saved} bytes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_index_of_something_else_is_seen_through() {
+    let release = Release::of(image(rebuilt()));
+    let booted = Release::of(image(old()));
+    let other = Release::of(image(old().into_iter().rev()));
+    let damaged: Vec<u8> = {
+        // The hashes are those of the blocks, each one block further on.
+        let mut raw = booted.index.as_bytes().to_vec();
+        let hashes = raw.len() - 3072 * 8;
+        raw[hashes..].rotate_right(8);
+        raw
+    };
+    let cut = &booted.index.as_bytes()[..20_000];
+    for kept in [other.index.as_bytes(), &damaged, cut, &[], b"not an index"] {
+        let machine = upgraded(&[], &booted).await;
+        std::fs::write(machine.dir.path().join("slot-a.index"), kept).unwrap();
+        let server = release.serve();
+        machine.flash(release.source(&machine, &server), release.expected()).await.unwrap();
+        machine.holds(&release.image);
+        let fetched = bytes(&asked(&server));
+        assert!(fetched <= 9 * FRAME, "{fetched} bytes");
+    }
+}
+
 /// How a file is served.
 type Serve = fn(&Request, &[u8]) -> Reply;
 
@@ -251,14 +305,10 @@ async fn a_mirror_without_the_file_does_not_hide_one_without_ranges() {
     });
     // The first half is there, so that a part is asked for that is not the start.
     let machine = Machine::new(&[], &image(1..=256));
-    let source = Source::Indexed(Box::new(Indexed {
-        artifact: download(["/rootfs.ext4.zst", "/absent"].map(|path| server.url(path))),
-        index: download([server.url("/index")]),
-        checksum: Sha256Digest::of(release.index.as_bytes()),
-        reuse: Vec::new(),
-        kept: None,
-    }));
-    let done = machine.flash(source, release.expected()).await.unwrap();
+    let artifact = download(["/rootfs.ext4.zst", "/absent"].map(|path| server.url(path)));
+    let checksum = Sha256Digest::of(release.index.as_bytes());
+    let source = Indexed::new(artifact, download([server.url("/index")]), checksum);
+    let done = machine.flash(source.into(), release.expected()).await.unwrap();
     assert!(matches!(done.delivery, Delivery::WholeInstead { .. }), "{:?}", done.delivery);
     machine.holds(&release.image);
 }

@@ -58,13 +58,7 @@ impl Release {
             let client = http_client(&HttpOptions::default()).unwrap();
             Download::new(client, [self.server.url(path)])
         };
-        let source = Source::Indexed(Box::new(Indexed {
-            artifact: download("/rootfs.ext4.zst"),
-            index: download("/index"),
-            checksum: self.index,
-            reuse: Vec::new(),
-            kept: None,
-        }));
+        let source = Indexed::new(download("/rootfs.ext4.zst"), download("/index"), self.index).into();
         let slot = InactiveSlot::on_test_storage(Slot::B, Arc::clone(disk) as Arc<dyn BlockTarget>);
         let progress = Progress::default();
         let body = write(slot, source, Expected::default(), &progress, &Cancel::default()).await.unwrap();

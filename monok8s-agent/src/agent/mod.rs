@@ -96,7 +96,7 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         http: http.clone(),
         politeness: politeness.with_default(PressureLimit::OF_A_NODE),
         guard_paths: Arc::from(guard_paths),
-        kept: Some(machine.kept_indexes()),
+        kept: machine.kept_indexes(),
     };
     if let Some(missing) = workshop.politeness.missing(&workshop.host) {
         tracing::warn!("{missing}");

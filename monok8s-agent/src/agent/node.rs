@@ -364,6 +364,7 @@ mod tests {
     use monok8s_sdk::boot::simulated::SimulatedLoader;
     use monok8s_sdk::catalog::source::{CatalogFetcher, FetchLimits};
     use monok8s_sdk::disk::fixture::FileMachine;
+    use monok8s_sdk::image::KeptIndexes;
     use monok8s_sdk::node_upgrade::{ObjectIdentity, SlotContent};
 
     use super::super::config::Endpoint;
@@ -386,7 +387,7 @@ mod tests {
                 http: http.clone(),
                 politeness: Politeness::default(),
                 guard_paths: Arc::from([]),
-                kept: None,
+                kept: KeptIndexes::new(dir),
             },
             machine: MachineArgs {
                 host_root: machine.host().path(""),

@@ -83,7 +83,7 @@ pub(super) struct Workshop {
     pub(super) http: reqwest::Client,
     pub(super) politeness: Politeness,
     pub(super) guard_paths: Arc<[String]>,
-    pub(super) kept: Option<KeptIndexes>,
+    pub(super) kept: KeptIndexes,
 }
 
 /// A job under way.
@@ -309,8 +309,8 @@ impl Workshop {
                     let index = download(vec![index]);
                     let reuse = map.open_to_reuse(slot, cannot_be_used_again);
                     let reuse = reuse.into_iter().map(|source| source.paced(&throttle)).collect();
-                    let kept = self.kept.clone();
-                    Source::Indexed(Box::new(Indexed { artifact, index, checksum, reuse, kept }))
+                    let indexed = Indexed::new(artifact, index, checksum).with_reuse(reuse);
+                    indexed.with_kept(self.kept.clone()).into()
                 }
                 None => Source::Http(artifact),
             };

@@ -205,8 +205,8 @@ impl Flash {
         };
         let reuse = slots.open_to_reuse(self.slot, warn);
         let reuse = reuse.into_iter().map(|slot| slot.paced(throttle)).collect();
-        let kept = Some(self.machine.kept_indexes());
-        Ok(Source::Indexed(Box::new(Indexed { artifact, index, checksum, reuse, kept })))
+        let indexed = Indexed::new(artifact, index, checksum).with_reuse(reuse);
+        Ok(indexed.with_kept(self.machine.kept_indexes()).into())
     }
 
     /// A person waits, so nothing slows down for others unless that was asked for.

@@ -36,9 +36,9 @@ use super::expand::PIECE;
 use super::write::Expected;
 use crate::digest::Sha256Digest;
 
-/// The largest index that is read, in bytes: about 11 GiB of blocks that are not zero. What a node
-/// needs of it stays in memory.
-pub const MAX_INDEX_BYTES: u64 = 24 << 20;
+/// The largest index that is read, in bytes: about 6 GiB of blocks that are not zero. It stays in
+/// memory, with a little more than its own size again to look blocks up, and all of a write has 64 MiB.
+pub const MAX_INDEX_BYTES: u64 = 14 << 20;
 /// The unit of reuse, in bytes; file systems allocate in it.
 pub(super) const BLOCK: usize = 4096;
 

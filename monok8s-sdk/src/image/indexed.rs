@@ -27,6 +27,7 @@ const POOLED: usize = 8 << 20;
 
 /// An artifact with a block index.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Indexed {
     /// The artifact.
     pub artifact: Download,
@@ -90,6 +91,24 @@ impl Outlet for Collected<'_> {
 }
 
 impl Indexed {
+    /// An artifact and its index, with nothing to use again.
+    #[must_use]
+    pub fn new(artifact: Download, index: Download, checksum: Sha256Digest) -> Self {
+        Self { artifact, index, checksum, reuse: Vec::new(), kept: None }
+    }
+
+    /// Takes blocks from these slots; see [`reuse`](Self::reuse).
+    #[must_use]
+    pub fn with_reuse(self, reuse: Vec<ReadOnlySlot>) -> Self {
+        Self { reuse, ..self }
+    }
+
+    /// Keeps indexes there; see [`kept`](Self::kept).
+    #[must_use]
+    pub fn with_kept(self, kept: KeptIndexes) -> Self {
+        Self { kept: Some(kept), ..self }
+    }
+
     pub(super) async fn write(
         self,
         slot: InactiveSlot,

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Read as _};
 use std::path::PathBuf;
 
-use super::index::{BLOCK, BlockHash, FRAME_ENTRY, HASH, HEADER, Header, Index, block_hash};
+use super::index::{BLOCK, BlockHash, FRAME_ENTRY, HASH, HEADER, Header, Index, MAX_INDEX_BYTES, block_hash};
 use super::lookup::{Lookup, Place};
 use crate::disk::ReadOnlySlot;
 use crate::slot::Slot;
@@ -70,18 +70,25 @@ impl Blocks {
     fn open(path: &std::path::Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
+        if length > MAX_INDEX_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         let mut file = BufReader::new(file);
         let mut raw = [0; HEADER];
         file.read_exact(&mut raw)?;
         let header = Header::read(&raw).map_err(io::Error::other)?;
         let frames = u64::from(header.frames) * FRAME_ENTRY as u64;
-        let bitmap = header.image.length.div_ceil(BLOCK as u64).div_ceil(8);
-        let hashes = length.checked_sub(HEADER as u64 + frames + bitmap);
-        let count = hashes.ok_or(io::ErrorKind::UnexpectedEof)? / HASH as u64;
+        let blocks = header.image.length.div_ceil(BLOCK as u64);
+        let bitmap = blocks.div_ceil(8);
         file.seek_relative(i64::try_from(frames).map_err(io::Error::other)?)?;
         let mut zeroes = Vec::new();
         // No longer than the file.
         file.by_ref().take(bitmap).read_to_end(&mut zeroes)?;
+        let zero: u64 = zeroes.iter().map(|byte| u64::from(byte.count_ones())).sum();
+        let count = blocks.saturating_sub(zero);
+        if length != HEADER as u64 + frames + bitmap + count * HASH as u64 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         Ok(Self { hashes: file, count, zeroes, next: 0 })
     }
 

@@ -90,12 +90,10 @@
 //!
 //! let slots = SlotMap::discover(&host, &layout)?;
 //! let client = http_client(&HttpOptions::default())?;
-//! let indexed = Indexed {
-//!     artifact: Download::new(client.clone(), [url.parse()?]),
-//!     index: Download::new(client, [index_url.parse()?]),
-//!     checksum: index_checksum,
-//!     reuse: vec![slots.open_to_read(slots.booted().slot)?, slots.open_to_read(slots.inactive().slot)?],
-//! };
+//! let artifact = Download::new(client.clone(), [url.parse()?]);
+//! let index = Download::new(client, [index_url.parse()?]);
+//! let reuse = slots.open_to_reuse(slots.inactive().slot, |slot, error| eprintln!("{slot}: {error}"));
+//! let indexed = Indexed::new(artifact, index, index_checksum).with_reuse(reuse);
 //! let (progress, cancel) = (Progress::default(), Cancel::default());
 //! let slot = slots.open_inactive(&host)?;
 //! // The steps of `flash`, one by one: the first one knows how the image came.
