@@ -13,8 +13,8 @@ use monok8s_sdk::disk::fault::{Crashes, FaultDisk, Medium, Power};
 use monok8s_sdk::disk::{BlockTarget, InactiveSlot};
 use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::image::{
-    BuildOptions, Cancel, Delivery, Download, Expected, Indexed, Progress, ProgressSnapshot, Source, build,
-    verify, write,
+    BuildOptions, Cancel, Delivery, Download, Expected, Indexed, Progress, ProgressSnapshot, build, verify,
+    write,
 };
 use monok8s_sdk::slot::Slot;
 

@@ -75,7 +75,8 @@ impl Source {
             Self::Http(download) => from_network(&download, slot, expected, progress, cancel).await,
             Self::Indexed(indexed) => {
                 let artifact = indexed.artifact.clone();
-                match indexed.write(slot, expected, &progress, &cancel).await? {
+                // On the heap, for callers whose futures are held on a stack.
+                match Box::pin(indexed.write(slot, expected, &progress, &cancel)).await? {
                     Attempt::Written(body) => Ok(body),
                     Attempt::Whole(slot, reason) => {
                         let body = from_network(&artifact, slot, expected, progress, cancel).await?;
