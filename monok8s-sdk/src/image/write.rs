@@ -26,7 +26,7 @@ use crate::digest::Sha256Digest;
 use crate::disk::{InactiveSlot, Written, WrittenSlot, is_zero};
 
 /// Buffers of one piece each: enough for every thread to hold one and for some to wait.
-const BUFFERS: usize = 8;
+const BUFFERS: usize = 6;
 /// More threads than this do not expand faster than a device writes.
 const MOST_EXPANDERS: usize = 4;
 /// A run of zeroes is handed on when it has this length in bytes, so that progress shows.
