@@ -149,9 +149,7 @@ pub enum RateError {
     #[error("{0:?} is not a rate: write whole bytes a second, such as 20MiB, 500KiB or 20000000")]
     Form(String),
     /// It would hardly ever end.
-    #[error(
-        "{text} a second is too slow: {least} a second is the least, because an image would take most of a day"
-    )]
+    #[error("{text} a second is too slow: {least} a second is the least, or an upgrade would take hours")]
     TooSlow {
         /// What was asked for.
         text: String,

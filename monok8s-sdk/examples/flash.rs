@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! flash rootfs.ext4.zst                         the inactive slot of this machine
-//! flash https://example.com/rootfs.ext4.zst
+//! flash --checksum sha256:HEX https://example.com/rootfs.ext4.zst
 //! flash --index URL --index-checksum sha256:HEX https://example.com/rootfs.ext4.zst
 //! flash --root DIR --disk DISK.img FILE|URL     the machine whose /proc is DIR/proc
 //! ```
@@ -18,14 +18,14 @@ use monok8s_sdk::image::{
     Cancel, DEFAULT_GUARD_PATHS, Download, Expected, Indexed, Progress, Source, flash, inspect,
 };
 
-const USAGE: &str =
-    "usage: flash [--root DIR] [--disk DISK] [--index URL --index-checksum sha256:HEX] FILE|URL";
+const USAGE: &str = "usage: flash [--root DIR] [--disk DISK] [--checksum sha256:HEX] [--index URL --index-checksum sha256:HEX] FILE|URL";
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut root = PathBuf::from("/");
     let mut layout = SlotLayout::default();
     let (mut artifact, mut index, mut index_checksum) = (None, None, None);
+    let mut expected = Expected::default();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
@@ -34,6 +34,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             "--disk" => layout.disk = DiskSource::Path(value()?.into()),
             "--index" => index = Some(value()?),
             "--index-checksum" => index_checksum = Some(value()?.parse::<Sha256Digest>()?),
+            "--checksum" => expected.checksum = Some(value()?.parse()?),
+            option if option.starts_with('-') => return Err(USAGE.into()),
             _ => artifact = Some(argument),
         }
     }
@@ -60,7 +62,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let slot = slots.open_inactive(&host)?;
     println!("writing slot {} ({})", slot.slot(), slot.description());
     let (progress, cancel) = (Progress::default(), Cancel::default());
-    let flashing = flash(slot, source, Expected::default(), &progress, &cancel);
+    let flashing = flash(slot, source, expected, &progress, &cancel);
     let verified = progress
         .watch(Duration::from_secs(1), flashing, |now| {
             eprintln!(

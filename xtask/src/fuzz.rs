@@ -61,6 +61,10 @@ pub async fn run(seconds: u64, only: Option<&str>) -> Result<()> {
             None => blind(name, target, seconds).await?,
         };
         println!("{name:<12}{outcome}");
+        ensure!(
+            outcome.executions > 0 || outcome.failure.is_some(),
+            "{name} was not executed, or its output is not understood any more"
+        );
         failed.extend(outcome.failure.map(|_| name));
     }
     ensure!(failed.is_empty(), "not survived by {}: see fuzz/regressions/", failed.join(", "));

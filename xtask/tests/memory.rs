@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+#[path = "memory/frames.rs"]
+mod frames;
 #[path = "memory/rig.rs"]
 mod rig;
 #[path = "memory/sparse.rs"]
@@ -29,6 +31,13 @@ async fn an_image_of_16_gib_takes_64_mib_at_most_however_it_comes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_of_2_gib_takes_64_mib_at_most_however_it_comes() {
     every_way(2 * GIB, 64 * MIB).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_of_as_many_frames_as_can_be_takes_64_mib_at_most() {
+    let peak = frames::peak().await;
+    println!("{} MiB", peak.div_ceil(KIB));
+    assert!(peak * KIB <= 64 * MIB, "more than 64 MiB: {peak} KiB");
 }
 
 /// Writes an image of this size in every way, and compares each peak with the limit.

@@ -11,10 +11,20 @@ use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate};
 use rustix::io::Errno;
 
 use super::aligned::{ALIGNMENT, AlignedBuf, is_aligned};
-use super::target::{Action, BlockTarget, CacheBypass, DeviceNumber, DiskError};
+use super::target::{Action, BlockTarget, DeviceNumber, DiskError};
 
 /// The largest single transfer, in bytes; also the size of the buffer that unaligned ones use.
 const STEP: usize = 1 << 20;
+
+/// How reads get past the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CacheBypass {
+    /// Direct I/O: the page cache is not involved.
+    Direct,
+    /// The file system refuses direct I/O: the file is synced and its cached pages are dropped
+    /// before reads. The kernel takes that as advice, so a read may still come from memory.
+    DroppedPages,
+}
 
 /// A block device (a loop device is one), a plain file, or a window of a plain file.
 pub struct DirectTarget {
@@ -86,6 +96,10 @@ impl DirectTarget {
     }
 
     /// Opens a whole plain file for writing. Never creates, truncates or extends it.
+    ///
+    /// Where its file system has no direct I/O, reads follow a sync and a request to drop the
+    /// file's pages, which the kernel may ignore: a read-back may then come from memory. That of a
+    /// device never does.
     pub fn open_file(path: &Path) -> Result<Self, DiskError> {
         Self::file(path, None)
     }
@@ -206,11 +220,12 @@ impl DirectTarget {
         if is_aligned(buf) && self.is_unit(at) && self.is_unit(buf.len() as u64) {
             return self.file.read_exact_at(buf, at);
         }
-        let mut bounce = AlignedBuf::zeroed(STEP);
+        let bounce = buf.len().saturating_add(2 * to_usize(self.alignment)?).min(STEP);
+        let mut bounce = AlignedBuf::zeroed(bounce.next_multiple_of(to_usize(self.alignment)?));
         while !buf.is_empty() {
             let start = at - at % self.alignment;
             let skip = to_usize(at - start)?;
-            let wanted = buf.len().min(STEP - skip);
+            let wanted = buf.len().min(bounce.len() - skip);
             let units = (skip + wanted).next_multiple_of(to_usize(self.alignment)?);
             let read = read_up_to(&self.file, slice_mut(&mut bounce, 0, units)?, start)?;
             if read < skip + wanted {
@@ -267,7 +282,21 @@ impl DirectTarget {
     }
 
     fn zero_absolute(&self, at: u64, length: u64) -> io::Result<()> {
-        if self.zeroing.load(Ordering::Relaxed) && self.is_unit(at) && self.is_unit(length) {
+        // Only what fills no unit at either end is written.
+        let body = at.next_multiple_of(self.alignment);
+        let end = at + length;
+        let body_end = end - end % self.alignment;
+        if body >= body_end {
+            return self.write_zeroes(at, length);
+        }
+        self.write_zeroes(at, body - at)?;
+        self.zero_units(body, body_end - body)?;
+        self.write_zeroes(body_end, end - body_end)
+    }
+
+    /// Zeroes whole alignment units.
+    fn zero_units(&self, at: u64, length: u64) -> io::Result<()> {
+        if self.zeroing.load(Ordering::Relaxed) {
             // On a device the kernel turns this into an operation that guarantees zeroes, or
             // refuses; a discard, which guarantees nothing, is another call.
             match fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, length) {
@@ -278,7 +307,11 @@ impl DirectTarget {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        let zeroes = AlignedBuf::zeroed(STEP);
+        self.write_zeroes(at, length)
+    }
+
+    fn write_zeroes(&self, at: u64, length: u64) -> io::Result<()> {
+        let zeroes = AlignedBuf::zeroed(to_usize(length.min(STEP as u64))?);
         let mut done = 0;
         while done < length {
             let part = to_usize((length - done).min(STEP as u64))?;
@@ -296,10 +329,6 @@ impl DirectTarget {
 impl BlockTarget for DirectTarget {
     fn size(&self) -> u64 {
         self.size
-    }
-
-    fn alignment(&self) -> u64 {
-        self.alignment
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
@@ -327,10 +356,6 @@ impl BlockTarget for DirectTarget {
     fn flush(&self) -> Result<(), DiskError> {
         self.check(0, 0)?;
         self.file.sync_all().map_err(|source| self.poison(Action::Flush, 0, source))
-    }
-
-    fn cache_bypass(&self) -> CacheBypass {
-        self.bypass
     }
 
     fn description(&self) -> &str {

@@ -44,7 +44,7 @@ pub(crate) use readback::{Comparison, Written, is_zero};
 pub use slots::{SlotDevice, SlotMap, SlotPartition, SlotsError};
 #[cfg(feature = "image")]
 pub(crate) use target::Bytes;
-pub use target::{Action, BlockTarget, CacheBypass, DeviceNumber, DiskError};
+pub use target::{Action, BlockTarget, DeviceNumber, DiskError};
 #[cfg(feature = "image")]
 pub(crate) use token::SlotReader;
 pub use token::{KnownGoodSlot, VerifiedSlot, VerifyError, WrittenSlot};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::target::{BlockTarget, CacheBypass, DiskError};
+use super::target::{BlockTarget, DiskError};
 
 /// How often the pressure is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -147,6 +147,9 @@ impl Throttle {
     }
 }
 
+/// How much is zeroed at a time, in bytes.
+const ZERO_STEP: u64 = 1 << 20;
+
 /// A target that keeps to a pace.
 pub(super) struct PacedTarget {
     target: Arc<dyn BlockTarget>,
@@ -164,10 +167,6 @@ impl BlockTarget for PacedTarget {
         self.target.size()
     }
 
-    fn alignment(&self) -> u64 {
-        self.target.alignment()
-    }
-
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
         self.throttle.wait(buf.len() as u64);
         self.target.read_at(offset, buf)
@@ -179,17 +178,19 @@ impl BlockTarget for PacedTarget {
     }
 
     fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        // In full: a device that has no command for it is written to.
-        self.throttle.wait(len);
-        self.target.zero(offset, len)
+        // It is granted in full: a device that has no command for it is written to.
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(ZERO_STEP);
+            self.throttle.wait(part);
+            self.target.zero(offset + done, part)?;
+            done += part;
+        }
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), DiskError> {
         self.target.flush()
-    }
-
-    fn cache_bypass(&self) -> CacheBypass {
-        self.target.cache_bypass()
     }
 
     fn description(&self) -> &str {

@@ -8,17 +8,14 @@ use crate::api::FailureReason;
 
 /// Storage that an image is written to and read back from: a device, a file, or a test's fake.
 ///
-/// Offsets and lengths are in bytes and may have any alignment; multiples of
-/// [`alignment`](Self::alignment) in an [`AlignedBuf`](super::AlignedBuf) avoid a copy.
+/// Offsets and lengths are in bytes and may have any alignment; multiples of 4096 in an
+/// [`AlignedBuf`](super::AlignedBuf) avoid a copy.
 /// Every call transfers all the bytes asked for or fails. After a failed write, zeroing or flush
 /// the target refuses all further work with [`DiskError::Poisoned`]: what the medium holds is
 /// unknown, and a later success would hide that.
 pub trait BlockTarget: Send + Sync {
     /// Size in bytes.
     fn size(&self) -> u64;
-
-    /// The unit in bytes that is fastest for offsets and lengths, a power of two.
-    fn alignment(&self) -> u64;
 
     /// Fills `buf` from `offset`, from the medium and not from the page cache.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError>;
@@ -33,22 +30,8 @@ pub trait BlockTarget: Send + Sync {
     /// Returns once everything written is on the medium, past the device's own cache.
     fn flush(&self) -> Result<(), DiskError>;
 
-    /// Whether [`read_at`](Self::read_at) is sure to reach past the page cache.
-    fn cache_bypass(&self) -> CacheBypass;
-
     /// What an operator would call it, such as `/dev/sda3`.
     fn description(&self) -> &str;
-}
-
-/// How reads get past the page cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CacheBypass {
-    /// Direct I/O: the page cache is not involved.
-    Direct,
-    /// The file system refuses direct I/O: the file is synced and its cached pages are dropped
-    /// before reads. The kernel takes that as advice, so a read may still come from memory.
-    DroppedPages,
 }
 
 /// Why storage could not be opened, read or written.

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::disk::{BlockTarget, CacheBypass, DiskError};
+use crate::disk::{BlockTarget, DiskError};
 
 /// A target that holds bytes and never fails within them.
 pub(crate) struct MemoryTarget {
@@ -37,10 +37,6 @@ impl BlockTarget for MemoryTarget {
         self.bytes().len() as u64
     }
 
-    fn alignment(&self) -> u64 {
-        4096
-    }
-
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
         self.within(offset, buf.len() as u64, |part| buf.copy_from_slice(part))
     }
@@ -55,10 +51,6 @@ impl BlockTarget for MemoryTarget {
 
     fn flush(&self) -> Result<(), DiskError> {
         Ok(())
-    }
-
-    fn cache_bypass(&self) -> CacheBypass {
-        CacheBypass::Direct
     }
 
     fn description(&self) -> &'static str {

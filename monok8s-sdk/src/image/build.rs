@@ -14,13 +14,14 @@ use crate::disk::is_zero;
 
 /// Known blocks between new ones, in bytes, that are fetched along rather than cut out.
 const BRIDGE: usize = 2 * BLOCK;
-/// The least level of zstd for what is new: it is little, and every node fetches it.
+/// The least level of zstd for what is new.
 const NEW_LEVEL: i32 = 19;
 
 /// How an artifact is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BuildOptions {
-    /// The level of zstd, 1 to 22.
+    /// The level of zstd, 1 to 22. What [`build_after`] finds to be new is compressed at 19 at least:
+    /// it is little, and every node fetches it.
     pub level: i32,
     /// log2 of how much of the image a frame holds at most, 16 to 20. Small frames mean that less
     /// is fetched around a block that changed; below 18 they compress noticeably worse. Better than
@@ -133,9 +134,9 @@ pub fn build(
     build_after(&KnownBlocks::default(), image, artifact, options)
 }
 
-/// The same, for nodes that have `known` blocks: what is new gets frames of its own, so that such
-/// a node fetches that and little around it, and these few are compressed as well as can be. Large
-/// frames are best then. Any other node does no worse than before.
+/// Compresses an image for nodes that have `known` blocks: what is new gets frames of its own, so that
+/// such a node fetches that and little around it, and these few are compressed as well as can be. Large
+/// frames are best then. Any other node does no worse than with [`build`].
 pub fn build_after(
     known: &KnownBlocks,
     image: &mut impl Read,

@@ -25,7 +25,7 @@ use crate::slot::Slot;
 /// Threads that read and hash.
 pub(super) const READERS: usize = 2;
 /// How many places are looked at to see whether reading all of a slot pays.
-const SAMPLES: usize = 48;
+const SAMPLES: u64 = 48;
 /// Reading a slot pays if this part of the samples is of use.
 const WORTH: (usize, usize) = (1, 12);
 /// How much of the image is looked at, in bytes, before what is missing of it is asked for.
@@ -61,8 +61,10 @@ impl Delta<'_> {
             (0..self.index.frame_count()).map(|number| !self.index.is_zero_frame(number)).collect();
         let all = numbers(&missing);
         let lookup = Lookup::of_frames(self.index, all.iter().copied());
+        self.put_head_that_stands(&mut missing)?;
         let unknown = self.note_known(&lookup);
-        let sample = spread(&all);
+        let sample: Vec<usize> =
+            spread(all.len() as u64).filter_map(|at| all.get(usize::try_from(at).ok()?).copied()).collect();
         let in_place = self.keep_right(&sample, Some(&lookup), &mut missing)?;
         let order = if is_worth(in_place, sample.len()) {
             // What is in place already need not be found elsewhere.
@@ -74,6 +76,33 @@ impl Delta<'_> {
         };
         self.settle(&all, order, &lookup, &mut missing, &mut ask)?;
         self.zeroes()
+    }
+
+    /// Keeps the frames that begin in the head if they are there, as after a write that came to its
+    /// end. Before anything is put, because then the head is zeroed.
+    fn put_head_that_stands(&self, missing: &mut [bool]) -> Result<(), Halt> {
+        let begins_in_head =
+            |number: &usize| self.index.frame(*number).is_some_and(|frame| frame.image.start < HEAD as u64);
+        let in_head = (0..missing.len()).take_while(begins_in_head);
+        let standing: Vec<(usize, IndexedFrame, Vec<u8>)> = left(&in_head.collect::<Vec<_>>(), missing)
+            .into_iter()
+            .filter_map(|number| {
+                let frame = self.index.frame(number)?;
+                let mut found = vec![0; frame.len()];
+                self.target.read_at(frame.image.start, &mut found).ok()?;
+                holds(&frame, &found).then_some((number, frame, found))
+            })
+            .collect();
+        for (number, frame, found) in standing {
+            let mut piece = self.pool.take();
+            piece.truncate(found.len());
+            piece.copy_from_slice(&found);
+            self.put(&frame, piece)?;
+            if let Some(missing) = missing.get_mut(number) {
+                *missing = false;
+            }
+        }
+        Ok(())
     }
 
     /// Looks at the first frames where they would stand, which shows what sources are good for, and
@@ -162,6 +191,7 @@ impl Delta<'_> {
                 *missing = false;
             }
             let length = self.index.frame(*number).map_or(0, |frame| frame.len() as u64);
+            self.writer.keep(length);
             self.progress.add_reused(length);
             self.progress.add_verified(length);
         }
@@ -268,8 +298,8 @@ pub(super) fn numbers(missing: &[bool]) -> Vec<usize> {
     (0..).zip(missing).filter(|(_, missing)| **missing).map(|(number, _)| number).collect()
 }
 
-/// Some of all, evenly spread.
-pub(super) fn spread<T: Copy>(all: &[T]) -> Vec<T> {
-    let step = all.len().div_ceil(SAMPLES).max(1);
-    all.iter().skip(step / 2).step_by(step).copied().collect()
+/// Some of so many, evenly spread.
+pub(super) fn spread(all: u64) -> impl Iterator<Item = u64> {
+    let step = all.div_ceil(SAMPLES).max(1);
+    (0..SAMPLES).map(move |sample| step / 2 + sample * step).take_while(move |at| *at < all)
 }

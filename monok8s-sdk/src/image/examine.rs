@@ -238,7 +238,7 @@ fn check_tail<R: Read>(wire: &mut Wire<R>, end: u64, listed: &[SeekEntry]) -> Re
         return Err(ExamineError::OtherSeekTable { entry });
     }
     // It may carry checksums, which make it longer, but nothing may stand before it.
-    if rest.len() < seek_table::length(listed.len()) + listed.len() * 4 + 1 {
+    if seek_table::length_in(&rest, listed.len()) == rest.len() {
         return Ok(());
     }
     Err(ExamineError::SeekTable {

@@ -59,7 +59,8 @@ fn the_first_thing_that_is_wrong_is_named() {
     // Bytes between frames and table, of which the index knows.
     let padded = [&artifact[..end], &[0x50, 0x2A, 0x4D, 0x18, 0, 0, 0, 0], &artifact[end..]].concat();
     let grown = with(&index, |raw| raw[24..32].copy_from_slice(&(padded.len() as u64).to_le_bytes()));
-    assert!(verify(&padded, &grown).is_err());
+    let error = crate::causes::chain(&verify(&padded, &grown).unwrap_err());
+    assert!(error.contains("something else stands before it"), "{error}");
     // An artifact without a table is one as well.
     let bare = &artifact[..end];
     verify(bare, &index_artifact(&mut &bare[..]).unwrap()).unwrap();

@@ -75,7 +75,7 @@ pub enum IndexError {
     },
     /// It is larger than what is kept in memory.
     #[error(
-        "the block index has {length} bytes, more than {MAX_INDEX_BYTES}: such an image is fetched whole"
+        "the block index has {length} bytes, more than {MAX_INDEX_BYTES}: publish an image with so much in it without an index, as `zstd -19` makes it"
     )]
     TooLarge {
         /// Its length in bytes.
@@ -100,11 +100,12 @@ pub enum IndexError {
 pub struct Index {
     image: Whole,
     artifact: Whole,
-    frames: Vec<Entry>,
+    starts: Vec<FrameStart>,
     /// How many bytes the largest frame expands to.
     largest: u32,
-    /// The file itself; the bitmap and the hashes are used where they are.
+    /// The file itself; what it lists is used where it is.
     raw: Vec<u8>,
+    frames: Range<usize>,
     zeroes: Range<usize>,
     hashes: Range<usize>,
 }
@@ -116,17 +117,31 @@ pub(super) struct Whole {
     pub(super) digest: Sha256Digest,
 }
 
+/// What the file does not say of a frame, because it follows from the frames before. There can be more
+/// than 300,000 of them, so that every byte counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
-    /// Where the frame begins in the image.
-    start: u64,
-    length: u32,
-    /// Where it begins in the artifact.
-    packed_start: u64,
-    packed_length: u32,
+struct FrameStart {
+    /// Its first block in the image.
+    block: u32,
     /// The first of its hashes.
-    first_hash: u32,
+    hash: u32,
+    /// Where it begins in the artifact.
+    packed: u64,
+}
+
+/// A frame as the file lists it.
+struct Listed {
+    length: u32,
+    packed_length: u32,
     digest: Sha256Digest,
+}
+
+impl Listed {
+    fn read(entry: &[u8]) -> Self {
+        let mut fields = Fields(entry);
+        let (length, packed_length) = (u32::from_le_bytes(fields.take()), u32::from_le_bytes(fields.take()));
+        Self { length, packed_length, digest: fields.take::<32>().into() }
+    }
 }
 
 /// One frame.
@@ -153,7 +168,7 @@ impl fmt::Debug for Index {
         f.debug_struct("Index")
             .field("image", &self.image)
             .field("artifact", &self.artifact)
-            .field("frames", &self.frames.len())
+            .field("frames", &self.frame_count())
             .finish_non_exhaustive()
     }
 }
@@ -168,23 +183,21 @@ impl Index {
         let Header { frames, image, artifact } =
             Header::read(raw.first_chunk().ok_or(IndexError::NotAnIndex)?)?;
         let layout = Layout::of(&raw, image.length, frames).ok_or(damaged("its length is wrong"))?;
-        let (zeroes, hashes) = (layout.zeroes, layout.hashes);
-        let mut index = Self { image, artifact, frames: Vec::new(), largest: 0, zeroes, hashes, raw };
-        index.frames = index.entries(layout.frames)?;
-        index.largest = index.frames.iter().map(|entry| entry.length).max().unwrap_or_default();
+        let Layout { frames, zeroes, hashes } = layout;
+        let mut index = Self { image, artifact, starts: Vec::new(), largest: 0, frames, zeroes, hashes, raw };
+        (index.starts, index.largest) = index.check_frames()?;
         Ok(index)
     }
 
-    fn entries(&self, range: Range<usize>) -> Result<Vec<Entry>, IndexError> {
+    /// Goes through the frames. Returns where they start, and the length of the largest.
+    fn check_frames(&self) -> Result<(Vec<FrameStart>, u32), IndexError> {
         let damaged = |what| IndexError::Damaged { what };
-        let bytes = self.raw.get(range).unwrap_or_default();
-        let mut entries = Vec::with_capacity(bytes.len() / FRAME_ENTRY);
-        let (mut start, mut packed_start, mut first_hash) = (0_u64, 0_u64, 0_usize);
+        let bytes = self.raw.get(self.frames.clone()).unwrap_or_default();
+        let mut starts = Vec::with_capacity(bytes.len() / FRAME_ENTRY);
+        let (mut start, mut packed_start, mut first_hash, mut largest) = (0_u64, 0_u64, 0_usize, 0);
         let mut of_zeroes = BTreeMap::new();
         for entry in bytes.chunks_exact(FRAME_ENTRY) {
-            let mut entry = Fields(entry);
-            let (length, packed_length) =
-                (u32::from_le_bytes(entry.take()), u32::from_le_bytes(entry.take()));
+            let Listed { length, packed_length, digest } = Listed::read(entry);
             let end = start + u64::from(length);
             if length == 0 || length as usize > PIECE || packed_length == 0 || packed_length > longest(length)
             {
@@ -193,9 +206,12 @@ impl Index {
             if end > self.image.length || !end.is_multiple_of(BLOCK as u64) && end != self.image.length {
                 return Err(damaged("its frames do not make up the image"));
             }
-            let first = u32::try_from(first_hash).map_err(|_| damaged("it has too many blocks"))?;
-            let digest: Sha256Digest = entry.take::<32>().into();
-            entries.push(Entry { start, length, packed_start, packed_length, first_hash: first, digest });
+            let (Ok(block), Ok(hash)) = (u32::try_from(start / BLOCK as u64), u32::try_from(first_hash))
+            else {
+                return Err(damaged("it has too many blocks"));
+            };
+            starts.push(FrameStart { block, hash, packed: packed_start });
+            largest = largest.max(length);
             let hashes = blocks(start..end).filter(|block| !self.is_zero(*block)).count();
             // Zeroes are put without being looked at, so this is where their digest is.
             if hashes == 0 && digest != *of_zeroes.entry(length).or_insert_with(|| zeroes_digest(length)) {
@@ -211,7 +227,7 @@ impl Index {
         if first_hash != self.hash_count() {
             return Err(damaged("it does not have as many hashes as blocks"));
         }
-        Ok(entries)
+        Ok((starts, largest))
     }
 
     /// Refuses an index of something else than what was ordered.
@@ -266,7 +282,7 @@ impl Index {
     /// How many frames the artifact has.
     #[must_use]
     pub fn frame_count(&self) -> usize {
-        self.frames.len()
+        self.starts.len()
     }
 
     /// How many bytes of the image the largest frame holds.
@@ -285,10 +301,12 @@ impl Index {
 
     /// A frame by its number.
     pub(super) fn frame(&self, number: usize) -> Option<IndexedFrame> {
-        let Entry { start, length, packed_start, packed_length, digest, .. } = *self.frames.get(number)?;
+        let FrameStart { block, packed, .. } = *self.starts.get(number)?;
+        let listed = self.raw.get(self.frames.clone())?.get(number * FRAME_ENTRY..)?;
+        let Listed { length, packed_length, digest } = Listed::read(listed);
+        let start = u64::from(block) * BLOCK as u64;
         let image = start..start + u64::from(length);
-        let artifact = packed_start..packed_start + u64::from(packed_length);
-        Some(IndexedFrame { image, artifact, digest })
+        Some(IndexedFrame { image, artifact: packed..packed + u64::from(packed_length), digest })
     }
 
     /// Whether a frame is all zero.
@@ -298,7 +316,7 @@ impl Index {
 
     /// The numbers of a frame's hashes, in order; `None` for blocks that are zero.
     pub(super) fn hash_numbers(&self, number: usize) -> impl Iterator<Item = Option<usize>> + '_ {
-        let mut next = self.frames.get(number).map_or(0, |entry| entry.first_hash as usize);
+        let mut next = self.starts.get(number).map_or(0, |start| start.hash as usize);
         self.blocks_of(number).map(move |block| {
             if self.is_zero(block) {
                 return None;

@@ -20,7 +20,7 @@ use super::source::blocking;
 use super::write::{BodyWritten, Expected};
 use super::write_error::WriteError;
 use crate::digest::Sha256Digest;
-use crate::disk::{InactiveSlot, ReadOnlySlot};
+use crate::disk::{ALIGNMENT, InactiveSlot, ReadOnlySlot};
 
 /// How many bytes of frames are in memory at a time.
 const POOLED: usize = 8 << 20;
@@ -196,7 +196,7 @@ fn write_by_index(
     let (target, kept) = (&**slot.target(), have.kept.as_ref());
     // A small frame must not make for more buffers than memory.
     let frame_size = index.frame_size().max(BLOCK);
-    let pool = Pool::new((POOLED / frame_size).max(6), frame_size);
+    let pool = Pool::new((POOLED / (frame_size + ALIGNMENT)).max(6), frame_size);
     let ((), head) = write_slot(target, progress, cancel, |writer| {
         let (sources, slot, pool) = (&have.sources, slot.slot(), &pool);
         let delta = Delta { index, target, slot, sources, kept, writer, pool, progress, cancel };

@@ -11,7 +11,8 @@ use crate::os_release::{MAX_OS_RELEASE_LEN, OS_RELEASE_PATHS, OsRelease, OsRelea
 use crate::slot::Slot;
 use crate::version::OsVersion;
 
-/// Where an image has the guard, absolute paths.
+/// Where an image has the guard, the program that sends a trial boot back that was not confirmed: absolute
+/// paths, of which one is enough.
 pub const DEFAULT_GUARD_PATHS: [&str; 1] = ["/usr/bin/monok8s-agent"];
 
 /// The largest ext4 block, as a power of two above 1 KiB: 64 KiB.

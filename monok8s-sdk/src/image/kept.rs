@@ -39,16 +39,21 @@ impl KeptIndexes {
     pub(super) fn keep(&self, slot: Slot, index: &Index) -> io::Result<()> {
         let path = self.path(slot);
         let next = path.with_extension("next");
-        fs::write(&next, index.as_bytes())?;
-        fs::rename(next, path)
+        let kept = fs::write(&next, index.as_bytes()).and_then(|()| fs::rename(&next, path));
+        if kept.is_err() {
+            // On a partition that is full, what came of it would leave no room for the record.
+            let _ = fs::remove_file(next);
+        }
+        kept
     }
 
     /// Takes note of the blocks of source `number`, as its index has them. Returns whether there is
     /// an index of what the source holds.
     pub(super) fn note(&self, number: usize, source: &ReadOnlySlot, lookup: &Lookup<'_>) -> bool {
         let path = self.path(source.slot());
-        let is_true = Blocks::open(&path).is_ok_and(|blocks| blocks.are_in(source));
-        let Some(blocks) = is_true.then(|| Blocks::open(&path).ok()).flatten() else { return false };
+        let open = || Blocks::open(&path, source.size()).ok();
+        let is_true = open().is_some_and(|blocks| blocks.are_in(source));
+        let Some(blocks) = is_true.then(open).flatten() else { return false };
         for (block, hash) in blocks {
             lookup.saw(hash, Place::Source(number, block));
         }
@@ -67,7 +72,8 @@ struct Blocks {
 }
 
 impl Blocks {
-    fn open(path: &std::path::Path) -> io::Result<Self> {
+    /// Those of an image that fits into `slot_size` bytes.
+    fn open(path: &std::path::Path, slot_size: u64) -> io::Result<Self> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         if length > MAX_INDEX_BYTES {
@@ -77,6 +83,9 @@ impl Blocks {
         let mut raw = [0; HEADER];
         file.read_exact(&mut raw)?;
         let header = Header::read(&raw).map_err(io::Error::other)?;
+        if header.image.length > slot_size {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let frames = u64::from(header.frames) * FRAME_ENTRY as u64;
         let blocks = header.image.length.div_ceil(BLOCK as u64);
         let bitmap = blocks.div_ceil(8);

@@ -1,5 +1,7 @@
 //! Where wanted blocks can be had, by content.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::index::{BlockHash, Index};
@@ -23,6 +25,9 @@ pub(super) enum Place {
 /// The hashes that are wanted, and the places where they were seen. 9 bytes a hash.
 pub(super) struct Lookup<'a> {
     index: &'a Index,
+    /// Where a hash belongs in the table depends on it: nobody can make up an index whose hashes all
+    /// belong to one place, which would take for ever.
+    key: u64,
     /// Hash numbers plus one, by content; 0 is free. Open addressing.
     table: Vec<u32>,
     /// By hash number; only the number under which a content is in the table counts.
@@ -35,7 +40,8 @@ impl<'a> Lookup<'a> {
         let hashes = index.hash_count();
         let table = vec![0; hashes + hashes / 4 + 1];
         let places = std::iter::repeat_with(|| AtomicU32::new(NOWHERE)).take(hashes).collect();
-        let mut lookup = Self { index, table, places };
+        let key = RandomState::new().hash_one(hashes) | 1;
+        let mut lookup = Self { index, key, table, places };
         for number in frames.flat_map(|frame| index.hash_numbers(frame).flatten()) {
             lookup.insert(number);
         }
@@ -55,8 +61,8 @@ impl<'a> Lookup<'a> {
     fn probe(&self, hash: BlockHash) -> (usize, Option<usize>) {
         let start = u64::from_le_bytes(hash.first_chunk().copied().unwrap_or_default());
         let length = self.table.len();
-        // The hash is uniform, so its share of the range is a uniform slot.
-        let scaled = (u128::from(start) * length as u128) >> 64;
+        // The product is uniform, so its share of the range is a uniform slot.
+        let scaled = (u128::from(start.wrapping_mul(self.key)) * length as u128) >> 64;
         let mut slot = usize::try_from(scaled).unwrap_or(0);
         loop {
             match self.table.get(slot).copied() {

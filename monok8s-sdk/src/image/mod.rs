@@ -158,6 +158,9 @@ use crate::disk::{InactiveSlot, VerifiedSlot, WrittenSlot};
 use source::blocking;
 
 /// Puts an image into a slot and reads it back: all steps, for callers that keep no record.
+///
+/// To stop it, use `cancel` and await this. Dropping the future ends the download, but a thread may hold
+/// the slot for a moment more.
 pub async fn flash(
     slot: InactiveSlot,
     source: Source,
@@ -173,7 +176,8 @@ pub async fn flash(
 /// Streams an artifact into a slot, all but the slot's first 64 KiB, and reads that back.
 ///
 /// On any error the slot is left without its first 64 KiB, so that nothing can boot it; or as it
-/// was, if the first bytes of the image never came. To start over, open the slot again.
+/// was, if the first bytes of the image never came. To start over, open the slot again. To stop it, use
+/// `cancel` and await this: dropping the future leaves a thread with the slot for a moment.
 pub async fn write(
     slot: InactiveSlot,
     source: Source,

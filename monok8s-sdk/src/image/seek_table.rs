@@ -62,6 +62,13 @@ pub(super) fn length(entries: usize) -> usize {
     8 + entries * ENTRY + FOOTER
 }
 
+/// How long the table of so many frames is that ends with these bytes.
+pub(super) fn length_in(tail: &[u8], entries: usize) -> usize {
+    let descriptor = tail.len().checked_sub(FOOTER).and_then(|footer| tail.get(footer + 4));
+    let has_checksums = descriptor.is_some_and(|descriptor| descriptor & HAS_CHECKSUMS != 0);
+    length(entries) + if has_checksums { entries * 4 } else { 0 }
+}
+
 /// Reads the table from the end of an artifact. `tail` is as much of the end as there is at hand;
 /// 1 MiB is enough for 32 GiB in frames of 256 KiB.
 pub fn parse_seek_table(tail: &[u8]) -> Result<Vec<SeekEntry>, SeekTableError> {

@@ -5,12 +5,12 @@
 //! found to be right already was read from the medium, which is the same proof.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::economy::{Choice, Economy};
 use super::pool::Buffer;
@@ -29,6 +29,10 @@ const BLOCK: usize = 4096;
 /// How much is written before it is flushed and read back, in bytes. The slot is then still being
 /// written behind it, and a cache on the way is long overrun.
 const EPOCH: u64 = 128 << 20;
+/// The same as a number of pieces: whoever sends tiny ones must not fill the memory with notes of them.
+const NOTES: usize = 4096;
+/// How much is zeroed at a time, in bytes: between two steps a write can be cancelled.
+const ZERO_STEP: u64 = 16 << 20;
 /// Writes in flight.
 const WRITERS: usize = 2;
 /// Pieces that wait for a writer.
@@ -64,12 +68,17 @@ pub(super) struct Head {
     bytes: AlignedBuf,
     /// How much of it came, in bytes.
     came: usize,
+    /// How much of the image came in all, in bytes.
+    placed: u64,
 }
 
 impl Head {
-    /// The head of an image of this length; an error if not all of it came. What is not proven
-    /// must not boot, whatever mistake led there.
+    /// The head of an image of this length; an error if not all of the image came. What is not
+    /// proven must not boot, whatever mistake led there.
     pub(super) fn of(&self, length: u64) -> Result<&[u8], WriteError> {
+        if self.placed != length {
+            return Err(WriteError::Incomplete { placed: self.placed, length });
+        }
         let wanted = usize::try_from(length).unwrap_or(HEAD).min(HEAD);
         self.bytes
             .get(..wanted)
@@ -94,7 +103,8 @@ pub(super) fn write_slot<T>(
         progress,
         cancel,
         begun: Mutex::new(false),
-        head: Mutex::new(Head { bytes: AlignedBuf::zeroed(HEAD), came: 0 }),
+        head: Mutex::new(Head { bytes: AlignedBuf::zeroed(HEAD), came: 0, placed: 0 }),
+        placed: AtomicU64::new(0),
         data: Mutex::default(),
         zeroes: Mutex::new(Economy::of_zeroes()),
         stopped: AtomicBool::new(false),
@@ -102,7 +112,7 @@ pub(super) fn write_slot<T>(
     };
     let filled = thread::scope(|scope| {
         let (jobs, waiting) = bounded(WAITING);
-        let (notes, written) = unbounded();
+        let (notes, written) = bounded(NOTES);
         let shared = &shared;
         for _ in 0..WRITERS {
             let (waiting, notes) = (waiting.clone(), notes.clone());
@@ -120,7 +130,8 @@ pub(super) fn write_slot<T>(
         filled
     });
     let failure = shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let head = shared.head.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut head = shared.head.into_inner().unwrap_or_else(PoisonError::into_inner);
+    head.placed = shared.placed.into_inner();
     match (filled, failure) {
         // A disk that failed is told before what followed from it.
         (_, Some(error)) | (Err(Halt::Because(error)), None) => Err(error),
@@ -142,6 +153,11 @@ impl SlotWriter<'_> {
         self.jobs.send(Job::Zeroes(offset, length)).map_err(|_| Halt::Stopped)
     }
 
+    /// Takes note that so many bytes of the image were found in their places, and stay.
+    pub(super) fn keep(&self, length: u64) {
+        self.shared.placed.fetch_add(length, Ordering::Relaxed);
+    }
+
     fn begin(&self) -> Result<(), Halt> {
         if self.shared.cancel.is_cancelled() {
             return Err(WriteError::Cancelled.into());
@@ -151,7 +167,10 @@ impl SlotWriter<'_> {
         }
         let mut begun = lock(&self.shared.begun);
         if !*begun {
-            self.shared.invalidate().map_err(|source| WriteError::Disk { written: 0, source })?;
+            self.shared.invalidate().map_err(|source| {
+                self.shared.disk_failed(source);
+                Halt::Stopped
+            })?;
             *begun = true;
         }
         Ok(())
@@ -164,6 +183,8 @@ struct Shared<'a> {
     cancel: &'a Cancel,
     begun: Mutex<bool>,
     head: Mutex<Head>,
+    /// How much of the image is in its place, in bytes.
+    placed: AtomicU64,
     data: Mutex<Economy>,
     zeroes: Mutex<Economy>,
     /// Nothing more is written or read.
@@ -175,6 +196,11 @@ struct Shared<'a> {
 impl Shared<'_> {
     fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Nothing more need be done.
+    fn is_over(&self) -> bool {
+        self.is_stopped() || self.cancel.is_cancelled()
     }
 
     fn fail(&self, error: WriteError) {
@@ -199,12 +225,14 @@ impl Shared<'_> {
             if self.is_stopped() {
                 continue;
             }
-            let done = match job {
-                Job::Data(offset, piece) => hand.data(offset, &piece),
-                Job::Zeroes(offset, length) => hand.zeroes(offset, length),
+            let (length, done) = match job {
+                Job::Data(offset, piece) => (piece.len() as u64, hand.data(offset, &piece)),
+                Job::Zeroes(offset, length) => (length, hand.zeroes(offset, length)),
             };
-            if let Err(error) = done {
-                self.disk_failed(error);
+            match done {
+                Ok(()) if !self.is_over() => _ = self.placed.fetch_add(length, Ordering::Relaxed),
+                Ok(()) => {}
+                Err(error) => self.disk_failed(error),
             }
         }
     }
@@ -218,7 +246,7 @@ impl Shared<'_> {
                 Ok(note) => {
                     bytes += note.length;
                     pending.push(note);
-                    if bytes < EPOCH {
+                    if bytes < EPOCH && pending.len() < NOTES {
                         continue;
                     }
                 }
@@ -237,6 +265,9 @@ impl Shared<'_> {
         let failed = |source| WriteError::Disk { written: self.progress.snapshot().bytes_written, source };
         if self.is_stopped() {
             return Ok(());
+        }
+        if self.cancel.is_cancelled() {
+            return Err(WriteError::Cancelled);
         }
         self.target.flush().map_err(failed)?;
         written.sort_unstable_by_key(|note| note.offset);
@@ -305,9 +336,9 @@ impl Hand<'_> {
         lock(&self.shared.head).came += usize::try_from(kept).unwrap_or(0);
         self.shared.progress.add_written(kept);
         let (mut offset, mut left) = (offset + kept, length - kept);
-        while left > 0 {
+        while left > 0 && !self.shared.is_over() {
             let choice = lock(&self.shared.zeroes).choose();
-            let step = if choice == Choice::Write { left } else { left.min(STEP as u64) };
+            let step = left.min(if choice == Choice::Write { ZERO_STEP } else { STEP as u64 });
             let run = Run::Zero(usize::try_from(step).unwrap_or(STEP));
             self.place(&self.shared.zeroes, choice, offset, run)?;
             offset += run.len() as u64;
@@ -417,3 +448,7 @@ impl Hand<'_> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "slot_writer_tests.rs"]
+mod tests;

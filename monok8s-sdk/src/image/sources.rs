@@ -60,10 +60,9 @@ impl Delta<'_> {
     /// Whether a sample of the source holds blocks that are wanted and were seen nowhere yet.
     fn is_worth_reading(&self, source: &ReadOnlySlot, lookup: &Lookup<'_>) -> Result<bool, Halt> {
         let stripe = (STRIPE / 4) as u64;
-        let stripes: Vec<u64> = (0..source.size() / stripe).collect();
         let mut buf = vec![0; STRIPE / 4];
         let (mut useful, mut seen) = (0, 0);
-        for number in spread(&stripes) {
+        for number in spread(source.size() / stripe) {
             self.check_cancel()?;
             if source.read_at(number * stripe, &mut buf).is_err() {
                 continue;

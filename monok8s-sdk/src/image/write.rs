@@ -32,15 +32,15 @@ const MOST_EXPANDERS: usize = 4;
 /// A run of zeroes is handed on when it has this length in bytes, so that progress shows.
 const ZERO_RUN: u64 = 64 << 20;
 
-/// What is known of an artifact before it is read. Whatever is given is enforced.
+/// What is known of an artifact before it is read. Whatever is given is enforced: on what is read, or,
+/// by an index, on what the index states; every frame is then proven by the digest that it lists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Expected {
     /// The digest of the artifact as served.
     pub checksum: Option<Sha256Digest>,
     /// The expanded image's size in bytes. Without it the slot's size is the bound.
     pub size: Option<u64>,
-    /// The digest of the expanded image. Where an index is used, it is compared with the one that the
-    /// index states; the frames are proven by the digests that it lists.
+    /// The digest of the expanded image.
     pub image_checksum: Option<Sha256Digest>,
 }
 

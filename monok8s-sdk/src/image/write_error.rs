@@ -138,6 +138,16 @@ pub enum WriteError {
         /// The part's length in bytes.
         length: u64,
     },
+    /// Not all of the image came. Nothing can boot the slot.
+    #[error(
+        "{placed} bytes of an image of {length} came: this is a mistake of this program, please report it; the slot cannot be booted"
+    )]
+    Incomplete {
+        /// How many bytes are in their places.
+        placed: u64,
+        /// How many the image has.
+        length: u64,
+    },
     /// Not all of the image's first 64 KiB came. Nothing can boot the slot.
     #[error(
         "only {came} of the first {wanted} bytes of the image came: this is a mistake of this program, please report it; the slot cannot be booted"
@@ -170,7 +180,7 @@ impl WriteError {
             Self::Corrupt { .. } | Self::Dictionary => FailureReason::CorruptArtifact,
             Self::Source { .. } => FailureReason::ArtifactUnreadable,
             Self::Disk { source, .. } => source.reason(),
-            Self::HeadIncomplete { .. } => FailureReason::Interrupted,
+            Self::Incomplete { .. } | Self::HeadIncomplete { .. } => FailureReason::Interrupted,
             Self::ReadBack { .. } => FailureReason::ReadBackMismatch,
             Self::Cancelled => FailureReason::Cancelled,
         }

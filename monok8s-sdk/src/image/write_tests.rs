@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::super::expand::WINDOW_LOG_MAX;
 use super::super::slot_writer::HEAD;
 use super::*;
-use crate::disk::{Action, BlockTarget, CacheBypass, DiskError};
+use crate::disk::{Action, BlockTarget, DiskError};
 use crate::slot::Slot;
 
 /// A disk in memory that notes what is done to it and fails when told to.
@@ -69,10 +69,6 @@ impl BlockTarget for MemoryDisk {
         self.state.lock().unwrap().bytes.len() as u64
     }
 
-    fn alignment(&self) -> u64 {
-        4096
-    }
-
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
         let start = usize::try_from(offset).unwrap();
         buf.copy_from_slice(&self.state.lock().unwrap().bytes[start..start + buf.len()]);
@@ -92,10 +88,6 @@ impl BlockTarget for MemoryDisk {
 
     fn flush(&self) -> Result<(), DiskError> {
         self.act(Action::Flush, 0, 0, |_| {})
-    }
-
-    fn cache_bypass(&self) -> CacheBypass {
-        CacheBypass::Direct
     }
 
     fn description(&self) -> &'static str {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::super::target::{Action, BlockTarget, CacheBypass, DiskError};
+use super::super::target::{Action, BlockTarget, DiskError};
 use super::medium::{Medium, Piece};
 use super::power::{Change, Content, Power, Scope, What};
 
@@ -178,10 +178,6 @@ impl BlockTarget for FaultDisk {
         self.size
     }
 
-    fn alignment(&self) -> u64 {
-        4096
-    }
-
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
         let fault = {
             let mut state = self.state();
@@ -231,10 +227,6 @@ impl BlockTarget for FaultDisk {
             Some(fault) => return Err(self.failure(Action::Flush, 0, fault)),
         }
         Ok(())
-    }
-
-    fn cache_bypass(&self) -> CacheBypass {
-        CacheBypass::Direct
     }
 
     fn description(&self) -> &str {

@@ -11,9 +11,7 @@ use super::*;
 use crate::boot::{BootBackend as _, Tries};
 use crate::digest::Sha256Digest;
 use crate::disk::fault::{Fault, FaultDirectory, FaultDisk, Power, ReadFault};
-use crate::disk::{
-    Action as DiskAction, BlockTarget, CacheBypass, Directory, DiskError, InactiveSlot, KnownGoodSlot,
-};
+use crate::disk::{Action as DiskAction, BlockTarget, Directory, DiskError, InactiveSlot, KnownGoodSlot};
 use crate::image::{BodyWritten, Cancel, Expected, Progress, write_body};
 
 /// Writes, finishes and reads back on a disk with a fault. What came of it, and the disk.
@@ -94,10 +92,6 @@ impl BlockTarget for Liar {
         self.disk.size()
     }
 
-    fn alignment(&self) -> u64 {
-        self.disk.alignment()
-    }
-
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
         let Some(cache) = &self.page_cache else { return self.disk.read_at(offset, buf) };
         buf.copy_from_slice(&cache.lock().unwrap()[usize::try_from(offset).unwrap()..][..buf.len()]);
@@ -122,10 +116,6 @@ impl BlockTarget for Liar {
 
     fn flush(&self) -> Result<(), DiskError> {
         if self.page_cache.is_none() { Ok(()) } else { self.disk.flush() }
-    }
-
-    fn cache_bypass(&self) -> CacheBypass {
-        CacheBypass::Direct
     }
 
     fn description(&self) -> &'static str {
