@@ -30,7 +30,7 @@ pub(crate) async fn peak() -> u64 {
     let index_bytes = index.as_bytes().len() as u64;
     assert!(index_bytes > MAX_INDEX_BYTES * 95 / 100, "{index_bytes}");
     FileMachine::create(scratch.path(), FRAMES * BLOCK + MIB).unwrap();
-    server.serve_bytes("/artifact", &artifact);
+    server.serve_bytes("/artifact", artifact);
     server.serve_bytes("/index", index.as_bytes());
     let arguments = [
         "flash".to_owned(),
