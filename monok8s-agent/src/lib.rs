@@ -2,6 +2,9 @@
 
 pub mod agent;
 pub mod ctl;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 mod host;
 pub mod machine;
 pub mod politeness;
+pub mod program;

@@ -13,6 +13,9 @@ use monok8s_sdk::boot::simulated::SimulatedLoader;
 use monok8s_sdk::disk::{DiskSource, HostView, PartitionId, SlotLayout, SlotMap, SlotsError};
 use monok8s_sdk::image::KeptIndexes;
 
+#[cfg(feature = "failpoints")]
+use crate::failpoints::watched;
+
 /// Where things are. `ctl` takes the same flags and variables as the agent, so that in the agent's pod
 /// it need not be told.
 #[derive(Clone, Debug, clap::Args)]
@@ -68,7 +71,7 @@ impl MachineArgs {
     #[must_use]
     pub fn known_loader(&self) -> Option<Box<dyn BootBackend>> {
         match &self.boot_backend {
-            BootBackendChoice::Simulated(path) => Some(Box::new(SimulatedLoader::open(path))),
+            BootBackendChoice::Simulated(path) => Some(Box::new(simulated_loader(path))),
             BootBackendChoice::Auto => None,
         }
     }
@@ -76,6 +79,9 @@ impl MachineArgs {
     /// Where the agent's record is, or will be.
     #[must_use]
     pub fn record(&self) -> RecordStore {
+        #[cfg(feature = "failpoints")]
+        return RecordStore::in_directory(watched::directory(&self.data_dir, watched::Keeps::Record));
+        #[cfg(not(feature = "failpoints"))]
         RecordStore::in_dir(&self.data_dir)
     }
 
@@ -105,6 +111,18 @@ impl MachineArgs {
     pub fn kept_record(&self) -> Option<RecordStore> {
         self.data_dir.is_dir().then(|| self.record())
     }
+}
+
+#[cfg(not(feature = "failpoints"))]
+fn simulated_loader(path: &Path) -> SimulatedLoader {
+    SimulatedLoader::open(path)
+}
+
+#[cfg(feature = "failpoints")]
+fn simulated_loader(path: &Path) -> SimulatedLoader {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let directory = watched::directory(path.parent().unwrap_or(path), watched::Keeps::Loader);
+    SimulatedLoader::in_directory(directory, &name)
 }
 
 /// The data directory is on the root file system of the host.

@@ -12,9 +12,10 @@
 //! trial that is not confirmed in time is reset.
 
 pub(crate) mod firmware;
+mod power;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,18 +23,17 @@ use anyhow::{Context as _, Result, bail};
 use kube::Client;
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::slot::Slot;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::disk::{Disk, DiskSpec, LoopDisk, LostTail, SectorSize, loop_obstacle};
-use crate::kubelet::{Health, Kubelet, NodeSpec, new_boot_id};
-use crate::process::Child;
-use crate::programs::Program;
+use crate::kubelet::{Health, Kubelet, NodeSpec};
 use crate::rootfs::Image;
 
+use power::Power;
+
 const MIB: u64 = 1 << 20;
-const POLL: Duration = Duration::from_millis(20);
 
 /// What the disk of a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub struct MachineSpec {
     pub node: NodeSpec,
     /// What slot A holds, and the machine runs at first.
     pub image: Image,
+    /// What ran from slot B before that, and is there still, known to be good; else the slot is empty.
+    pub previous: Option<Image>,
     /// The size of each slot, whole MiB.
     pub slot_bytes: u64,
     /// What its disk is.
@@ -81,6 +83,7 @@ impl MachineSpec {
         Self {
             node,
             image,
+            previous: None,
             slot_bytes,
             medium: Medium::best(),
             guard: Duration::from_secs(120),
@@ -110,6 +113,7 @@ pub struct Machine {
     /// Their drop detaches them.
     loops: Option<LoopDisk>,
     boots: Arc<Mutex<Vec<Boot>>>,
+    stopped: Arc<Mutex<Option<ExitStatus>>>,
     orders: mpsc::Sender<Order>,
     running: JoinHandle<()>,
 }
@@ -133,6 +137,8 @@ struct Paths {
 enum Order {
     /// Kill the agent, and start another one in the same boot.
     KillAgent,
+    /// Run the agent that ends itself at a point; told once no other runs.
+    StopAt(String, oneshot::Sender<()>),
     /// Take away the power and give it back.
     PowerCut,
     /// Change what the kubelet says.
@@ -173,8 +179,13 @@ impl Machine {
         };
         std::fs::create_dir_all(&paths.data)?;
         firmware::install(&paths.loader)?;
+        if let Some(previous) = &spec.previous {
+            disk.install(Slot::B, &previous.path)?;
+            firmware::went_there_and_back(&paths.loader, &paths.data, &disk)?;
+        }
         let kubelet = Kubelet::start(client, &spec.node).await?;
         let boots = Arc::new(Mutex::new(Vec::new()));
+        let stopped = Arc::new(Mutex::new(None));
         let (orders, inbox) = mpsc::channel(16);
         let mut power = Power {
             agent_disk: loops
@@ -186,6 +197,8 @@ impl Machine {
             kubeconfig,
             kubelet,
             boots: Arc::clone(&boots),
+            stop_at: None,
+            stopped: Arc::clone(&stopped),
             agent: None,
             up_since: Instant::now(),
             unreported: None,
@@ -196,7 +209,7 @@ impl Machine {
                 eprintln!("machine {} stopped: {error:#}", power.spec.node.name);
             }
         });
-        Ok(Self { name, paths, disk, loops, boots, orders, running })
+        Ok(Self { name, paths, disk, loops, boots, stopped, orders, running })
     }
 
     /// The name of its Node.
@@ -266,6 +279,21 @@ impl Machine {
         self.order(Order::KillAgent).await
     }
 
+    /// Has an agent run, through reboots too, that ends itself at this point, `NAME` or `NAME:N`. With
+    /// it the node stands still, all but its guard, until the power is cut or the guard resets it; then
+    /// an agent runs that does not stop.
+    pub async fn stop_at(&self, point: &str) -> Result<()> {
+        let (done, is_done) = oneshot::channel();
+        self.order(Order::StopAt(point.to_owned(), done)).await?;
+        Ok(is_done.await?)
+    }
+
+    /// How the agent of [`stop_at`](Self::stop_at) ended, if it has.
+    #[must_use]
+    pub fn stopped(&self) -> Option<ExitStatus> {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes away the power, and boots.
     pub async fn power_cut(&self) -> Result<()> {
         self.order(Order::PowerCut).await
@@ -288,122 +316,5 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // The task owns the agent and the kubelet stand-in; their own drops end them.
         self.running.abort();
-    }
-}
-
-/// What keeps a machine going.
-struct Power {
-    spec: MachineSpec,
-    paths: Paths,
-    disk: Disk,
-    agent_disk: PathBuf,
-    kubeconfig: PathBuf,
-    kubelet: Kubelet,
-    boots: Arc<Mutex<Vec<Boot>>>,
-    agent: Option<Child>,
-    up_since: Instant,
-    /// Version and boot ID that the Node object does not have yet.
-    unreported: Option<(String, String)>,
-}
-
-impl Power {
-    async fn run(&mut self, mut inbox: mpsc::Receiver<Order>) -> Result<()> {
-        loop {
-            match tokio::time::timeout(POLL, inbox.recv()).await {
-                Ok(None) => return Ok(()),
-                Ok(Some(order)) => self.obey(order).await?,
-                Err(_) => {}
-            }
-            if self.paths.reboot.exists() || self.guard_resets()? {
-                self.boot().await?;
-            }
-            self.report_boot().await;
-            self.keep_agent_running()?;
-        }
-    }
-
-    async fn obey(&mut self, order: Order) -> Result<()> {
-        match order {
-            Order::KillAgent => self.kill_agent(),
-            Order::PowerCut => self.boot().await,
-            Order::Health(health) => self.kubelet.set_health(health).await,
-        }
-    }
-
-    /// From power-off to a running agent.
-    async fn boot(&mut self) -> Result<()> {
-        self.kill_agent()?;
-        self.kubelet.set_health(Health::Silent).await?;
-        match std::fs::remove_file(&self.paths.reboot) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        let (slot, os_release) = firmware::boot(&self.paths.loader, &self.disk)?;
-        tokio::time::sleep(self.spec.boot_time).await;
-        let version = os_release.version.clone();
-        let boot_id = new_boot_id()?;
-        self.unreported = Some((version.clone(), boot_id.clone()));
-        self.report_boot().await;
-        firmware::write_host(&self.paths.host, &self.disk, slot, &os_release, &boot_id)?;
-        self.up_since = Instant::now();
-        self.boots.lock().unwrap_or_else(PoisonError::into_inner).push(Boot { slot, version, boot_id });
-        self.keep_agent_running()
-    }
-
-    /// Has the kubelet tell the API server of this boot, now or, while that is away, later.
-    async fn report_boot(&mut self) {
-        if let Some((version, boot_id)) = &self.unreported
-            && self.kubelet.booted_as(version, boot_id).await.is_ok()
-        {
-            self.unreported = None;
-        }
-    }
-
-    /// Stands in for the host's guard: resets a trial that was not confirmed in time.
-    fn guard_resets(&self) -> Result<bool> {
-        let booted = self.boots.lock().unwrap_or_else(PoisonError::into_inner).last().map(|boot| boot.slot);
-        let on_trial = firmware::slot_on_trial(&self.paths.loader)?;
-        Ok(on_trial.is_some() && on_trial == booted && self.up_since.elapsed() > self.spec.guard)
-    }
-
-    fn kill_agent(&mut self) -> Result<()> {
-        if let Some(agent) = self.agent.take() {
-            agent.kill()?;
-        }
-        Ok(())
-    }
-
-    /// As a kubelet would: an agent that ended is started again.
-    fn keep_agent_running(&mut self) -> Result<()> {
-        firmware::write_uptime(&self.paths.host, self.up_since.elapsed())?;
-        let ended = match &mut self.agent {
-            Some(agent) => agent.exit_status()?.is_some(),
-            None => true,
-        };
-        if ended {
-            self.agent = Some(self.start_agent()?);
-        }
-        Ok(())
-    }
-
-    fn start_agent(&self) -> Result<Child> {
-        let mut command = Command::new(Program::Agent.locate()?);
-        command
-            .arg("run")
-            .args(["--node-name", &self.spec.node.name])
-            .args(["--kubelet-healthz", "none", "--apiserver-readyz", "none"])
-            .arg("--host-root")
-            .arg(&self.paths.host)
-            .arg("--disk")
-            .arg(&self.agent_disk)
-            .arg("--data-dir")
-            .arg(&self.paths.data)
-            .arg("--boot-backend")
-            .arg(format!("simulated:{}", self.paths.loader.display()))
-            .arg("--reboot-command")
-            .arg(format!("touch {}", self.paths.reboot.display()))
-            .args(&self.spec.agent_arguments)
-            .env("KUBECONFIG", &self.kubeconfig);
-        Child::spawn(&format!("the agent of {}", self.spec.node.name), command, &self.paths.log)
     }
 }

@@ -8,8 +8,18 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::host::workspace_root;
 
-/// What cargo calls all of them.
-const ALL: [&str; 3] = ["--package=monok8s-operator", "--package=monok8s-agent", "--bins"];
+/// What cargo calls all of them, as they are shipped.
+pub(crate) const SHIPPED: &[&str] =
+    &["build", "--package=monok8s-operator", "--package=monok8s-agent", "--bins"];
+/// The agent that ends itself at a point. Both packages are named, so that everything they depend on is
+/// built once for this and for what is shipped.
+pub(crate) const STOPPING_AGENT: &[&str] = &[
+    "build",
+    "--package=monok8s-operator",
+    "--package=monok8s-agent",
+    "--features=monok8s-agent/failpoints",
+    "--bin=monok8s-agent-failpoints",
+];
 
 /// A program of this workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +28,8 @@ pub enum Program {
     Operator,
     /// The node agent.
     Agent,
+    /// The node agent that ends itself where `MONOK8S_FAILPOINT` says; nobody ships it.
+    StoppingAgent,
     /// The command line for people.
     Ctl,
 }
@@ -27,19 +39,28 @@ impl Program {
         match self {
             Self::Operator => "monok8s-operator",
             Self::Agent => "monok8s-agent",
+            Self::StoppingAgent => "monok8s-agent-failpoints",
             Self::Ctl => "ctl",
         }
     }
 
-    /// Where the program is. The first call in a process has cargo bring all of them up to date, so
-    /// that nobody tests an old build.
+    fn build_command(self) -> &'static [&'static str] {
+        if self == Self::StoppingAgent { STOPPING_AGENT } else { SHIPPED }
+    }
+
+    /// Where the program is. The first call in a process has cargo bring it up to date, so that nobody
+    /// tests an old build.
     ///
     /// # Errors
     /// The build fails.
     pub fn locate(self) -> Result<PathBuf> {
-        static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-        let directory = BUILT.get_or_init(|| {
-            own_profile().and_then(|profile| build(profile, &ALL)).map_err(|error| format!("{error:#}"))
+        static BUILT: [OnceLock<std::result::Result<PathBuf, String>>; 2] =
+            [OnceLock::new(), OnceLock::new()];
+        let [shipped, stopping] = &BUILT;
+        let built = if self == Self::StoppingAgent { stopping } else { shipped };
+        let directory = built.get_or_init(|| {
+            let profile = own_profile().map_err(|error| format!("{error:#}"))?;
+            build(profile, self.build_command()).map_err(|error| format!("{error:#}"))
         });
         let directory = directory.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(directory.join(self.file_name()))
@@ -49,7 +70,7 @@ impl Program {
     pub fn locate_release(self) -> Result<PathBuf> {
         let package = if self == Self::Operator { "monok8s-operator" } else { "monok8s-agent" };
         let (package, program) = (format!("--package={package}"), format!("--bin={}", self.file_name()));
-        let directory = build(own_profile()?.with_file_name("release"), &[&package, &program])?;
+        let directory = build(own_profile()?.with_file_name("release"), &["build", &package, &program])?;
         Ok(directory.join(self.file_name()))
     }
 }
@@ -64,9 +85,9 @@ fn own_profile() -> Result<PathBuf> {
 }
 
 /// Builds with the profile of a directory, and returns the directory.
-fn build(directory: PathBuf, targets: &[&str]) -> Result<PathBuf> {
+fn build(directory: PathBuf, command: &[&str]) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet"]).args(targets);
+    cargo.args(command).arg("--quiet");
     if directory.ends_with("release") {
         cargo.arg("--release");
     }
@@ -84,6 +105,6 @@ fn build(directory: PathBuf, targets: &[&str]) -> Result<PathBuf> {
         .stdout(Stdio::null())
         .status()
         .context("cannot run cargo")?;
-    ensure!(status.success(), "the programs do not build: run `cargo build --workspace --bins`");
+    ensure!(status.success(), "the programs do not build: run `cargo {}`", command.join(" "));
     Ok(directory)
 }

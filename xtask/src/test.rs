@@ -15,6 +15,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::programs::{SHIPPED, STOPPING_AGENT};
+
 /// What was counted so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Tally {
@@ -54,11 +56,8 @@ const STEPS: &[Step] = &[
         Counting::Whole,
     ),
     // The programs that the tests start, built as they are shipped.
-    step(
-        "programs",
-        &["build", "--package", "monok8s-operator", "--package", "monok8s-agent", "--bins"],
-        Counting::Whole,
-    ),
+    step("programs", SHIPPED, Counting::Whole),
+    step("the agent that stops", STOPPING_AGENT, Counting::Whole),
     step(
         "tests",
         &["test", "--workspace", "--all-features", "--no-fail-fast", "--", "--show-output"],

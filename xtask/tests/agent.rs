@@ -16,5 +16,9 @@ mod indexed_kills;
 mod kills;
 #[path = "agent/orders.rs"]
 mod orders;
+#[path = "agent/power_cut_rows.rs"]
+mod power_cut_rows;
+#[path = "agent/power_cuts.rs"]
+mod power_cuts;
 #[path = "agent/upgrade.rs"]
 mod upgrade;

@@ -2,6 +2,9 @@
 //! clusters. However it goes, no cordon stays behind and no fall-back slot is overwritten.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+#[path = "fleet/cuts.rs"]
+mod cuts;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};

@@ -21,6 +21,8 @@ use super::present::{self, Scene};
 use super::reboot::reboot;
 use super::report::BYTES_INTERVAL;
 use super::work::{Job, Outcome, Standing};
+#[cfg(feature = "failpoints")]
+use crate::failpoints::{self, Point};
 
 /// How often the health of a trial is looked at.
 const TRIAL_INTERVAL: Duration = Duration::from_secs(1);
@@ -57,6 +59,8 @@ impl Node {
         if interrupts_work(action) {
             self.effort.stop().await;
         }
+        #[cfg(feature = "failpoints")]
+        failpoints::acts(action);
         match action {
             Action::Wait(_) | Action::Report(_) => return Ok(Turn::Rest(self.report(deed, action).await)),
             Action::AwaitHealth { remaining, .. } => {
@@ -66,6 +70,8 @@ impl Node {
             Action::Reboot { into } => {
                 tracing::warn!(%into, "rebooting");
                 reboot(self.reboot_command.as_ref()).await?;
+                #[cfg(feature = "failpoints")]
+                failpoints::reached(Point::RebootAsked);
                 return Ok(Turn::Rest(GOING_DOWN));
             }
             Action::Reread => return Ok(self.reread(deed).await),
@@ -184,6 +190,8 @@ impl Node {
         let commitment = Commitment { object, order, facts, version, slot, progress: work.progress };
         match commitment.announce(&self.cluster, now).await {
             Ok(written) => {
+                #[cfg(feature = "failpoints")]
+                failpoints::reached(Point::CommitTaken);
                 self.known.learn(written);
                 self.record(&Step::Committed { boot_id: deed.facts.booted.boot_id.clone() })?;
                 Ok(Turn::Again)

@@ -30,6 +30,8 @@ use super::resolve::Resolver;
 use super::select::{Selection, select};
 use super::status::{Report, acknowledged, troubled};
 use super::work::{Effort, Workshop};
+#[cfg(feature = "failpoints")]
+use crate::failpoints::{Point, reached};
 use crate::host;
 use crate::machine::MachineArgs;
 
@@ -206,6 +208,10 @@ impl Node {
         let slot = slots.booted().slot;
         let (version, known) = self.booted_version(slot, &boot_id).await.ok_or(NodeError::NoVersion)?;
         let on_trial = loader.trial.is_some_and(|trial| trial.slot == slot);
+        #[cfg(feature = "failpoints")]
+        if on_trial {
+            reached(Point::TrialSeen);
+        }
         let health = if on_trial {
             self.probe.observe(host, &self.cluster, &boot_id, known).await
         } else {
@@ -287,7 +293,11 @@ impl Node {
     /// Makes an object say `report`; how long it may take until it does.
     pub(super) async fn say(&mut self, object: &OSUpgradeProgress, report: &Report) -> Duration {
         match self.reporter.say(&self.cluster, &mut self.known, object, report).await {
-            Said::Yes => IDLE,
+            Said::Yes => {
+                #[cfg(feature = "failpoints")]
+                crate::failpoints::said(&report.phase);
+                IDLE
+            }
             Said::Later(wait) => wait,
         }
     }
@@ -347,6 +357,8 @@ impl Node {
     pub(super) fn record(&mut self, step: &Step) -> Result<(), NodeError> {
         let next = self.record.after(step);
         if next != self.record {
+            #[cfg(feature = "failpoints")]
+            crate::failpoints::records(step);
             block_in_place(|| self.store.save(&next))?;
             self.record = next;
         }

@@ -364,7 +364,10 @@ impl Workshop {
     fn open(&self, map: &SlotMap, slot: Slot, throttle: &Throttle) -> Result<InactiveSlot, Outcome> {
         let opened = map.open_for_writing(&self.host, slot);
         let slot = opened.map_err(|error: GuardError| ended(&ImageError::Guard(error)))?;
-        Ok(slot.paced(throttle))
+        let slot = slot.paced(throttle);
+        #[cfg(feature = "failpoints")]
+        let slot = crate::failpoints::watched::slot(&slot);
+        Ok(slot)
     }
 }
 

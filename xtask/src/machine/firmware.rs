@@ -1,6 +1,7 @@
 //! What happens between power-on and the first program: the loader's choice, and the files that a
 //! kernel would show.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
@@ -8,10 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ext4_view::{Ext4, Ext4Read};
+use monok8s_sdk::boot::record_store::RecordStore;
 use monok8s_sdk::boot::simulated::SimulatedLoader;
-use monok8s_sdk::boot::{BootBackend as _, Tries};
+use monok8s_sdk::boot::{AttemptId, BootBackend as _, Tries};
+use monok8s_sdk::disk::KnownGoodSlot;
+use monok8s_sdk::node_upgrade::{Record, SlotContent, SlotContentState};
 use monok8s_sdk::os_release::OsRelease;
 use monok8s_sdk::slot::Slot;
+use monok8s_sdk::version::OsVersion;
 
 use crate::disk::Disk;
 use crate::rootfs::PANIC_MARKER;
@@ -33,6 +38,34 @@ pub(super) fn install(loader: &Path) -> Result<()> {
     SimulatedLoader::install(loader, Slot::A, Tries::DEFAULT_FULL)
         .context("cannot install the simulated loader")?;
     Ok(())
+}
+
+/// The same after two upgrades: what is in slot B ran, then what is in slot A. Both are good, and the
+/// record says what they hold.
+pub(super) fn went_there_and_back(loader: &Path, data: &Path, disk: &Disk) -> Result<()> {
+    let loader = SimulatedLoader::open(loader);
+    let mut record = Record::default();
+    for (attempt, slot) in [(AttemptId(1), Slot::B), (AttemptId(2), Slot::A)] {
+        let version: OsVersion = come_up(disk, slot)?.version.parse()?;
+        let token = KnownGoodSlot::from_confirm_record(slot, version.clone(), None);
+        loader.arm_trial(token.into(), attempt, Tries::TRIAL)?;
+        loader.boot(|_| true)?;
+        loader.confirm()?;
+        let content = SlotContent {
+            version,
+            checksum: None,
+            image_digest: None,
+            image_len: None,
+            state: SlotContentState::KnownGood,
+            extra: BTreeMap::new(),
+        };
+        match slot {
+            Slot::A => record.slots.a = Some(content),
+            Slot::B => record.slots.b = Some(content),
+        }
+        record.next_attempt = AttemptId(attempt.0 + 1);
+    }
+    RecordStore::in_dir(data).save(&record).context("cannot write the record")
 }
 
 /// Boots until a slot comes up, as a machine with a hardware watchdog does.

@@ -1,0 +1,59 @@
+//! The program `monok8s-agent`: its command line, its log and its runtime.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::agent::{self, RunArgs};
+
+/// Carries out OS upgrades on the node it runs on.
+#[derive(Debug, Parser)]
+#[command(name = "monok8s-agent", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// What is logged: a level such as debug, or directives of tracing-subscriber.
+    #[arg(long, env = "MONOK8S_LOG", default_value = "info", global = true)]
+    log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch this node's OSUpgradeProgress objects and carry them out.
+    Run(Box<RunArgs>),
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("monok8s-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<()> {
+    // First of all: TLS clients built before a provider is chosen fail.
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("another TLS provider was installed first"))?;
+    let filter = EnvFilter::builder().parse(&cli.log).context("--log cannot be understood")?;
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // The loop, the watch and one piece of long work; disks block on their own threads.
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let Command::Run(args) = cli.command;
+    runtime.block_on(agent::run(*args))
+}
