@@ -47,11 +47,11 @@ async fn nodes_cut_off_around_their_reboot_are_cordoned_once_and_set_free_once()
         assert_eq!(booted_slots(&testbed, node), boots, "{node}, cut at {point}");
         holds(&testbed, node, Slot::A, OLD)?;
         holds(&testbed, node, Slot::B, NEW)?;
-        // The kubelet writes to the status alone.
+        // Refused ones are those whose Node had changed meanwhile.
         let of_node = writes.iter().filter(|write| {
-            write.resource == "nodes"
+            (write.resource.as_str(), write.code) == ("nodes", 200)
                 && write.name.as_deref() == Some(node)
-                && write.user.starts_with("system:serviceaccount:")
+                && write.user.starts_with("system:serviceaccount:mono-system:")
         });
         let of_node: Vec<_> = of_node.collect();
         assert_eq!(of_node.len(), 2, "{node}, cut at {point}: a cordon and its end, not {of_node:#?}");
