@@ -15,6 +15,7 @@
 mod point;
 pub(crate) mod watched;
 
+use std::io::Write as _;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -71,7 +72,8 @@ pub(crate) fn reached(point: Point) {
     if HITS.fetch_add(1, Ordering::SeqCst) + 1 != stop.hit.get() {
         return;
     }
-    eprintln!("stopped at {}", point.name());
+    // In one piece, whatever other threads log meanwhile.
+    let _ = std::io::stderr().write_all(format!("stopped at {}\n", point.name()).as_bytes());
     // Whether it works is seen from outside: nothing after this may happen.
     let _ = kill_process(getpid(), Signal::KILL);
     loop {

@@ -18,6 +18,8 @@ mod kills;
 mod orders;
 #[path = "agent/power_cut_rows.rs"]
 mod power_cut_rows;
+#[path = "agent/power_cut_subject.rs"]
+mod power_cut_subject;
 #[path = "agent/power_cuts.rs"]
 mod power_cuts;
 #[path = "agent/upgrade.rs"]

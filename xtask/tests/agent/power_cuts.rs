@@ -10,53 +10,17 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
-use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::Api;
-use kube::api::{Patch, PatchParams};
-use monok8s_sdk::api::{OSUpgradeProgress, OSUpgradeProgressStatus};
-use monok8s_sdk::boot::record_store::RecordStore;
-use monok8s_sdk::boot::simulated::SimulatedLoader;
-use monok8s_sdk::boot::{BootBackend as _, LoaderStatus, TrialEvidence, Tries};
-use monok8s_sdk::node_upgrade::Record;
+use monok8s_sdk::api::OSUpgradeProgressStatus;
+use monok8s_sdk::boot::{LoaderStatus, TrialEvidence, Tries};
 use monok8s_sdk::slot::Slot;
-use serde_json::{Value, json};
-use xtask::machine::{Machine, MachineSpec};
 use xtask::programs::Program;
-use xtask::rootfs::{Artifact, RootfsSpec};
 
-use crate::bench::{Bench, MIB, NEW, OLD, booted};
+use crate::bench::{NEW, booted};
 use crate::power_cut_rows::{Bytes, Claim, End, Fetches, Left, Loader, Meanwhile, ROWS, Row, Story};
+use crate::power_cut_subject::{Memory, PATIENCE, PREVIOUS, Subject, cut_bench};
 
 /// How many machines are in work at once.
 const AT_ONCE: usize = 8;
-const PREVIOUS: &str = "v1.35.0";
-const IMAGE: u64 = 8 * MIB;
-const SLOT: u64 = 12 * MIB;
-const HEAD: u64 = 64 << 10;
-/// Until the guard acts, where it is meant to; longer than a boot takes on a busy machine.
-const GUARD: Duration = Duration::from_secs(12);
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// One machine with one order.
-struct Subject<'a> {
-    bench: &'a Bench,
-    row: Option<&'a Row>,
-    machine: Machine,
-    node: String,
-    object: String,
-    artifact: &'a Artifact,
-    /// The artifact's path on the server, used by nobody else.
-    path: String,
-    is_granted: bool,
-}
-
-/// What a machine remembers.
-#[derive(Clone, Debug, PartialEq)]
-struct Memory {
-    record: Record,
-    loader: LoaderStatus,
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_the_agent_was_doing_a_power_cut_leaves_what_the_table_says() {
@@ -135,125 +99,7 @@ fn what_is_shipped_has_no_trace_of_it() {
     }
 }
 
-/// A bench with small images, one for each story.
-async fn cut_bench() -> Bench {
-    let mut bench = Bench::start().await;
-    let small = |version: &str| RootfsSpec::of(version).sized(IMAGE, 3 * MIB + 5);
-    bench.build("old", &small(OLD));
-    bench.build("previous", &small(PREVIOUS));
-    bench.build_indexed("new", &small(NEW));
-    bench.build("panics", &small(NEW).panicking());
-    bench.build("unstated", &small(NEW).claiming_nothing());
-    // Built now: nobody wants to wait for a compiler in the middle of a trial.
-    for program in [Program::Agent, Program::StoppingAgent] {
-        program.locate().unwrap();
-    }
-    bench
-}
-
-impl<'a> Subject<'a> {
-    async fn start(bench: &'a Bench, number: usize, row: Option<&'a Row>) -> Self {
-        let story = row.map_or(Story::Ordered, |row| row.story);
-        let artifact = bench.artifact(match story {
-            Story::Ordered | Story::Indexed | Story::ByHand => "new",
-            Story::Panics => "panics",
-            Story::Unstated => "unstated",
-        });
-        let (node, object) = (format!("node-{number}"), format!("osupgrade-{number}"));
-        let path = format!("/image-{number}");
-        bench.files.serve_file(&path, &artifact.path);
-        let guard = match row.map(|row| row.meanwhile) {
-            Some(Meanwhile::GuardActs) => GUARD,
-            _ => Duration::from_secs(600),
-        };
-        let previous = Some(bench.artifact("previous").image.clone());
-        let change = |spec| MachineSpec { previous, guard, slot_bytes: SLOT, ..spec };
-        let machine = bench.machine_with(&node, &[], change).await;
-        let subject = Self { bench, row, machine, node, object, artifact, path, is_granted: false };
-        // What follows a boot is done with, so that every row begins in the same state.
-        subject.rests().await;
-        if let Some(row) = row {
-            subject.machine.stop_at(row.point).await.unwrap();
-        }
-        match story {
-            Story::ByHand => subject.made_by_hand().await,
-            _ => subject.ordered(story).await,
-        }
-        subject
-    }
-
-    async fn rests(&self) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.memory().loader.needs_marking(Slot::A) {
-            assert!(Instant::now() < deadline, "{}: the first boot is never marked good", self.node);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    fn entry(&self, story: Story) -> Value {
-        let mut entry = json!({
-            "version": NEW,
-            "checksum": self.artifact.digest.to_string(),
-            "size": self.artifact.image.bytes,
-        });
-        if story == Story::Indexed {
-            let index = self.artifact.index.as_ref().unwrap();
-            let path = format!("{}.idx", self.path);
-            self.bench.files.serve_file(&path, &index.path);
-            entry["index"] =
-                json!({"url": self.bench.files.url(&path), "checksum": index.digest.to_string()});
-        }
-        entry
-    }
-
-    /// As an operator orders it, with leave to stage.
-    async fn ordered(&self, story: Story) {
-        let node = Api::<Node>::all(self.bench.client()).get(&self.node).await.unwrap();
-        let mut hop = self.entry(story);
-        hop["urls"] = json!([self.bench.files.url(&self.path)]);
-        let order = json!({"nodeUID": node.metadata.uid, "run": 1, "hops": [hop], "stage": NEW});
-        let spec = json!({"sourceRef": {"name": "up"}, "nodeName": self.node, "order": order});
-        let object = json!({"metadata": {"name": self.object}, "spec": spec});
-        self.bench.create::<OSUpgradeProgress>(&object).await;
-    }
-
-    async fn made_by_hand(&self) {
-        let upgrade = format!("up-{}", self.node);
-        let mut entry = self.entry(Story::ByHand);
-        entry["url"] = json!(self.bench.files.url(&self.path));
-        self.bench.upgrade(&upgrade, NEW, &[entry]).await;
-        self.bench.hand_made(&self.object, &upgrade, &self.node).await;
-    }
-
-    /// What a person would look at.
-    fn told(&self) -> String {
-        let log = std::fs::read_to_string(self.machine.log()).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
-        let tail = lines[lines.len().saturating_sub(40)..].join("\n");
-        format!("{:?}\n{:?}\n{:?}\n{tail}", self.row, self.machine.boots(), self.memory())
-    }
-
-    async fn status(&self) -> OSUpgradeProgressStatus {
-        self.bench.progress(&self.object).await.status.unwrap_or_default()
-    }
-
-    /// As an operator does once the node is empty. Later leave changes nothing.
-    async fn granted_when_staged(&mut self, status: &OSUpgradeProgressStatus) {
-        if self.is_granted || status.phase.as_ref().is_none_or(|phase| phase.as_str() != "Staged") {
-            return;
-        }
-        let not_after = Timestamp::now() + SignedDuration::from_secs(600);
-        let boot = json!({"version": NEW, "notAfter": not_after.to_string()});
-        self.patch(json!({"boot": boot})).await;
-        self.is_granted = true;
-    }
-
-    async fn patch(&self, order: Value) {
-        let api = Api::<OSUpgradeProgress>::all(self.bench.client());
-        let patch = Patch::Merge(json!({"spec": {"order": order}}));
-        api.patch(&self.object, &PatchParams::default(), &patch).await.unwrap();
-    }
-
+impl Subject<'_> {
     /// Waits until the agent has ended itself, there and in no other way.
     async fn is_cut(&mut self) {
         let deadline = Instant::now() + PATIENCE;
@@ -269,14 +115,8 @@ impl<'a> Subject<'a> {
         assert_eq!(status.signal(), Some(9), "{}", self.told());
         let log = std::fs::read_to_string(self.machine.log()).unwrap();
         let point = self.row.unwrap().point.split(':').next().unwrap();
-        let last = format!("stopped at {point}");
-        assert_eq!(log.lines().last(), Some(last.as_str()), "{}", self.told());
-    }
-
-    fn memory(&self) -> Memory {
-        let record = RecordStore::in_dir(self.machine.data_dir()).load().unwrap();
-        let loader = SimulatedLoader::open(self.machine.loader_path()).status().unwrap();
-        Memory { record, loader }
+        let last_words = format!("stopped at {point}");
+        assert!(log.lines().any(|line| line == last_words), "{}", self.told());
     }
 
     /// What is found is what the row says, and can do no harm.
@@ -306,23 +146,6 @@ impl<'a> Subject<'a> {
         let is_proven = matches!(left.claim, Claim::New("Verified" | "KnownGood"));
         assert!(left.next == Slot::A || is_proven, "what nobody read back boots next: {told}");
         self.is_as_installed(Slot::A, "old");
-    }
-
-    /// What is in slot B; `None` for anything that no row expects.
-    fn bytes(&self) -> Option<Bytes> {
-        let digest = |bytes| self.machine.slot_digest(Slot::B, bytes).unwrap();
-        let image = &self.artifact.image;
-        let previous = &self.bench.artifact("previous").image;
-        let zeroes = vec![0; usize::try_from(HEAD).unwrap()];
-        if digest(image.bytes) == image.digest {
-            Some(Bytes::New)
-        } else if digest(previous.bytes) == previous.digest {
-            Some(Bytes::Previous)
-        } else if digest(HEAD) == monok8s_sdk::digest::Sha256Digest::of(&zeroes) {
-            Some(Bytes::Headless)
-        } else {
-            None
-        }
     }
 
     fn is_as_installed(&self, slot: Slot, name: &str) {
@@ -370,22 +193,6 @@ impl<'a> Subject<'a> {
                 assert_eq!(seen(&loader), Loader::OnlyA, "{told}");
             }
         }
-    }
-
-    /// As an operator lets another upgrade have the node.
-    async fn superseded(&self) {
-        self.patch(json!({"stage": null, "boot": null})).await;
-        let condition = json!({"type": "Superseded", "status": "True", "reason": "Superseded", "message": "",
-            "lastTransitionTime": Timestamp::now().to_string()});
-        let document = json!({
-            "apiVersion": "monok8s.io/v1alpha1",
-            "kind": "OSUpgradeProgress",
-            "metadata": {"name": self.object},
-            "status": {"conditions": [condition]},
-        });
-        let params = PatchParams::apply("monok8s-operator").force();
-        let api = Api::<OSUpgradeProgress>::all(self.bench.client());
-        api.patch_status(&self.object, &params, &Patch::Apply(document)).await.unwrap();
     }
 
     /// Waits for the boot after the cut.
