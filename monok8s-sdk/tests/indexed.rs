@@ -7,151 +7,15 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use common::machine::Machine;
+use common::release::{BLOCK, FRAME, Release, asked, bytes, image};
 use common::{Reply, Request, Server, download};
 use monok8s_sdk::api::FailureReason;
 use monok8s_sdk::digest::Sha256Digest;
-use monok8s_sdk::disk::SlotMap;
-use monok8s_sdk::disk::fixture::FileMachine;
 use monok8s_sdk::image::{
-    BuildOptions, Cancel, Delivery, Expected, ImageError, Index, Indexed, KeptIndexes, KnownBlocks, Progress,
-    ProgressSnapshot, Source, build, build_after, verify, write,
+    BuildOptions, Cancel, Delivery, Expected, Indexed, KnownBlocks, Progress, build_after,
 };
 use monok8s_sdk::slot::Slot;
-
-const SLOT_SIZE: u64 = 24 << 20;
-const BLOCK: usize = 4096;
-const FRAME: usize = 64 * 1024;
-
-/// An image in whole blocks: those of `numbers`, each with bytes of its own; 0 is zeroes.
-fn image(numbers: impl IntoIterator<Item = u64>) -> Vec<u8> {
-    numbers.into_iter().flat_map(block).collect()
-}
-
-fn block(number: u64) -> Vec<u8> {
-    let mut state = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let mut step = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    (0..BLOCK).map(|_| step()).collect()
-}
-
-/// An artifact and its index.
-struct Release {
-    image: Vec<u8>,
-    artifact: Vec<u8>,
-    index: Index,
-}
-
-impl Release {
-    fn of(image: Vec<u8>) -> Self {
-        let mut artifact = Vec::new();
-        let options = BuildOptions { frame_log: 16, level: 1 };
-        let index = build(&mut image.as_slice(), &mut artifact, options).unwrap();
-        Self { image, artifact, index }
-    }
-
-    fn expected(&self) -> Expected {
-        Expected {
-            checksum: Some(Sha256Digest::of(&self.artifact)),
-            size: Some(self.image.len() as u64),
-            image_checksum: Some(Sha256Digest::of(&self.image)),
-        }
-    }
-
-    /// An honest server of both.
-    fn serve(&self) -> Server {
-        let (artifact, index) = (self.artifact.clone(), self.index.as_bytes().to_vec());
-        Server::start(move |_, request| match request.path.as_str() {
-            "/index" => Reply::file(request, &index, "\"i\""),
-            _ => Reply::file(request, &artifact, "\"a\""),
-        })
-    }
-
-    fn source(&self, machine: &Machine, server: &Server) -> Source {
-        let checksum = Sha256Digest::of(self.index.as_bytes());
-        machine.source(server, checksum)
-    }
-}
-
-/// A machine that runs from slot A.
-struct Machine {
-    dir: tempfile::TempDir,
-    files: FileMachine,
-}
-
-/// What came of a write.
-struct Outcome {
-    delivery: Delivery,
-    counted: ProgressSnapshot,
-}
-
-impl Machine {
-    fn new(a: &[u8], b: &[u8]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let files = FileMachine::create(dir.path(), SLOT_SIZE).unwrap();
-        files.write(Slot::A, a).unwrap();
-        files.write(Slot::B, b).unwrap();
-        Self { dir, files }
-    }
-
-    fn map(&self) -> SlotMap {
-        SlotMap::discover(&self.files.host(), &self.files.layout()).unwrap()
-    }
-
-    fn source(&self, server: &Server, checksum: Sha256Digest) -> Source {
-        let map = self.map();
-        let reuse = map.open_to_reuse(Slot::B, |slot, error| panic!("{slot}: {error}"));
-        let (artifact, index) = (server.url("/rootfs.ext4.zst"), server.url("/index"));
-        let indexed = Indexed::new(download([artifact]), download([index]), checksum).with_reuse(reuse);
-        indexed.with_kept(KeptIndexes::new(self.dir.path())).into()
-    }
-
-    async fn flash(&self, source: Source, expected: Expected) -> Result<Outcome, ImageError> {
-        self.flash_until(source, expected, &Progress::default(), &Cancel::default()).await
-    }
-
-    async fn flash_until(
-        &self,
-        source: Source,
-        expected: Expected,
-        progress: &Progress,
-        cancel: &Cancel,
-    ) -> Result<Outcome, ImageError> {
-        let booted = self.files.read_all(Slot::A).unwrap();
-        let slot = self.map().open_inactive(&self.files.host()).unwrap();
-        let ended = write(slot, source, expected, progress, cancel).await;
-        assert!(self.files.read_all(Slot::A).unwrap() == booted, "the booted slot changed");
-        let body = ended?;
-        let delivery = body.delivery().clone();
-        verify(body.finish().unwrap(), progress).await?;
-        Ok(Outcome { delivery, counted: progress.snapshot() })
-    }
-
-    fn holds(&self, image: &[u8]) {
-        assert!(self.files.read(Slot::B, image.len()).unwrap() == image, "slot B is not the image");
-    }
-
-    fn cannot_boot(&self) {
-        assert!(self.files.read(Slot::B, 64 * 1024).unwrap().iter().all(|byte| *byte == 0));
-    }
-}
-
-/// The bytes of the artifact that were asked for.
-fn asked(server: &Server) -> Vec<Range<usize>> {
-    let artifact = |request: &Request| request.path != "/index";
-    let range = |request: &Request| {
-        let last = request.range_last.map_or(usize::MAX, |last| last + 1);
-        request.range_from.unwrap_or(0)..last
-    };
-    server.requests().iter().filter(|request| artifact(request)).map(range).collect()
-}
-
-fn bytes(ranges: &[Range<usize>]) -> usize {
-    ranges.iter().map(ExactSizeIterator::len).sum()
-}
 
 /// 16 MiB, a quarter of it zeroes.
 fn old() -> Vec<u64> {
@@ -305,9 +169,7 @@ async fn a_mirror_without_the_file_does_not_hide_one_without_ranges() {
     let server = Server::start(move |_, request| match request.path.as_str() {
         "/index" => Reply::file(request, &index, "\"i\""),
         "/absent" => Reply::status("404 Not Found"),
-        _ => {
-            Reply::file(&Request { range_from: None, if_range: None, ..request.clone() }, &artifact, "\"a\"")
-        }
+        _ => Reply::file(&request.of_all(), &artifact, "\"a\""),
     });
     // The first half is there, so that a part is asked for that is not the start.
     let machine = Machine::new(&[], &image(1..=256));
@@ -327,9 +189,7 @@ async fn without_ranges_or_a_usable_index_the_artifact_is_fetched_whole() {
     // What the server does with (the artifact, the index), and the checksum that was ordered.
     let good = Sha256Digest::of(&index);
     let honest: Serve = |request, file| Reply::file(request, file, "\"x\"");
-    let whole: Serve = |request, file| {
-        Reply::file(&Request { range_from: None, if_range: None, ..request.clone() }, file, "\"x\"")
-    };
+    let whole: Serve = |request, file| Reply::file(&request.of_all(), file, "\"x\"");
     let absent: Serve = |_, _| Reply::status("404 Not Found");
     for (name, serve_artifact, serve_index, listed, served) in [
         ("no ranges", whole, honest, good, index.clone()),
@@ -448,11 +308,7 @@ async fn a_run_that_was_cut_off_is_gone_on_with() {
         assert_eq!(done.delivery, Delivery::Indexed);
         machine.holds(&release.image);
         let wanted: Vec<Range<usize>> = asked(&again);
-        let mut at = 0;
-        let table = monok8s_sdk::image::parse_seek_table(&release.artifact).unwrap();
-        for (number, entry) in table.iter().enumerate() {
-            let frame = at..at + entry.compressed as usize;
-            at = frame.end;
+        for (number, frame) in release.frames().into_iter().enumerate() {
             let fetched = wanted.iter().any(|range| range.start < frame.end && frame.start < range.end);
             assert!(!fetched || !there.contains(&number), "{delay}: frame {number} was there");
         }

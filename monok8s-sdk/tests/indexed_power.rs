@@ -2,24 +2,19 @@
 //! that was left boots before it is whole.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-#[allow(dead_code, reason = "other tests need more of it")]
 mod common;
 
 use std::sync::Arc;
 
-use common::{Reply, Server};
+use common::release::{FRAME, Release};
+use common::{Server, download};
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::fault::{Crashes, FaultDisk, Medium, Power};
 use monok8s_sdk::disk::{BlockTarget, InactiveSlot};
-use monok8s_sdk::http::{HttpOptions, http_client};
-use monok8s_sdk::image::{
-    BuildOptions, Cancel, Delivery, Download, Expected, Indexed, Progress, ProgressSnapshot, build, verify,
-    write,
-};
+use monok8s_sdk::image::{Cancel, Delivery, Expected, Indexed, Progress, ProgressSnapshot, verify, write};
 use monok8s_sdk::slot::Slot;
 
 const HEAD: usize = 64 * 1024;
-const FRAME: usize = 64 * 1024;
 const FRAMES: usize = 12;
 const SLOT: usize = 1 << 20;
 
@@ -33,50 +28,41 @@ fn image() -> Vec<u8> {
     bytes
 }
 
-struct Release {
-    image: Vec<u8>,
-    index: Sha256Digest,
+/// A release, and where it is served.
+struct Served {
+    release: Release,
     server: Server,
 }
 
-impl Release {
+impl Served {
     fn new() -> Self {
-        let (image, mut artifact) = (image(), Vec::new());
-        let options = BuildOptions { frame_log: 16, level: 1 };
-        let index = build(&mut image.as_slice(), &mut artifact, options).unwrap().as_bytes().to_vec();
-        let checksum = Sha256Digest::of(&index);
-        let server = Server::start(move |_, request| match request.path.as_str() {
-            "/index" => Reply::file(request, &index, "\"i\""),
-            _ => Reply::file(request, &artifact, "\"a\""),
-        });
-        Self { image, index: checksum, server }
+        let release = Release::of(image());
+        Self { server: release.serve(), release }
     }
 
     /// Writes and reads back: what was counted.
     async fn flash(&self, disk: &Arc<FaultDisk>) -> ProgressSnapshot {
-        let download = |path| {
-            let client = http_client(&HttpOptions::default()).unwrap();
-            Download::new(client, [self.server.url(path)])
-        };
-        let source = Indexed::new(download("/rootfs.ext4.zst"), download("/index"), self.index).into();
+        let url = |path| self.server.url(path);
+        let (artifact, index) = (download([url("/rootfs.ext4.zst")]), download([url("/index")]));
+        let source = Indexed::new(artifact, index, self.release.checksum()).into();
         let slot = InactiveSlot::on_test_storage(Slot::B, Arc::clone(disk) as Arc<dyn BlockTarget>);
         let progress = Progress::default();
         let body = write(slot, source, Expected::default(), &progress, &Cancel::default()).await.unwrap();
         assert_eq!(*body.delivery(), Delivery::Indexed);
         let verified = verify(body.finish().unwrap(), &progress).await.unwrap();
-        assert_eq!(verified.image(), Sha256Digest::of(&self.image));
-        assert!(disk.content().holds(0, &self.image), "verified, and not the image");
+        assert_eq!(verified.image(), Sha256Digest::of(&self.release.image));
+        assert!(disk.content().holds(0, &self.release.image), "verified, and not the image");
         progress.snapshot()
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_a_power_failure_leaves_is_resumed_from_and_does_not_boot() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let release = Release::new();
+    let served = Served::new();
+    let release = &served.release;
     let power = Power::new();
     let disk = Arc::new(FaultDisk::new(&power, "slot B", Medium::filled(SLOT, 0xEE)));
-    release.flash(&disk).await;
+    served.flash(&disk).await;
 
     let states = power.crash_states(&Crashes { subsets: 512, tears: 16, seed: 1 });
     let judged = states.len();
@@ -96,7 +82,7 @@ async fn whatever_a_power_failure_leaves_is_resumed_from_and_does_not_boot() {
             continue;
         }
         let left = Arc::new(FaultDisk::new(&Power::new(), "slot B", medium));
-        most_reused = release.flash(&left).await.bytes_reused.max(most_reused);
+        most_reused = served.flash(&left).await.bytes_reused.max(most_reused);
         resumed += 1;
     }
     println!("{judged} states judged, {resumed} resumed from, of which one reused {most_reused} bytes");

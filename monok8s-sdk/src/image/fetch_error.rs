@@ -37,12 +37,14 @@ pub enum FetchError {
         what: String,
     },
     /// No mirror sends parts of files.
-    #[error("{url} sends the whole file when a part of it is asked for")]
+    #[error("{url} cannot be asked for parts of the file: {what}")]
     NoRanges {
-        /// The last URL that was asked.
+        /// A URL that has the file.
         url: String,
+        /// What it sends instead.
+        what: String,
     },
-    /// The file was replaced while it was downloaded.
+    /// The file was replaced while it was downloaded, or is not the same on every mirror.
     #[error("{url} changed during the download: start it again from the beginning")]
     Changed {
         /// The URL.
@@ -57,7 +59,7 @@ pub enum FetchError {
         url: String,
         /// How many attempts.
         attempts: u32,
-        /// How many bytes arrived in all.
+        /// How many bytes arrived in all, from all mirrors.
         received: u64,
         /// The last interruption.
         source: Interruption,
@@ -69,7 +71,7 @@ pub enum FetchError {
         url: String,
         /// The limit.
         limit: Duration,
-        /// How many bytes arrived.
+        /// How many bytes arrived, from all mirrors.
         received: u64,
     },
     /// The caller asked to stop.

@@ -1,196 +1,260 @@
-//! Missing frames from a server, several requests in flight, each frame checked before it is
-//! written.
+//! Missing frames from servers, several requests in flight. A frame that came wrong is ordered again
+//! at once, from another mirror.
 
-use std::collections::VecDeque;
-use std::io;
-use std::ops::ControlFlow;
-use std::thread;
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
-use crossbeam_channel::{Receiver, bounded};
-use tokio::sync::{Mutex, mpsc};
-use zstd::bulk::Decompressor;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::assemble::holds;
-use super::delta::Delta;
-use super::fetch::{Download, Outlet, Part, Taken};
+use super::fetch::{Outlet, Taken};
 use super::fetch_error::FetchError;
 use super::index::Index;
 use super::progress::{Cancel, Progress};
-use super::slot_writer::Halt;
-use super::spans::{Span, spans};
-use super::write_error::WriteError;
+use super::spans::spans;
+use super::transfer::{Missed, Session};
 
-/// Requests in flight.
-const REQUESTS: usize = 4;
-/// Frames that wait for a decoder.
-pub(super) const WAITING_FRAMES: usize = 8;
-const DECODERS: usize = 2;
+/// Frames that wait for a decoder, at most.
+pub(super) const WAITING_FRAMES: usize = 64;
+/// How many bytes of frames there are in memory as they come, from the first byte of each until it is
+/// expanded. A frame has little more than 1 MiB.
+const PACKED: usize = 8 << 20;
+
+/// What the writing side says.
+pub(super) enum Said {
+    /// These frames, in order, are missing.
+    Missing(Vec<usize>),
+    /// No others are.
+    Nothing,
+    /// A frame that came is right.
+    Right,
+    /// A frame is wrong as this mirror sent it.
+    Wrong {
+        /// The frame.
+        number: usize,
+        /// The mirror.
+        mirror: usize,
+    },
+}
 
 /// What the network hands to the writing side.
 pub(super) enum Fetched {
-    /// A frame as it is in the artifact.
-    Frame(usize, Vec<u8>),
-    /// Every frame was sent. A channel that closes without this broke off.
+    Frame(Packed),
+    /// Every frame came and was found right. A channel that closes without this broke off.
     Everything,
 }
 
-/// What is asked for and not begun yet.
-struct Orders {
-    batches: mpsc::UnboundedReceiver<Vec<usize>>,
-    spans: VecDeque<Span>,
+/// A frame as it is in the artifact.
+pub(super) struct Packed {
+    pub(super) number: usize,
+    pub(super) bytes: Vec<u8>,
+    /// All of its bytes are from there.
+    pub(super) mirror: usize,
+    _memory: OwnedSemaphorePermit,
 }
 
-/// Downloads frames, batch by batch as they are asked for.
+/// Why frames did not come.
+pub(super) enum NoFrames {
+    /// Every mirror that is left sent this frame wrong.
+    Wrong(usize),
+    Fetch(FetchError),
+}
+
+/// Frames to ask for by one request.
+struct Order {
+    frames: Range<usize>,
+    /// Mirrors that sent them wrong.
+    except: Vec<usize>,
+}
+
+/// What is ordered and not begun yet. What came wrong goes first: it may show that no mirror is left.
+struct Orders {
+    again: mpsc::UnboundedReceiver<Order>,
+    first: mpsc::UnboundedReceiver<Order>,
+}
+
+impl Orders {
+    /// `None` once nobody orders any more.
+    async fn next(&mut self) -> Option<Order> {
+        tokio::select! {
+            biased;
+            Some(order) = self.again.recv() => Some(order),
+            Some(order) = self.first.recv() => Some(order),
+            else => None,
+        }
+    }
+}
+
+/// Downloads frames as they are asked for, until all of them were found right.
 pub(super) async fn fetch_frames(
-    download: &Download,
+    session: &Session,
     index: &Index,
-    batches: mpsc::UnboundedReceiver<Vec<usize>>,
+    said: mpsc::UnboundedReceiver<Said>,
     frames: mpsc::Sender<Fetched>,
     progress: &Progress,
     cancel: &Cancel,
-) -> Result<(), FetchError> {
-    let orders = Mutex::new(Orders { batches, spans: VecDeque::new() });
+) -> Result<(), NoFrames> {
+    let (order_first, first) = mpsc::unbounded_channel();
+    let (order_again, again) = mpsc::unbounded_channel();
+    let orders = Mutex::new(Orders { again, first });
+    let memory = Arc::new(Semaphore::new(PACKED));
     let request = || async {
-        while let Some(span) = next_span(&orders, index, progress).await {
-            let cutter = Cutter::new(index, &span, frames.clone(), progress);
-            let part = Part::Of { bytes: span.bytes.clone(), total: index.artifact_length() };
-            if download.run(part, cutter, progress, cancel).await? == Taken::Abandoned {
-                return Ok(());
+        loop {
+            let Some(order) = orders.lock().await.next().await else { return Ok(()) };
+            let number = order.frames.start;
+            let Some(bytes) = bytes_of(index, &order.frames) else { continue };
+            let cutter = Cutter::new(index, order.frames, frames.clone(), Arc::clone(&memory), progress);
+            let total = index.artifact_length();
+            match session.part(bytes, total, &order.except, cutter, cancel).await {
+                Ok(Taken::Whole) => {}
+                Ok(Taken::Abandoned) => return Ok(()),
+                Err(Missed::NobodyLeft(_)) if !order.except.is_empty() => {
+                    return Err(NoFrames::Wrong(number));
+                }
+                Err(missed) => return Err(NoFrames::Fetch(missed.into())),
             }
         }
+    };
+    // Eight in flight, since many are small, and each waits for the network once. They use connections
+    // again.
+    let four = || async { tokio::try_join!(request(), request(), request(), request()) };
+    let requests = async { tokio::try_join!(four(), four()) };
+    let ordering = async {
+        order(session, index, said, order_first, order_again, progress).await;
         Ok(())
     };
-    let [a, b, c, d] = [(); REQUESTS].map(|()| request());
-    tokio::try_join!(a, b, c, d)?;
-    let _ = frames.send(Fetched::Everything).await;
-    Ok(())
+    let everything = async {
+        tokio::try_join!(requests, ordering)?;
+        let _ = frames.send(Fetched::Everything).await;
+        Ok(())
+    };
+    tokio::select! {
+        biased;
+        // Also while nothing is asked for.
+        () = cancel.cancelled() => Err(NoFrames::Fetch(FetchError::Cancelled)),
+        ended = everything => ended,
+    }
 }
 
-async fn next_span(orders: &Mutex<Orders>, index: &Index, progress: &Progress) -> Option<Span> {
-    let mut orders = orders.lock().await;
-    loop {
-        if let Some(span) = orders.spans.pop_front() {
-            return Some(span);
+/// Turns what the writing side says into orders, until everything came right or that side is gone.
+async fn order(
+    session: &Session,
+    index: &Index,
+    mut said: mpsc::UnboundedReceiver<Said>,
+    first: mpsc::UnboundedSender<Order>,
+    again: mpsc::UnboundedSender<Order>,
+    progress: &Progress,
+) {
+    let (mut open, mut unjudged) = (true, 0);
+    let mut wrong: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    while open || unjudged > 0 {
+        let order = |to: &mpsc::UnboundedSender<Order>, order: Order| {
+            let bytes = bytes_of(index, &order.frames).unwrap_or_default();
+            progress.add_total(bytes.end - bytes.start);
+            // Requests that have ended say why themselves.
+            let _ = to.send(order);
+        };
+        match said.recv().await {
+            Some(Said::Missing(missing)) => {
+                for frames in spans(&missing) {
+                    unjudged += frames.len();
+                    order(&first, Order { frames, except: Vec::new() });
+                }
+            }
+            Some(Said::Nothing) => open = false,
+            Some(Said::Right) => unjudged -= 1,
+            Some(Said::Wrong { number, mirror }) => {
+                session.sent_wrong_bytes(mirror);
+                let mirrors = wrong.entry(number).or_default();
+                mirrors.push(mirror);
+                order(&again, Order { frames: number..number + 1, except: mirrors.clone() });
+            }
+            None => return,
         }
-        let batch = orders.batches.recv().await?;
-        let spans = spans(index, &batch);
-        progress.add_total(spans.iter().map(|span| span.bytes.end - span.bytes.start).sum());
-        orders.spans.extend(spans);
     }
+}
+
+/// Where frames that follow each other are in the artifact; `None` if there are no such frames.
+fn bytes_of(index: &Index, frames: &Range<usize>) -> Option<Range<u64>> {
+    let last = index.frame(frames.end.checked_sub(1)?)?;
+    Some(index.frame(frames.start)?.artifact.start..last.artifact.end)
 }
 
 /// Cuts what arrives into frames.
 struct Cutter<'a> {
     index: &'a Index,
-    progress: &'a Progress,
+    left: Range<usize>,
     frames: mpsc::Sender<Fetched>,
-    /// The frames that are wanted.
-    wanted: VecDeque<usize>,
-    number: usize,
-    /// What arrived of the frame `number`, and how much it still lacks.
-    begun: Vec<u8>,
+    memory: Arc<Semaphore>,
+    progress: &'a Progress,
+    mirror: usize,
+    /// The first of those left, as far as it came.
+    begun: Option<Begun>,
+}
+
+struct Begun {
+    bytes: Vec<u8>,
     lacking: usize,
+    memory: OwnedSemaphorePermit,
 }
 
 impl<'a> Cutter<'a> {
-    fn new(index: &'a Index, span: &Span, frames: mpsc::Sender<Fetched>, progress: &'a Progress) -> Self {
-        let wanted: VecDeque<usize> = span.frames.iter().copied().collect();
-        let number = wanted.front().copied().unwrap_or_default();
-        let lacking = packed(index, number);
-        Self { index, progress, frames, wanted, number, begun: Vec::new(), lacking }
+    fn new(
+        index: &'a Index,
+        left: Range<usize>,
+        frames: mpsc::Sender<Fetched>,
+        memory: Arc<Semaphore>,
+        progress: &'a Progress,
+    ) -> Self {
+        Self { index, left, frames, memory, progress, mirror: 0, begun: None }
+    }
+
+    /// Makes room for the next frame; `None` if there is none.
+    async fn room(&self) -> Option<Begun> {
+        let bytes = bytes_of(self.index, &(self.left.start..self.left.start + 1))?;
+        let lacking = usize::try_from(bytes.end - bytes.start).ok()?;
+        let permits = u32::try_from(lacking.min(PACKED)).ok()?;
+        let memory = Arc::clone(&self.memory).acquire_many_owned(permits).await.ok()?;
+        Some(Begun { bytes: Vec::with_capacity(lacking), lacking, memory })
     }
 }
 
-/// A frame's length in the artifact.
-fn packed(index: &Index, number: usize) -> usize {
-    let length = index.frame(number).map_or(0, |frame| frame.artifact.end - frame.artifact.start);
-    usize::try_from(length).unwrap_or(usize::MAX)
-}
-
 impl Outlet for Cutter<'_> {
+    /// A frame is from one mirror, so that it is known which one sent it wrong.
+    fn begin(&mut self, mirror: usize, offset: u64) -> u64 {
+        let is_other = std::mem::replace(&mut self.mirror, mirror) != mirror;
+        let Some(begun) = self.begun.take_if(|_| is_other) else { return offset };
+        let fetched_again = begun.bytes.len() as u64;
+        self.progress.add_total(fetched_again);
+        offset - fetched_again
+    }
+
     async fn take(&mut self, mut bytes: Bytes) -> ControlFlow<()> {
         self.progress.add_done(bytes.len() as u64);
-        while !bytes.is_empty() {
-            let part = bytes.len().min(self.lacking);
-            if self.wanted.front() == Some(&self.number) {
-                self.begun.extend_from_slice(bytes.get(..part).unwrap_or_default());
-            }
+        while !bytes.is_empty() && !self.left.is_empty() {
+            let mut begun = match self.begun.take() {
+                Some(begun) => begun,
+                None => match self.room().await {
+                    Some(room) => room,
+                    None => return ControlFlow::Break(()),
+                },
+            };
+            let part = bytes.len().min(begun.lacking);
+            begun.bytes.extend_from_slice(bytes.get(..part).unwrap_or_default());
+            begun.lacking -= part;
             bytes.advance(part);
-            self.lacking -= part;
-            if self.lacking > 0 {
+            if begun.lacking > 0 {
+                self.begun = Some(begun);
                 continue;
             }
-            if self.wanted.front() == Some(&self.number) {
-                self.wanted.pop_front();
-                let frame = std::mem::take(&mut self.begun);
-                if self.frames.send(Fetched::Frame(self.number, frame)).await.is_err() {
-                    return ControlFlow::Break(());
-                }
-            }
-            self.number += 1;
-            self.lacking = packed(self.index, self.number);
-            if self.lacking == 0 {
-                // Behind the last frame there is only the seek table, which is not asked for.
-                break;
+            let Begun { bytes, memory, .. } = begun;
+            let frame = Packed { number: self.left.start, bytes, mirror: self.mirror, _memory: memory };
+            self.left.start += 1;
+            if self.frames.send(Fetched::Frame(frame)).await.is_err() {
+                return ControlFlow::Break(());
             }
         }
         ControlFlow::Continue(())
     }
-}
-
-/// Takes frames as they come, and puts them into the slot. Blocks until the last one.
-pub(super) fn take_frames(delta: &Delta<'_>, mut fetched: mpsc::Receiver<Fetched>) -> Result<(), Halt> {
-    thread::scope(|scope| {
-        let (frames, waiting) = bounded(1);
-        let decoders: Vec<_> = (0..DECODERS)
-            .map(|_| {
-                let waiting = waiting.clone();
-                scope.spawn(move || expand(delta, &waiting))
-            })
-            .collect();
-        drop(waiting);
-        let mut ended = Err(broke_off(delta));
-        while let Some(next) = fetched.blocking_recv() {
-            match next {
-                Fetched::Frame(number, packed) => {
-                    if frames.send((number, packed)).is_err() {
-                        break;
-                    }
-                }
-                Fetched::Everything => {
-                    ended = Ok(());
-                    break;
-                }
-            }
-        }
-        drop((frames, fetched));
-        for decoder in decoders {
-            decoder.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        }
-        ended
-    })
-}
-
-fn broke_off(delta: &Delta<'_>) -> Halt {
-    let received = delta.progress.snapshot().bytes_done;
-    let source = io::Error::new(io::ErrorKind::BrokenPipe, "the download broke off");
-    WriteError::Source { received, source }.into()
-}
-
-fn expand(delta: &Delta<'_>, frames: &Receiver<(usize, Vec<u8>)>) -> Result<(), Halt> {
-    let received = || delta.progress.snapshot().bytes_done;
-    let corrupt = |source| Halt::Because(WriteError::Corrupt { received: received(), source });
-    let mut decompressor = Decompressor::new().map_err(corrupt)?;
-    for (number, packed) in frames {
-        let Some(frame) = delta.index.frame(number) else { continue };
-        let mut piece = delta.pool.take();
-        piece.truncate(frame.len());
-        let expanded = decompressor.decompress_to_buffer(&packed, &mut piece[..]);
-        if !expanded.is_ok_and(|length| length == frame.len() && holds(&frame, &piece)) {
-            return Err(WriteError::OtherFrame { frame: number, offset: frame.artifact.start }.into());
-        }
-        delta.put(&frame, piece)?;
-    }
-    Ok(())
 }

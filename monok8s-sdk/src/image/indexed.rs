@@ -8,15 +8,17 @@ use tokio::sync::mpsc;
 
 use super::delta::Delta;
 use super::error::ImageError;
-use super::fetch::{Download, Outlet, Part, Taken};
+use super::fetch::{Download, Outlet, Taken};
 use super::fetch_error::FetchError;
-use super::fetch_frames::{Fetched, WAITING_FRAMES, fetch_frames, take_frames};
+use super::fetch_frames::{Fetched, NoFrames, Said, WAITING_FRAMES, fetch_frames};
 use super::index::{BLOCK, Index, IndexError, MAX_INDEX_BYTES};
 use super::kept::KeptIndexes;
 use super::pool::Pool;
 use super::progress::{Cancel, Progress};
 use super::slot_writer::{Head, write_slot};
-use super::source::blocking;
+use super::source::{blocking, stopping};
+use super::take_frames::take_frames;
+use super::transfer::Session;
 use super::write::{BodyWritten, Expected};
 use super::write_error::WriteError;
 use crate::digest::Sha256Digest;
@@ -111,24 +113,30 @@ impl Indexed {
 
     pub(super) async fn write(
         self,
+        session: &Session,
         slot: InactiveSlot,
         expected: Expected,
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Attempt, ImageError> {
-        let index = match self.fetch_index(&expected, progress, cancel).await {
+        let index = match self.fetch_index(session, &expected, progress, cancel).await {
             Ok(index) => Arc::new(index),
             Err(Unusable::Download(FetchError::Cancelled)) => return Err(FetchError::Cancelled.into()),
-            Err(error) => return Ok(Attempt::Whole(slot, crate::causes::chain(&error))),
+            Err(error) => {
+                progress.begin_whole();
+                return Ok(Attempt::Whole(slot, crate::causes::chain(&error)));
+            }
         };
         slot.require_room(index.image_length()).map_err(WriteError::TooLarge)?;
-        let (ask, asked) = mpsc::unbounded_channel();
+        let (say, said) = mpsc::unbounded_channel();
         let (frames, fetched) = mpsc::channel(WAITING_FRAMES);
+        // Whatever fails at one end stops the other at once, however long a server stays silent.
+        let stop = cancel.below();
         let writer = {
-            let (index, progress, cancel) = (Arc::clone(&index), progress.clone(), cancel.clone());
+            let (index, progress, stop) = (Arc::clone(&index), progress.clone(), stop.clone());
             let have = Have { sources: self.reuse, kept: self.kept };
             blocking(move || {
-                let body = write_by_index(&index, &slot, &have, ask, fetched, &progress, &cancel);
+                let body = write_by_index(&index, &slot, &have, &say, fetched, &progress, &stop);
                 if let (Ok(_), Some(kept)) = (&body, &have.kept) {
                     // A hint that is lost costs the next upgrade a look, and nothing now.
                     let _ = kept.keep(slot.slot(), &index);
@@ -136,7 +144,8 @@ impl Indexed {
                 (slot, body)
             })
         };
-        let download = fetch_frames(&self.artifact, &index, asked, frames, progress, cancel);
+        let writer = stopping(&stop, writer, |(_, body)| body.is_err());
+        let download = fetch_frames(session, &index, said, frames, progress, &stop);
         // Both are awaited whatever happens: when this returns, no thread holds the slot any more.
         let (fetched, (slot, written)) = tokio::join!(download, writer);
         match (fetched, written) {
@@ -144,25 +153,31 @@ impl Indexed {
                 let (image, length) = (index.image(), index.image_length());
                 Ok(Attempt::Written(BodyWritten::new(slot, head, image, length, Delivery::Indexed)))
             }
-            (Err(error @ FetchError::NoRanges { .. }), Err(WriteError::Source { .. })) => {
+            // The writer only noticed that the download broke off.
+            (Err(NoFrames::Fetch(error)), Err(WriteError::Source { .. })) => {
+                if !matches!(error, FetchError::NoRanges { .. }) {
+                    return Err(error.into());
+                }
+                progress.begin_again();
                 Ok(Attempt::Whole(slot, error.to_string()))
             }
-            // The writer only noticed that the download broke off.
-            (Err(error), Err(WriteError::Source { .. })) => Err(error.into()),
+            (Err(NoFrames::Wrong(frame)), Err(WriteError::Source { .. })) => {
+                let offset = index.frame(frame).map_or(0, |frame| frame.artifact.start);
+                Err(WriteError::OtherFrame { frame, offset }.into())
+            }
             (_, Err(error)) => Err(error.into()),
         }
     }
 
     async fn fetch_index(
         &self,
+        session: &Session,
         expected: &Expected,
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Index, Unusable> {
         let mut raw = Vec::new();
-        // The transfer counts for itself; only what it came to belongs to the artifact's count.
-        let taken =
-            self.index.run(Part::Whole, Collected { into: &mut raw }, &Progress::default(), cancel).await?;
+        let taken = session.index(Collected { into: &mut raw }, cancel).await?;
         if taken == Taken::Abandoned {
             return Err(IndexError::TooLarge { length: raw.len() as u64 + 1 }.into());
         }
@@ -188,7 +203,7 @@ fn write_by_index(
     index: &Index,
     slot: &InactiveSlot,
     have: &Have,
-    ask: mpsc::UnboundedSender<Vec<usize>>,
+    say: &mpsc::UnboundedSender<Said>,
     fetched: mpsc::Receiver<Fetched>,
     progress: &Progress,
     cancel: &Cancel,
@@ -201,13 +216,18 @@ fn write_by_index(
         let (sources, slot, pool) = (&have.sources, slot.slot(), &pool);
         let delta = Delta { index, target, slot, sources, kept, writer, pool, progress, cancel };
         thread::scope(|scope| {
-            let other = scope.spawn(|| take_frames(&delta, fetched));
+            let other = scope.spawn(|| take_frames(&delta, fetched, say));
             // If nobody listens any more, the channel of frames is closed too.
-            let put = delta.put_what_is_here(|frames| drop(ask.send(frames)));
-            // Nothing more is asked for.
-            drop(ask);
+            let put = delta.put_what_is_here(|frames| drop(say.send(Said::Missing(frames))));
+            match &put {
+                Ok(()) => drop(say.send(Said::Nothing)),
+                Err(_) => cancel.cancel(),
+            }
             let taken = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            put.and(taken)
+            match (put, taken) {
+                (Err(put), Err(taken)) => Err(put.or_better(taken)),
+                (put, taken) => put.and(taken),
+            }
         })
     })?;
     Ok(head)

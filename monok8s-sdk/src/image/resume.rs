@@ -43,6 +43,8 @@ pub(super) enum Verdict {
     NotFound,
     /// No permission.
     Forbidden,
+    /// Not the part that was asked for, and it would be the same again.
+    WrongPart(String),
     /// An answer that cannot be used, and would be the same again.
     Unusable(String),
 }
@@ -59,7 +61,7 @@ impl Identity {
     }
 
     /// Whether both are given for the same thing and differ.
-    fn contradicts(&self, other: &Self) -> bool {
+    pub(super) fn contradicts(&self, other: &Self) -> bool {
         match (&self.etag, &other.etag, &self.last_modified, &other.last_modified) {
             (Some(left), Some(right), ..) | (_, _, Some(left), Some(right)) => left != right,
             _ => false,
@@ -127,16 +129,16 @@ fn part(received: &Received, answer: &Answer) -> Verdict {
     }
     let range = answer.content_range.as_deref().unwrap_or_default();
     let Some((first, last, total)) = content_range(range) else {
-        return Verdict::Unusable(format!("it sends a part with an unusable Content-Range {range:?}"));
+        return Verdict::WrongPart(format!("it sends a part with an unusable Content-Range {range:?}"));
     };
     if first != received.offset {
-        return Verdict::Unusable(format!(
+        return Verdict::WrongPart(format!(
             "it sends bytes from {first} on, but those from {} on were asked for",
             received.offset
         ));
     }
     if answer.content_length.is_some_and(|length| length != last - first + 1) {
-        return Verdict::Unusable("Content-Length and Content-Range contradict each other".to_owned());
+        return Verdict::WrongPart("Content-Length and Content-Range contradict each other".to_owned());
     }
     match (received.total, total) {
         (Some(known), Some(total)) if known != total => Verdict::Changed,
@@ -198,7 +200,7 @@ mod tests {
             "items 40-99/100",
             "bytes 40-18446744073709551615/*",
         ] {
-            assert!(matches!(judge(&received(40), &ranged(wrong)), Verdict::Unusable(_)), "{wrong}");
+            assert!(matches!(judge(&received(40), &ranged(wrong)), Verdict::WrongPart(_)), "{wrong}");
         }
         assert!(matches!(judge(&Received::default(), &ranged("bytes 0-99/100")), Verdict::Unusable(_)));
         let start = Received { end: Some(50), total: Some(100), ..Received::default() };
@@ -223,7 +225,7 @@ mod tests {
     fn a_lie_about_the_length_is_noticed() {
         assert!(matches!(judge(&received(40), &answer(416)), Verdict::Unusable(_)));
         let shorter = Answer { content_length: Some(50), ..ranged("bytes 40-99/100") };
-        assert!(matches!(judge(&received(40), &shorter), Verdict::Unusable(_)));
+        assert!(matches!(judge(&received(40), &shorter), Verdict::WrongPart(_)));
     }
 
     #[test]

@@ -46,6 +46,30 @@ pub(super) enum Halt {
     Because(WriteError),
 }
 
+impl Halt {
+    /// This one, or the other if it says more.
+    pub(super) fn or_better(self, other: Self) -> Self {
+        if other.telling() > self.telling() { other } else { self }
+    }
+
+    /// How much it says: once something failed everything else is stopped, and ends with errors that
+    /// only say so.
+    fn telling(&self) -> u8 {
+        match self {
+            Self::Stopped => 0,
+            Self::Because(error) => telling(error),
+        }
+    }
+}
+
+fn telling(error: &WriteError) -> u8 {
+    match error {
+        WriteError::Cancelled => 1,
+        WriteError::Source { .. } => 2,
+        _ => 3,
+    }
+}
+
 impl From<WriteError> for Halt {
     fn from(error: WriteError) -> Self {
         Self::Because(error)
@@ -91,17 +115,18 @@ impl Head {
 /// and was read back.
 ///
 /// Nothing is touched before the first piece comes. Then the head is zeroed, durably, before
-/// anything else changes: from there on nothing can boot the slot.
+/// anything else changes: from there on nothing can boot the slot. `stop` is cancelled when the disk
+/// fails, so that nobody waits for more of the image.
 pub(super) fn write_slot<T>(
     target: &dyn BlockTarget,
     progress: &Progress,
-    cancel: &Cancel,
+    stop: &Cancel,
     fill: impl FnOnce(&SlotWriter<'_>) -> Result<T, Halt>,
 ) -> Result<(T, Head), WriteError> {
     let shared = Shared {
         target,
         progress,
-        cancel,
+        stop,
         begun: Mutex::new(false),
         head: Mutex::new(Head { bytes: AlignedBuf::zeroed(HEAD), came: 0, placed: 0 }),
         placed: AtomicU64::new(0),
@@ -133,9 +158,10 @@ pub(super) fn write_slot<T>(
     let mut head = shared.head.into_inner().unwrap_or_else(PoisonError::into_inner);
     head.placed = shared.placed.into_inner();
     match (filled, failure) {
-        // A disk that failed is told before what followed from it.
-        (_, Some(error)) | (Err(Halt::Because(error)), None) => Err(error),
         (Ok(filled), None) => Ok((filled, head)),
+        // A disk that failed is told before what followed from it.
+        (Err(Halt::Because(error)), Some(failure)) if telling(&error) > telling(&failure) => Err(error),
+        (_, Some(error)) | (Err(Halt::Because(error)), None) => Err(error),
         (Err(Halt::Stopped), None) => Err(WriteError::Cancelled),
     }
 }
@@ -158,8 +184,13 @@ impl SlotWriter<'_> {
         self.shared.placed.fetch_add(length, Ordering::Relaxed);
     }
 
+    /// Nothing more of the image need come.
+    pub(super) fn stop(&self) {
+        self.shared.stop.cancel();
+    }
+
     fn begin(&self) -> Result<(), Halt> {
-        if self.shared.cancel.is_cancelled() {
+        if self.shared.stop.is_cancelled() {
             return Err(WriteError::Cancelled.into());
         }
         if self.shared.is_stopped() {
@@ -180,7 +211,8 @@ impl SlotWriter<'_> {
 struct Shared<'a> {
     target: &'a dyn BlockTarget,
     progress: &'a Progress,
-    cancel: &'a Cancel,
+    /// Cancelled from above, and by whatever fails here.
+    stop: &'a Cancel,
     begun: Mutex<bool>,
     head: Mutex<Head>,
     /// How much of the image is in its place, in bytes.
@@ -200,12 +232,14 @@ impl Shared<'_> {
 
     /// Nothing more need be done.
     fn is_over(&self) -> bool {
-        self.is_stopped() || self.cancel.is_cancelled()
+        self.is_stopped() || self.stop.is_cancelled()
     }
 
     fn fail(&self, error: WriteError) {
         self.stopped.store(true, Ordering::Relaxed);
         lock(&self.failure).get_or_insert(error);
+        // After that, so that whoever is stopped by it finds the reason there.
+        self.stop.cancel();
     }
 
     fn disk_failed(&self, source: DiskError) {
@@ -266,7 +300,7 @@ impl Shared<'_> {
         if self.is_stopped() {
             return Ok(());
         }
-        if self.cancel.is_cancelled() {
+        if self.stop.is_cancelled() {
             return Err(WriteError::Cancelled);
         }
         self.target.flush().map_err(failed)?;
@@ -275,7 +309,7 @@ impl Shared<'_> {
             if self.is_stopped() {
                 return Ok(());
             }
-            if self.cancel.is_cancelled() {
+            if self.stop.is_cancelled() {
                 return Err(WriteError::Cancelled);
             }
             match note.compare(self.target, scratch).map_err(failed)? {

@@ -11,11 +11,12 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
 use super::error::ImageError;
-use super::fetch::{Download, Part, Taken};
+use super::fetch::{Download, Taken};
 use super::fetch_error::FetchError;
 use super::indexed::{Attempt, Delivery, Indexed};
 use super::progress::{Cancel, Progress};
-use super::write::{BodyWritten, Expected, write_body};
+use super::transfer::Session;
+use super::write::{BodyWritten, Expected, write_body, write_until};
 use super::write_error::WriteError;
 use crate::disk::InactiveSlot;
 
@@ -72,14 +73,17 @@ impl Source {
         cancel: Cancel,
     ) -> Result<BodyWritten, ImageError> {
         match self {
-            Self::Http(download) => from_network(&download, slot, expected, progress, cancel).await,
+            Self::Http(download) => {
+                let session = Session::begin(download, None);
+                from_network(&session, slot, expected, progress, cancel).await
+            }
             Self::Indexed(indexed) => {
-                let artifact = indexed.artifact.clone();
+                let session = Session::begin(indexed.artifact.clone(), Some(indexed.index.clone()));
                 // On the heap, for callers whose futures are held on a stack.
-                match Box::pin(indexed.write(slot, expected, &progress, &cancel)).await? {
+                match Box::pin(indexed.write(&session, slot, expected, &progress, &cancel)).await? {
                     Attempt::Written(body) => Ok(body),
                     Attempt::Whole(slot, reason) => {
-                        let body = from_network(&artifact, slot, expected, progress, cancel).await?;
+                        let body = from_network(&session, slot, expected, progress, cancel).await?;
                         Ok(body.delivered(Delivery::WholeInstead { reason }))
                     }
                 }
@@ -113,20 +117,23 @@ fn open(path: &std::path::Path, progress: &Progress) -> Result<File, WriteError>
 }
 
 async fn from_network(
-    download: &Download,
+    session: &Session,
     slot: InactiveSlot,
     expected: Expected,
     progress: Progress,
     cancel: Cancel,
 ) -> Result<BodyWritten, ImageError> {
     let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
+    // A writer that fails stops the transfer at once, however long the server stays silent.
+    let stop = cancel.below();
     let writer = {
-        let (progress, cancel) = (progress.clone(), cancel.clone());
+        let (progress, stop) = (progress.clone(), stop.clone());
         let artifact = Received { receiver, current: Bytes::new(), ended: false };
-        blocking(move || write_body(slot, artifact, &expected, &progress, &cancel))
+        blocking(move || write_until(slot, artifact, &expected, &progress, &stop))
     };
+    let writer = stopping(&stop, writer, Result::is_err);
     let transfer = async {
-        let ended = download.run(Part::Whole, sender.clone(), &progress, &cancel).await;
+        let ended = session.whole(sender.clone(), &progress, &stop).await;
         if ended.as_ref().is_ok_and(|taken| *taken == Taken::Whole) {
             // An empty chunk says that the artifact is whole. A channel that closes without one,
             // because the download failed or its future was dropped, is an interruption.
@@ -167,6 +174,19 @@ impl Read for Received {
         self.current.copy_to_slice(into);
         Ok(length)
     }
+}
+
+/// Awaits `work`, and cancels if it ended badly.
+pub(super) async fn stopping<T>(
+    cancel: &Cancel,
+    work: impl Future<Output = T>,
+    is_bad: impl Fn(&T) -> bool,
+) -> T {
+    let done = work.await;
+    if is_bad(&done) {
+        cancel.cancel();
+    }
+    done
 }
 
 /// Runs `work` on a thread that may block.

@@ -121,11 +121,23 @@ pub fn write_body(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<BodyWritten, WriteError> {
+    write_until(slot, artifact, expected, progress, &cancel.below())
+}
+
+/// The same; `stop` is cancelled as soon as anything fails, so that whoever brings the artifact may
+/// stop waiting for more of it.
+pub(super) fn write_until(
+    slot: InactiveSlot,
+    artifact: impl Read,
+    expected: &Expected,
+    progress: &Progress,
+    stop: &Cancel,
+) -> Result<BodyWritten, WriteError> {
     if let Some(size) = expected.size {
         slot.require_room(size).map_err(WriteError::TooLarge)?;
     }
     let mut wire = Wire::new(artifact, slot.size(), progress.clone());
-    let (image, head) = write_slot(&**slot.target(), progress, cancel, |writer| {
+    let (image, head) = write_slot(&**slot.target(), progress, stop, |writer| {
         let image = expand(&mut wire, &slot, expected, writer)?;
         let (received, checksum) = wire.finish();
         judge(expected, &image, received, checksum)?;
@@ -186,6 +198,7 @@ fn expand<R: Read>(
             let collected = Collector::new(slot, expected, writer).run(&numbered);
             if collected.is_err() {
                 stopped.store(true, Ordering::Relaxed);
+                writer.stop();
                 // Pieces in a channel hold buffers: they are let go of until nobody sends any more,
                 // or the feeder would wait for one for ever.
                 numbered.iter().for_each(drop);
@@ -198,7 +211,8 @@ fn expand<R: Read>(
     match (collected, fed) {
         (Err(panic), _) => std::panic::resume_unwind(panic),
         // What the pieces are is known better than why no more of them were taken.
-        (Ok(Err(halt)), Err(Halt::Stopped) | Ok(())) | (_, Err(halt)) => Err(halt),
+        (Ok(Err(collected)), Err(fed)) => Err(collected.or_better(fed)),
+        (Ok(Err(halt)), Ok(())) | (Ok(Ok(_)), Err(halt)) => Err(halt),
         (Ok(Ok(image)), Ok(())) => Ok(image),
     }
 }
