@@ -104,8 +104,8 @@ impl Politeness {
         Some(Pressure { file: host.path(PRESSURE_FILE), above_percent, floor: self.floor.0 })
     }
 
-    /// Limits of a download into a slot of `slot_size` bytes. The time they allow leaves room for what
-    /// the rates slow down; a slot is written and read back.
+    /// Limits of all downloads of an image into a slot of `slot_size` bytes. The time they allow leaves
+    /// room for what the rates slow down; a slot is written and read back.
     #[must_use]
     pub fn download_limits(&self, attempts: u32, slot_size: u64) -> DownloadLimits {
         let floor = (self.pressure != PressureLimit::None).then_some(self.floor.0);

@@ -56,9 +56,9 @@ impl Job {
     }
 
     /// Whether it is to verify just what was written.
-    fn verifies(&self, written: &WrittenSlot) -> bool {
+    fn verifies(&self, written: Own) -> bool {
         matches!(self, Self::Verify { slot, digest, len, version: _ }
-            if (*slot, *digest, *len) == (written.slot(), written.image(), written.length()))
+            if (Own { slot: *slot, digest: *digest, len: *len }) == written)
     }
 }
 
@@ -66,13 +66,21 @@ impl Job {
 pub(super) enum Outcome {
     Written(BodyWritten),
     Verified(VerifiedSlot),
-    /// The medium gave back other bytes than this process wrote.
+    /// The medium gave back other bytes than this process wrote, right after the write or later.
     ReadBackDiffers(String),
     /// The slot does not hold what an earlier process wrote.
     NotAsRecorded(Slot, String),
     Failed(Failure),
     /// It was told to stop.
     Cancelled,
+}
+
+/// Who wrote what is to be verified.
+enum Writer {
+    /// This process, just now; most of it was read back already.
+    ThisProcess(Option<WrittenSlot>),
+    /// An earlier one, which may have lost power before its last flush.
+    AnEarlierOne,
 }
 
 /// What every job needs.
@@ -97,12 +105,12 @@ struct Work {
 }
 
 impl Work {
-    fn start(workshop: &Workshop, job: Job, written: Option<WrittenSlot>) -> Self {
+    fn start(workshop: &Workshop, job: Job, writer: Writer) -> Self {
         let (progress, cancel) = (Progress::default(), Cancel::default());
         let workshop = workshop.clone();
         let task = {
             let (job, progress, cancel) = (job.clone(), progress.clone(), cancel.clone());
-            tokio::spawn(async move { workshop.carry_out(job, written, progress, cancel).await })
+            tokio::spawn(async move { workshop.carry_out(job, writer, progress, cancel).await })
         };
         Self { job, progress, cancel, task, outcome: None }
     }
@@ -146,10 +154,21 @@ pub(super) struct Effort {
     /// The slot that was just written, most of it read back already; it is held until its
     /// verification, or any other work, begins.
     written: Option<WrittenSlot>,
+    /// What this process wrote last, from its end until a write begins: if it has to be read back
+    /// once more, all of it, other bytes are still no power cut's.
+    own: Option<Own>,
     pause: Option<Pause>,
     /// For how long networks and disk reads are tried again after the first failure.
     patience: Duration,
     bytes: Option<ByteProgress>,
+}
+
+/// An image that this process put into a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Own {
+    slot: Slot,
+    digest: Sha256Digest,
+    len: u64,
 }
 
 /// A job that failed and is tried again.
@@ -173,7 +192,7 @@ pub(super) enum Standing {
 
 impl Effort {
     pub(super) fn new(patience: Duration) -> Self {
-        Self { work: None, written: None, pause: None, patience, bytes: None }
+        Self { work: None, written: None, own: None, pause: None, patience, bytes: None }
     }
 
     /// Gets `job` done: starts it, or lets it go on, and stops any other.
@@ -201,13 +220,28 @@ impl Effort {
         }
         self.pause = pause;
         self.bytes = matches!(job, Job::Verify { .. }).then_some(self.bytes).flatten();
-        let written = self.written.take().filter(|written| job.verifies(written));
-        self.work = Some(Work::start(workshop, job.clone(), written));
+        let writer = self.writer_of(job);
+        self.work = Some(Work::start(workshop, job.clone(), writer));
         Standing::UnderWay
+    }
+
+    /// Who wrote what a job verifies. A job that writes makes an end of what was written before.
+    fn writer_of(&mut self, job: &Job) -> Writer {
+        let written = self.written.take();
+        if matches!(job, Job::Write { .. }) {
+            self.own = None;
+        }
+        match self.own.filter(|own| job.verifies(*own)) {
+            // The slot that was kept, if there still is one, is the last one that was written.
+            Some(_) => Writer::ThisProcess(written),
+            None => Writer::AnEarlierOne,
+        }
     }
 
     /// Keeps a slot that was written, so that what was read back of it is not read again.
     pub(super) fn keep(&mut self, written: WrittenSlot) {
+        let (slot, digest, len) = (written.slot(), written.image(), written.length());
+        self.own = Some(Own { slot, digest, len });
         self.written = Some(written);
     }
 
@@ -267,17 +301,11 @@ impl Drop for Work {
 }
 
 impl Workshop {
-    async fn carry_out(
-        self,
-        job: Job,
-        written: Option<WrittenSlot>,
-        progress: Progress,
-        cancel: Cancel,
-    ) -> Outcome {
+    async fn carry_out(self, job: Job, writer: Writer, progress: Progress, cancel: Cancel) -> Outcome {
         let done = match job {
             Job::Write { hop, slot, .. } => self.write(*hop, slot, progress, cancel).await,
             Job::Verify { slot, digest, len, version } => {
-                self.verify(written, slot, digest, len, version, cancel).await
+                self.verify(writer, slot, digest, len, version, cancel).await
             }
         };
         done.unwrap_or_else(|error| error)
@@ -331,7 +359,7 @@ impl Workshop {
 
     async fn verify(
         self,
-        written: Option<WrittenSlot>,
+        writer: Writer,
         slot: Slot,
         digest: Sha256Digest,
         len: u64,
@@ -342,11 +370,14 @@ impl Workshop {
             let observe =
                 |_| if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
             let throttle = self.politeness.throttle(&self.host);
-            let verified = match written {
-                Some(written) => written.verify(),
-                None => self.open(&self.map()?, slot, &throttle)?.verify_observed(digest, len, observe),
+            let is_own = matches!(writer, Writer::ThisProcess(_));
+            let verified = match writer {
+                Writer::ThisProcess(Some(written)) => written.verify(),
+                Writer::ThisProcess(None) | Writer::AnEarlierOne => {
+                    self.open(&self.map()?, slot, &throttle)?.verify_observed(digest, len, observe)
+                }
             }
-            .map_err(|error| ended(&ImageError::Verify(error)))?;
+            .map_err(|error| not_verified(error, is_own))?;
             let found: Inspection =
                 image::inspect(&verified, &self.guard_paths).map_err(|error| ended(&error.into()))?;
             found.require(slot, &version, &self.guard_paths).map_err(|error| ended(&error.into()))?;
@@ -382,12 +413,20 @@ fn parse(url: &str) -> Result<Url, Outcome> {
     })
 }
 
+/// Other bytes than an earlier process recorded are what a power cut before its last flush leaves;
+/// other bytes than this process wrote are the medium's, or its driver's.
+fn not_verified(error: VerifyError, is_own: bool) -> Outcome {
+    match error {
+        VerifyError::Mismatch { slot, .. } if !is_own => Outcome::NotAsRecorded(slot, chain(&error)),
+        error => ended(&ImageError::Verify(error)),
+    }
+}
+
 fn ended(error: &ImageError) -> Outcome {
     if error.is_cancelled() {
         return Outcome::Cancelled;
     }
     match error {
-        ImageError::Verify(VerifyError::Mismatch { slot, .. }) => Outcome::NotAsRecorded(*slot, chain(error)),
         error if error.reason() == FailureReason::ReadBackMismatch => Outcome::ReadBackDiffers(chain(error)),
         error => Outcome::Failed(Failure::of(error)),
     }
@@ -406,23 +445,5 @@ async fn blocking<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn work_that_panics_has_failed_and_is_not_begun_again() {
-        let task = tokio::spawn(async {
-            let done: Result<Outcome, Outcome> = blocking(|| panic!("a hostile image")).await;
-            done.unwrap_or_else(|ended| ended)
-        });
-        let job = Job::Verify {
-            slot: Slot::B,
-            digest: Sha256Digest::of(b"image"),
-            len: 5,
-            version: "v1.35.4".parse().unwrap(),
-        };
-        let mut work =
-            Work { job, progress: Progress::default(), cancel: Cancel::default(), task, outcome: None };
-        assert!(matches!(work.finished().await, Outcome::Failed(failure) if failure.retry == Retry::Never));
-    }
-}
+#[path = "work_tests.rs"]
+mod tests;

@@ -11,9 +11,13 @@
 //! - A whole artifact, any `.zst`: several threads expand its frames and write, and read back right
 //!   behind the writes.
 //! - [`Source::Indexed`]: the frames that the slot holds already stay, others are put together from
-//!   blocks in the slots that are given, and only the rest is fetched, several requests at a time.
-//!   Every frame has its sha256 before it is written. If the [`Index`] is of no use, or no server
-//!   sends parts of files, the artifact is taken whole ([`Delivery::WholeInstead`]).
+//!   blocks in the slots that are given, and only the rest is fetched, eight requests at a time.
+//!   Every frame has its sha256 before it is written; one that came wrong is fetched again from another
+//!   mirror. If the [`Index`] is of no use, or no server sends parts of files, the artifact is taken
+//!   whole ([`Delivery::WholeInstead`]).
+//!
+//! All requests for an image share one deadline ([`DownloadLimits::total`]) and what is known of its
+//! mirrors. When the writing side fails, the download is over at once, however silent its server is.
 //!
 //! Those who publish images use [`build()`], [`index_artifact`], [`verify_artifact`] and
 //! [`outline()`].

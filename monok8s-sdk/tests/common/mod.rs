@@ -1,5 +1,5 @@
 //! What several tests of images need: a server that misbehaves, releases, and machines made of files.
-#![allow(dead_code, reason = "no test needs all of it")]
+#![allow(dead_code, unused_imports, reason = "no test needs all of it")]
 
 pub(crate) mod machine;
 pub(crate) mod release;

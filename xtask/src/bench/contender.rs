@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::image::{BuildOptions, KnownBlocks, build_after};
 
@@ -124,7 +124,8 @@ impl Contender {
             Self::OursIndexed => {
                 "`ctl flash --index`: takes blocks from both slots, fetches the frames that are missing, checks each \
                  before it is written, writes with O_DIRECT, reads back. The index is part of what is fetched. The \
-                 artifact is made as `ctl image build --after` makes it."
+                 artifact is made as `ctl image build --after` makes it. Where the slots hold a release, its data \
+                 directory has what a node that was upgraded to it by an index has: the index of the booted slot."
             }
             Self::OursFramed => {
                 "The same of the artifact that the index is of, read whole: independent frames, which are expanded \
@@ -180,7 +181,7 @@ impl Contender {
     /// release before it, which artifacts of ours are made after.
     pub(super) async fn release(self, image: &Image, old: &Image) -> Result<Release> {
         let artifact = match self {
-            Self::OursIndexed | Self::OursFramed => framed(image, old).await?,
+            Self::OursIndexed | Self::OursFramed => framed(image, Some(old)).await?,
             Self::OursWhole | Self::Pipe | Self::Shell(_) => stock(image).await?,
             Self::Rauc => rauc::bundle(image).await?,
             Self::Casync => casync::index(image).await?,
@@ -193,6 +194,15 @@ impl Contender {
         };
         let index = (self == Self::OursIndexed).then(|| digest::of_file(&index_of(image))).transpose()?;
         Ok(Release { image: image.clone(), artifact, digest, index })
+    }
+
+    /// Makes the index of what the slots hold, for those who keep one.
+    pub(super) async fn know(self, old: &Image) -> Result<()> {
+        match self {
+            Self::OursIndexed => framed(old, None).await.map(drop),
+            Self::Rauc => rauc::bundle(old).await.map(drop),
+            _ => Ok(()),
+        }
     }
 
     /// Everything that it may fetch.
@@ -208,6 +218,7 @@ impl Contender {
     pub(super) async fn prepare(self, place: &Place<'_>) -> Result<()> {
         match self {
             Self::Rauc => rauc::prepare(place).await,
+            Self::OursIndexed => keep_index(place).await,
             _ => Ok(()),
         }
     }
@@ -251,8 +262,9 @@ impl Contender {
     }
 }
 
-/// What all of ours begin with. There is no loader to be told.
-const OURS: &str = r#"exec "$CTL" flash --slot=B --host-root="$HOST" --disk="$DISK" --data-dir="$STATE/none" \
+/// What all of ours begin with. There is no loader to be told, and a data directory only where one was
+/// prepared.
+const OURS: &str = r#"exec "$CTL" flash --slot=B --host-root="$HOST" --disk="$DISK" --data-dir="$STATE/data" \
     --checksum="sha256:$ARTIFACT_SHA256" --size="$IMAGE_BYTES" --output=json "$URL""#;
 
 /// The script that gives the guarantees of ours.
@@ -276,6 +288,17 @@ dd if="$TARGET" bs=4M iflag=direct,count_bytes count="$IMAGE_BYTES" status=none 
     )
 }
 
+/// Makes the data directory of a node that was upgraded by an index to the release that it runs.
+async fn keep_index(place: &Place<'_>) -> Result<()> {
+    let directory = place.state.join("data");
+    fs::create_dir_all(&directory)?;
+    let Some(old) = place.old else { return Ok(()) };
+    framed(old, None).await?;
+    let (index, kept) = (index_of(old), directory.join("slot-a.index"));
+    fs::copy(&index, kept).with_context(|| format!("cannot copy {}", index.display()))?;
+    Ok(())
+}
+
 /// One zstd frame, as anybody makes it.
 pub(super) async fn stock(image: &Image) -> Result<PathBuf> {
     made(image, "ext4.zst", |part| {
@@ -286,19 +309,22 @@ pub(super) async fn stock(image: &Image) -> Result<PathBuf> {
     .await
 }
 
-/// Independent frames and their index, as `ctl image build --after` makes them.
-async fn framed(image: &Image, old: &Image) -> Result<PathBuf> {
+/// Independent frames and their index, as `ctl image build` makes them, with `--after` if there is an
+/// older release.
+async fn framed(image: &Image, old: Option<&Image>) -> Result<PathBuf> {
     let artifact = image.path.with_extension("frames.zst");
     if artifact.exists() {
         return Ok(artifact);
     }
     eprintln!("making {}", artifact.display());
-    let (from, before) = (image.path.clone(), old.path.clone());
+    let (from, before) = (image.path.clone(), old.map(|old| old.path.clone()));
     let (to, index_path) = (artifact.clone(), index_of(image));
     tokio::task::spawn_blocking(move || -> Result<()> {
         let part = to.with_extension("part");
         let mut known = KnownBlocks::default();
-        known.add(&mut File::open(before)?)?;
+        if let Some(before) = before {
+            known.add(&mut File::open(before)?)?;
+        }
         let mut source = io::BufReader::new(File::open(from)?);
         let mut target = io::BufWriter::new(File::create(&part)?);
         let options = BuildOptions { frame_log: 20, ..BuildOptions::default() };

@@ -95,10 +95,7 @@ impl Session {
             for image in [&inputs.rebuilt, &inputs.edited] {
                 contender.release(image, &inputs.old).await?;
             }
-            if *contender == Contender::Rauc {
-                // For the index of what the slots hold.
-                contender.release(&inputs.old, &inputs.old).await?;
-            }
+            contender.know(&inputs.old).await?;
         }
         Ok(Self { inputs, contenders, server, base, ctl, rig, host, scratch })
     }
