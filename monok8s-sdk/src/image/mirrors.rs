@@ -57,7 +57,7 @@ pub(super) enum Seen {
         waited: Duration,
     },
     /// An error that may pass. `before` is how many [`failures`](Mirrors::failures) it had when the
-    /// request began: requests that fail at the same time count as one failure.
+    /// request began, or none if something came: requests that fail at the same time count as one.
     Failed {
         /// How many failures it had.
         before: u32,
@@ -176,7 +176,10 @@ impl Mirrors {
                 known.identity = Some(identity);
             }
             Seen::Came { bytes, waited } => {
-                known.failures = 0;
+                // Headers alone are no sign of life: some servers send nothing behind them.
+                if bytes > 0 {
+                    known.failures = 0;
+                }
                 known.bytes = known.bytes.saturating_add(bytes);
                 known.waited = known.waited.saturating_add(waited);
             }

@@ -50,6 +50,7 @@ fn what_one_request_found_out_decides_for_the_next() {
             "1",
         ),
         ("it came back", vec![(0, failed(0)), (1, failed(0)), (1, came(1, 0))], "1", "1"),
+        ("headers, and nothing behind them", vec![(0, failed(0)), (0, came(0, 1))], "1", "1"),
         ("requests that fail at once", vec![(0, failed(0)), (0, failed(0)), (1, failed(0))], "0", "0"),
         ("the first has no such file", vec![(0, gone())], "1", "1"),
         ("nobody has it", vec![(0, gone()), (1, gone())], "nobody", "nobody"),

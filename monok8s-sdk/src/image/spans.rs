@@ -18,8 +18,8 @@ mod tests {
     #[test]
     fn neighbours_are_asked_for_together() {
         assert!(spans(&[]).is_empty());
-        assert_eq!(spans(&[5]), [5..6]);
         assert_eq!(spans(&[5, 6, 8]), [5..7, 8..9]);
+        assert_eq!(spans(&[0, 2, 3, 4]), [0..1, 2..5]);
     }
 
     proptest! {

@@ -170,6 +170,8 @@ struct Transfer<'a, O> {
     received: Received,
     /// What each mirror said about the file of which it sent something.
     begun: Vec<Option<Identity>>,
+    /// Whether the last request brought anything.
+    came: bool,
 }
 
 impl<'a, O: Outlet> Transfer<'a, O> {
@@ -182,7 +184,7 @@ impl<'a, O: Outlet> Transfer<'a, O> {
         progress: Option<&'a Progress>,
     ) -> Self {
         let begun = vec![None; file.download.urls.len()];
-        Self { session, file, except, into, progress, received, begun }
+        Self { session, file, except, into, progress, received, begun, came: false }
     }
 
     /// Until everything is there, or `limit` after the session's begin.
@@ -222,6 +224,7 @@ impl<'a, O: Outlet> Transfer<'a, O> {
                 Ended::Fatal(error) => return Err(Missed::Because(error)),
                 Ended::Seen(seen) => self.file.saw(mirror, seen),
                 Ended::Interrupted(source) => {
+                    let before = if self.came { 0 } else { before };
                     self.file.saw(mirror, Seen::Failed { before });
                     fruitless = if self.session.arrived() > arrived { 0 } else { fruitless + 1 };
                     if fruitless >= limits.attempts {
@@ -238,7 +241,7 @@ impl<'a, O: Outlet> Transfer<'a, O> {
     }
 
     fn gave_up(&self, mirror: usize, attempts: u32, source: Interruption) -> Missed {
-        // Rather than for want of parts, it is given up where nobody has the whole either.
+        // Whoever has the whole is better than nobody.
         if self.is_part()
             && let Some((mirror, why)) = self.file.mirrors().only_whole(self.except)
         {
@@ -252,6 +255,7 @@ impl<'a, O: Outlet> Transfer<'a, O> {
     async fn attempt(&mut self, mirror: usize) -> Ended {
         let file = self.file;
         let Some(url) = file.download.urls.get(mirror) else { return Ended::Seen(unusable("no URL")) };
+        self.came = false;
         self.received.offset = self.into.begin(mirror, self.received.offset);
         self.received.known = self.begun.get(mirror).cloned().flatten();
         let asked = Instant::now();
@@ -321,6 +325,7 @@ impl<'a, O: Outlet> Transfer<'a, O> {
                 Ok(Err(error)) => return Ended::Interrupted(Interruption::Network(error.without_url())),
                 Err(_) => return Ended::Interrupted(Interruption::Stalled { after: stall }),
             };
+            self.came = true;
             let came = Seen::Came { bytes: bytes.len() as u64, waited: asked.elapsed() };
             self.file.saw(mirror, came);
             let skipped = skip.min(bytes.len() as u64);

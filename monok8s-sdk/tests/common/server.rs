@@ -101,8 +101,10 @@ pub(crate) struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
+type Answering = dyn Fn(usize, &Request) -> Reply + Send + Sync;
+
 struct Shared {
-    reply: Box<dyn Fn(usize, &Request) -> Reply + Send + Sync>,
+    reply: Box<Answering>,
     requests: Mutex<Vec<Request>>,
     connections: Mutex<Vec<TcpStream>>,
     accepted: AtomicUsize,
