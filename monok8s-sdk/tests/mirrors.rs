@@ -210,6 +210,24 @@ async fn a_wrong_frame_is_ordered_again_before_all_others_came() {
     let mirrors = [flipping.url(PATH), honest.url(PATH)];
     assert_eq!(scene.flash_from(mirrors, limits).await.unwrap(), Delivery::Indexed);
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    // From then on the mirror that had it wrong is left alone: at most what was under way came from it.
+    assert!(flipping.requests().len() <= 48 + IN_FLIGHT, "{}", flipping.requests().len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_is_never_made_up_of_two_mirrors() {
+    const FLIPPED: usize = 4;
+    let scene = Scene::scattered(32);
+    let (artifact, frame) = (scene.flipped(FLIPPED), scene.release.frames()[FLIPPED].clone());
+    let flipping = Server::start(move |_, request| {
+        let reply = Reply::file(request, &artifact, "\"flipped\"");
+        // What is wrong in it came before it breaks.
+        if request.range_from == Some(frame.start) { reply.cut(20_000) } else { reply }
+    });
+    let honest = scene.honest();
+    assert_eq!(scene.flash(&[&flipping, &honest]).await.unwrap(), Delivery::Indexed);
+    let frame = scene.release.frames()[FLIPPED].clone();
+    assert!(asked(&honest).contains(&frame), "{:?}", asked(&honest));
 }
 
 #[tokio::test(flavor = "multi_thread")]
