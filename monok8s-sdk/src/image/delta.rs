@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::assemble::holds;
+use super::head::HEAD;
 use super::index::{BLOCK, Index, IndexedFrame, block_hash};
 use super::kept::KeptIndexes;
 use super::lookup::{Lookup, Place};
 use super::pool::{Buffer, Pool};
 use super::progress::{Cancel, Progress};
-use super::slot_writer::{HEAD, Halt, SlotWriter};
+use super::slot_writer::{Halt, SlotWriter};
 use super::write_error::WriteError;
 use crate::disk::{AlignedBuf, BlockTarget, ReadOnlySlot, is_zero};
 use crate::slot::Slot;

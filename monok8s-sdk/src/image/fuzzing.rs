@@ -5,8 +5,8 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use super::expand::{PIECE, WINDOW_LOG_MAX};
+use super::head::HEAD;
 use super::resume::{Answer, Identity, Received, Verdict, judge};
-use super::slot_writer::HEAD;
 use super::spans::spans;
 use super::{Cancel, DEFAULT_GUARD_PATHS, Expected, Index, Progress, inspect as inspect_slot};
 use super::{parse_seek_table, write_body};

@@ -124,6 +124,7 @@ mod fetch_frames;
 mod frame;
 #[cfg(all(feature = "test-util", feature = "boot"))]
 pub(crate) mod fuzzing;
+mod head;
 mod index;
 mod index_builder;
 mod indexed;

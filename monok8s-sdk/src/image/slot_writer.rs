@@ -13,15 +13,13 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::economy::{Choice, Economy};
+use super::head::{HEAD, Head};
 use super::pool::Buffer;
 use super::progress::{Cancel, Progress};
 use super::run::{Run, UNIT, runs};
 use super::write_error::WriteError;
 use crate::disk::{AlignedBuf, BlockTarget, Comparison, DiskError, Written};
 
-/// What is kept back until the end, in bytes: it holds the superblock, without which nothing
-/// mounts or boots the slot.
-pub(super) const HEAD: usize = 64 * 1024;
 /// How much is read or compared at a time, in bytes.
 const STEP: usize = 1 << 20;
 /// The unit of comparison in bytes: file systems allocate in it.
@@ -87,30 +85,6 @@ pub(super) struct SlotWriter<'a> {
     jobs: Sender<Job>,
 }
 
-/// The first 64 KiB of the image, which are not on the medium yet.
-pub(super) struct Head {
-    bytes: AlignedBuf,
-    /// How much of it came, in bytes.
-    came: usize,
-    /// How much of the image came in all, in bytes.
-    placed: u64,
-}
-
-impl Head {
-    /// The head of an image of this length; an error if not all of the image came. What is not
-    /// proven must not boot, whatever mistake led there.
-    pub(super) fn of(&self, length: u64) -> Result<&[u8], WriteError> {
-        if self.placed != length {
-            return Err(WriteError::Incomplete { placed: self.placed, length });
-        }
-        let wanted = usize::try_from(length).unwrap_or(HEAD).min(HEAD);
-        self.bytes
-            .get(..wanted)
-            .filter(|_| self.came == wanted)
-            .ok_or(WriteError::HeadIncomplete { came: self.came, wanted })
-    }
-}
-
 /// Lets `fill` put an image into a slot, and returns once all of it but the head is on the medium
 /// and was read back.
 ///
@@ -128,7 +102,7 @@ pub(super) fn write_slot<T>(
         progress,
         stop,
         begun: Mutex::new(false),
-        head: Mutex::new(Head { bytes: AlignedBuf::zeroed(HEAD), came: 0, placed: 0 }),
+        head: Mutex::new(Head::default()),
         placed: AtomicU64::new(0),
         data: Mutex::default(),
         zeroes: Mutex::new(Economy::of_zeroes()),
@@ -337,12 +311,7 @@ impl Hand<'_> {
         let (head, body) = piece.split_at(kept.min(piece.len()));
         if !head.is_empty() {
             let at = usize::try_from(offset).unwrap_or(HEAD);
-            let mut kept = lock(&self.shared.head);
-            if let Some(place) = kept.bytes.get_mut(at..at + head.len()) {
-                place.copy_from_slice(head);
-                kept.came += head.len();
-            }
-            drop(kept);
+            lock(&self.shared.head).take(at, head);
             self.shared.progress.add_written(head.len() as u64);
         }
         let mut at = offset + head.len() as u64;
@@ -367,7 +336,7 @@ impl Hand<'_> {
     fn zeroes(&mut self, offset: u64, length: u64) -> Result<(), DiskError> {
         // The head is zero already, and stays in memory as it began.
         let kept = (HEAD as u64).saturating_sub(offset).min(length);
-        lock(&self.shared.head).came += usize::try_from(kept).unwrap_or(0);
+        lock(&self.shared.head).take_zeroes(kept);
         self.shared.progress.add_written(kept);
         let (mut offset, mut left) = (offset + kept, length - kept);
         while left > 0 && !self.shared.is_over() {

@@ -16,10 +16,11 @@ use crossbeam_channel::{Receiver, bounded};
 use sha2::Digest as _;
 
 use super::expand::{Numbered, Outlets, PIECE, expand_frames, feed};
+use super::head::Head;
 use super::indexed::Delivery;
 use super::pool::{Buffer, Pool};
 use super::progress::{Cancel, Progress};
-use super::slot_writer::{Halt, Head, SlotWriter, write_slot};
+use super::slot_writer::{Halt, SlotWriter, write_slot};
 use super::wire::Wire;
 use super::write_error::WriteError;
 use crate::digest::Sha256Digest;

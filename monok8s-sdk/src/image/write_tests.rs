@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::super::expand::WINDOW_LOG_MAX;
-use super::super::slot_writer::HEAD;
+use super::super::head::HEAD;
 use super::*;
 use crate::disk::{Action, BlockTarget, DiskError};
 use crate::slot::Slot;
