@@ -63,7 +63,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("writing slot {} ({})", slot.slot(), slot.description());
     let (progress, cancel) = (Progress::default(), Cancel::default());
     let flashing = flash(slot, source, expected, &progress, &cancel);
-    let verified = progress
+    let (verified, delivery) = progress
         .watch(Duration::from_secs(1), flashing, |now| {
             eprintln!(
                 "{} received, {} written, {} right already, {} verified",
@@ -72,6 +72,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         })
         .await?;
     println!("slot {} holds {} ({} bytes)", verified.slot(), verified.image(), verified.length());
+    println!("it came so: {delivery:?}");
 
     let inspection = inspect(&verified, &DEFAULT_GUARD_PATHS)?;
     match inspection.version {

@@ -106,7 +106,7 @@ async fn an_image_goes_through_the_loop_device_of_its_partition() {
         assert_eq!(path.file_name(), machine.slot_b.node.file_name());
         let slot = slots.open_inactive(&machine.host()).unwrap();
         let source = Source::Reader(Box::new(std::io::Cursor::new(artifact)));
-        let verified =
+        let (verified, _) =
             flash(slot, source, Expected::default(), &Progress::default(), &Cancel::default()).await.unwrap();
         assert_eq!(verified.length(), 5_000_001);
         drop(verified);

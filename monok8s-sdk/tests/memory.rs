@@ -70,7 +70,7 @@ async fn writing_a_large_image_takes_less_than_64_mib() {
     let artifact = first.chain(Repeat { bytes: frame(&noise, 1, 20), left: FRAMES, at: 0 });
     let source = Source::Reader(Box::new(artifact));
     reset_peak();
-    let verified =
+    let (verified, _) =
         flash(slot, source, Expected::default(), &Progress::default(), &Cancel::default()).await.unwrap();
     assert_eq!(verified.length(), ((FIRST + FRAMES) * MIB) as u64);
     assert!(files.read(Slot::B, MIB).unwrap() == noise);

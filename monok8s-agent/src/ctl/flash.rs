@@ -17,8 +17,8 @@ use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::{DiskError, InactiveSlot, SlotMap, Throttle, VerifiedSlot};
 use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::image::{
-    self, Cancel, DEFAULT_GUARD_PATHS, Delivery, Download, Expected, ImageError, Indexed, Progress,
-    ProgressSnapshot, Source, inspect,
+    self, Cancel, DEFAULT_GUARD_PATHS, Delivery, Download, Expected, Indexed, Progress, ProgressSnapshot,
+    Source, inspect,
 };
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
@@ -268,19 +268,11 @@ impl Flash {
             .build()
             .context("cannot start the runtime")?;
         let device = slot.description().to_owned();
-        let work = async {
-            let body = image::write(slot, source, expected, progress, &Cancel::default()).await?;
-            let delivery = body.delivery().clone();
-            let written = body.finish()?;
-            Ok::<_, ImageError>((image::verify(written, progress).await?, delivery))
-        };
-        let done = runtime.block_on(async {
-            tokio::select! {
-                biased;
-                done = work => done,
-                never = draw(progress) => match never {},
-            }
-        });
+        let bar = if io::stderr().is_terminal() { ProgressBar::no_length() } else { ProgressBar::hidden() };
+        let bar = bar.with_finish(ProgressFinish::AndClear).with_message("writing");
+        let cancel = Cancel::default();
+        let flashing = image::flash(slot, source, expected, progress, &cancel);
+        let done = runtime.block_on(progress.watch(REDRAW, flashing, |now| draw(&bar, &now)));
         done.with_context(|| format!("cannot flash slot {} ({device})", self.slot))
     }
 }
@@ -352,32 +344,18 @@ fn version_inside(slot: &VerifiedSlot) -> Option<OsVersion> {
     }
 }
 
-/// Shows the progress on a terminal, for ever.
-async fn draw(progress: &Progress) -> std::convert::Infallible {
-    if !io::stderr().is_terminal() {
-        return std::future::pending().await;
+/// Shows how much of the image is in the slot and was read back, if it is known how long it is; else how
+/// much of the artifact came.
+fn draw(bar: &ProgressBar, now: &ProgressSnapshot) {
+    let (position, length) = match now.image_bytes {
+        Some(image) => (now.bytes_verified, Some(image)),
+        None => (now.bytes_done, now.bytes_total),
+    };
+    if let Some(length) = length {
+        bar.set_length(length);
     }
-    let bar = ProgressBar::no_length().with_finish(ProgressFinish::AndClear);
-    loop {
-        let now = progress.snapshot();
-        let (verb, position, length) = stage(&now);
-        if let Some(length) = length {
-            bar.set_length(length);
-        }
-        bar.set_position(position);
-        bar.set_message(verb);
-        bar.set_style(style(length.is_some()));
-        tokio::time::sleep(REDRAW).await;
-    }
-}
-
-/// What is being done, how far it is, and where it ends, if that is known.
-fn stage(now: &ProgressSnapshot) -> (&'static str, u64, Option<u64>) {
-    if now.bytes_verified > 0 {
-        ("reading back", now.bytes_verified, Some(now.bytes_written + now.bytes_reused))
-    } else {
-        ("writing", now.bytes_done, now.bytes_total)
-    }
+    bar.set_style(style(length.is_some()));
+    bar.set_position(position);
 }
 
 pub(super) fn style(with_end: bool) -> ProgressStyle {

@@ -129,10 +129,13 @@ impl Indexed {
             }
         };
         slot.require_room(index.image_length()).map_err(WriteError::TooLarge)?;
+        progress.set_image(index.image_length());
         let (say, said) = mpsc::unbounded_channel();
         let (frames, fetched) = mpsc::channel(WAITING_FRAMES);
         // Whatever fails at one end stops the other at once, however long a server stays silent.
         let stop = cancel.below();
+        // Also if nobody awaits this any more.
+        let _stopped = StopOnDrop(stop.clone());
         let writer = {
             let (index, progress, stop) = (Arc::clone(&index), progress.clone(), stop.clone());
             let have = Have { sources: self.reuse, kept: self.kept };
@@ -191,6 +194,15 @@ impl Indexed {
         let index = Index::parse(raw)?;
         index.require(expected)?;
         Ok(index)
+    }
+}
+
+/// Cancels when it goes.
+struct StopOnDrop(Cancel);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 

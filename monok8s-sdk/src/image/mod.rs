@@ -6,7 +6,7 @@
 //! a caller can note in a record what is known, so that a power cut costs at most a download.
 //! [`flash`] goes from the first to the last without a record.
 //!
-//! Where the bytes come from is a [`Source`], and [`BodyWritten::delivery`] says how they came:
+//! Where the bytes come from is a [`Source`], and a [`Delivery`] says how they came:
 //!
 //! - A whole artifact, any `.zst`: several threads expand its frames and write, and read back right
 //!   behind the writes.
@@ -57,7 +57,7 @@
 //! let (progress, cancel) = (Progress::default(), Cancel::default());
 //! let flashing = flash(slot, download.into(), expected, &progress, &cancel);
 //! let show = |now| println!("{now:?}");
-//! let verified = progress.watch(Duration::from_secs(1), flashing, show).await?;
+//! let (verified, _) = progress.watch(Duration::from_secs(1), flashing, show).await?;
 //! println!("slot {} holds {}", verified.slot(), verified.image());
 //! # assert!(machine.read(verified.slot(), 100_000)? == [7; 100_000]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -70,7 +70,7 @@
 //! ```
 //! use monok8s_sdk::disk::SlotMap;
 //! use monok8s_sdk::http::{HttpOptions, http_client};
-//! use monok8s_sdk::image::{Cancel, Delivery, Download, Expected, Indexed, Progress, write};
+//! use monok8s_sdk::image::{Cancel, Delivery, Download, Expected, Indexed, Progress, flash};
 //! # use wiremock::{Mock, MockServer, ResponseTemplate, matchers};
 //! # tokio::runtime::Runtime::new()?.block_on(async {
 //! # let (directory, server) = (tempfile::tempdir()?, MockServer::start().await);
@@ -100,10 +100,9 @@
 //! let indexed = Indexed::new(artifact, index, index_checksum).with_reuse(reuse);
 //! let (progress, cancel) = (Progress::default(), Cancel::default());
 //! let slot = slots.open_inactive(&host)?;
-//! // The steps of `flash`, one by one: the first one knows how the image came.
-//! let body = write(slot, indexed.into(), Expected::default(), &progress, &cancel).await?;
-//! assert_eq!(*body.delivery(), Delivery::Indexed);
-//! let verified = body.finish()?.verify()?;
+//! let expected = Expected::default();
+//! let (verified, delivery) = flash(slot, indexed.into(), expected, &progress, &cancel).await?;
+//! assert_eq!(delivery, Delivery::Indexed);
 //! # assert!(machine.read(verified.slot(), 100_000)? == image);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! # })?;
@@ -166,7 +165,8 @@ pub use write_error::WriteError;
 use crate::disk::{InactiveSlot, VerifiedSlot, WrittenSlot};
 use source::blocking;
 
-/// Puts an image into a slot and reads it back: all steps, for callers that keep no record.
+/// Puts an image into a slot and reads it back: all steps, for callers that keep no record. Returns the
+/// slot, and how the image came into it.
 ///
 /// To stop it, use `cancel` and await this. Dropping the future ends the download, but a thread may hold
 /// the slot for a moment more.
@@ -176,10 +176,11 @@ pub async fn flash(
     expected: Expected,
     progress: &Progress,
     cancel: &Cancel,
-) -> Result<VerifiedSlot, ImageError> {
+) -> Result<(VerifiedSlot, Delivery), ImageError> {
     let body = write(slot, source, expected, progress, cancel).await?;
+    let delivery = body.delivery().clone();
     let written = blocking(move || body.finish()).await?;
-    verify(written, progress).await
+    Ok((verify(written, progress).await?, delivery))
 }
 
 /// Streams an artifact into a slot, all but the slot's first 64 KiB, and reads that back.

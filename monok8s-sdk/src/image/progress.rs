@@ -27,6 +27,8 @@ struct Counters {
     /// 0 while unknown: no artifact is empty.
     total: AtomicU64,
     done: AtomicU64,
+    /// 0 while unknown: no image is empty.
+    image: AtomicU64,
     written: AtomicU64,
     reused: AtomicU64,
     verified: AtomicU64,
@@ -45,6 +47,9 @@ pub struct ProgressSnapshot {
     pub bytes_total: Option<u64>,
     /// How much of that arrived.
     pub bytes_done: u64,
+    /// How long the expanded image is, if that was declared or an index says so. `bytes_verified` ends
+    /// there.
+    pub image_bytes: Option<u64>,
     /// How much of the expanded image was put into the slot, zeroes included.
     pub bytes_written: u64,
     /// How much of the expanded image was already right in the slot.
@@ -58,11 +63,13 @@ impl Progress {
     #[must_use]
     pub fn snapshot(&self) -> ProgressSnapshot {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let known = |counter: &AtomicU64| Some(get(counter)).filter(|bytes| *bytes > 0);
         let begun_again = self.begun_again();
         ProgressSnapshot {
             begun_again: *begun_again,
-            bytes_total: Some(get(&self.0.total)).filter(|total| *total > 0),
+            bytes_total: known(&self.0.total),
             bytes_done: get(&self.0.done),
+            image_bytes: known(&self.0.image),
             bytes_written: get(&self.0.written),
             bytes_reused: get(&self.0.reused),
             bytes_verified: get(&self.0.verified),
@@ -111,6 +118,11 @@ impl Progress {
     pub(super) fn set_total(&self, bytes: u64) {
         let total = self.0.before.load(Ordering::Relaxed).saturating_add(bytes);
         self.0.total.fetch_max(total, Ordering::Relaxed);
+    }
+
+    /// How long the expanded image is.
+    pub(super) fn set_image(&self, bytes: u64) {
+        self.0.image.store(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn add_total(&self, bytes: u64) {

@@ -72,6 +72,9 @@ impl Source {
         progress: Progress,
         cancel: Cancel,
     ) -> Result<BodyWritten, ImageError> {
+        if let Some(size) = expected.size {
+            progress.set_image(size);
+        }
         match self {
             Self::Http(download) => {
                 let session = Session::begin(download, None);
