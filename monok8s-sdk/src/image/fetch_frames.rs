@@ -19,7 +19,7 @@ use super::transfer::{Missed, Session};
 pub(super) const WAITING_FRAMES: usize = 64;
 /// How many bytes of frames there are in memory as they come, from the first byte of each until it is
 /// expanded. A frame has little more than 1 MiB.
-const PACKED: usize = 8 << 20;
+const PACKED: usize = 4 << 20;
 
 /// What the writing side says.
 pub(super) enum Said {

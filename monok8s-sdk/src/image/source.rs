@@ -21,7 +21,7 @@ use super::write_error::WriteError;
 use crate::disk::InactiveSlot;
 
 /// How many received chunks may wait for the writer. One is a network read, rarely above 64 KiB.
-const WAITING_CHUNKS: usize = 16;
+const WAITING_CHUNKS: usize = 8;
 /// A received chunk is cut to this, so that the queue's memory is bounded whatever the network
 /// stack hands out.
 pub(super) const MAX_CHUNK: usize = 64 * 1024;
