@@ -219,13 +219,22 @@ async fn a_frame_is_never_made_up_of_two_mirrors() {
     const FLIPPED: usize = 4;
     let scene = Scene::scattered(32);
     let (artifact, frame) = (scene.flipped(FLIPPED), scene.release.frames()[FLIPPED].clone());
+    let is_broken = AtomicBool::new(false);
     let flipping = Server::start(move |_, request| {
         let reply = Reply::file(request, &artifact, "\"flipped\"");
-        // What is wrong in it came before it breaks.
-        if request.range_from == Some(frame.start) { reply.cut(20_000) } else { reply }
+        // What is wrong in it came before it breaks, for good.
+        if is_broken.fetch_or(request.range_from == Some(frame.start), Ordering::SeqCst) {
+            Reply::status("503 Service Unavailable")
+        } else if request.range_from == Some(frame.start) {
+            reply.cut(20_000)
+        } else {
+            reply
+        }
     });
     let honest = scene.honest();
-    assert_eq!(scene.flash(&[&flipping, &honest]).await.unwrap(), Delivery::Indexed);
+    let mirrors = [flipping.url(PATH), honest.url(PATH)];
+    let limits = DownloadLimits { total: Duration::from_secs(20), ..PATIENT };
+    assert_eq!(scene.flash_from(mirrors, limits).await.unwrap(), Delivery::Indexed);
     let frame = scene.release.frames()[FLIPPED].clone();
     assert!(asked(&honest).contains(&frame), "{:?}", asked(&honest));
 }
