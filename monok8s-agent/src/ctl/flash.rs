@@ -114,6 +114,8 @@ struct Flashed {
     bytes_reused: u64,
     /// Of the image: what was put into the slot.
     bytes_written: u64,
+    /// Of the image: what was read back from the medium.
+    bytes_verified: u64,
 }
 
 impl FromStr for Origin {
@@ -160,6 +162,7 @@ impl Flash {
             bytes_fetched: counted.bytes_done,
             bytes_reused: counted.bytes_reused,
             bytes_written: counted.bytes_written,
+            bytes_verified: counted.bytes_verified,
         };
         self.output.print(&flashed, || flashed.text())?;
         Ok(Outcome::Good)

@@ -149,6 +149,7 @@ fn by_an_index_only_what_is_in_neither_slot_is_fetched() {
     let fetched = output["bytesFetched"].as_u64().unwrap() - index_length as u64;
     assert!((64 << 10..66 << 10).contains(&fetched), "{output}");
     assert_eq!(output["bytesReused"].as_u64().unwrap() + output["bytesWritten"].as_u64().unwrap(), 3 << 20);
+    assert_eq!(output["bytesVerified"], 3 << 20);
 }
 
 #[test]

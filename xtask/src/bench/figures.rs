@@ -67,8 +67,8 @@ fn chunk(file: &mut File) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The least time, in seconds, that the hardware leaves to an updater that proves what it wrote: all
-/// stages overlap, but for the read-back, which follows the write.
+/// The time, in seconds, of an updater that proves what it wrote if all its stages overlap, but for the
+/// read-back, which follows the write. Where a device does both at once, less is possible.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Limit {

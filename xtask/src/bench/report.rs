@@ -82,7 +82,8 @@ pub(super) fn medians(runs: &[Measured]) -> Option<Measured> {
     let whole = |figure: fn(&Measured) -> u64| {
         let mut sorted: Vec<u64> = runs.iter().map(figure).collect();
         sorted.sort_unstable();
-        sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+        let at = |index: usize| sorted.get(index).copied().unwrap_or_default();
+        at((sorted.len() - 1) / 2).midpoint(at(sorted.len() / 2))
     };
     (!runs.is_empty()).then(|| Measured {
         seconds: of(|run| run.seconds),
@@ -174,10 +175,12 @@ impl Report {
 const LEGEND: &str = "Medians of all runs, which were interleaved (what takes more than 30 seconds ran once); caches were dropped before each, and the slot was \
 read and compared after each. A ratio is how many times faster a row is than that shell baseline. Fetched is what \
 the file server sent; written is what the programs handed to block devices, temporary files included; verified is \
-what was read back from the medium past the page cache; CPU and memory are those of all processes of the updater \
+what was read back from the medium past the page cache and found right, as ours say themselves, and as the script \
+does with all of the image; CPU and memory are those of all processes of the updater \
 (the file server shares the cores with them). The limit is \
 `max(fetch, decode / cores, write + read-back)`, from the speeds above, the bytes that this row fetched, and \
-the blocks that are not zero (read back) and not in their place already (written). On the throttled device \
+the blocks that are not zero (read back) and not in their place already (written). Where a device reads and writes \
+at the same time, whoever reads back while it writes can stay below that. On the throttled device \
 cgroup v1 slows down direct I/O and what an updater flushes itself, but not what the kernel writes in the \
 background: rows that write through the page cache look faster there than such a device is. Each slot has the \
 throttle for itself. A resumed run is the second one, after the first was killed when it had written half of the data \

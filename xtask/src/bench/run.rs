@@ -35,7 +35,7 @@ pub(super) struct Measured {
     pub(super) slot_written: u64,
     /// What the slot's device was asked to read.
     pub(super) slot_read: u64,
-    /// What of that proves the image on the medium.
+    /// What it read back past the page cache and found right.
     pub(super) verified: u64,
     /// Peak resident sets of its processes, added up.
     pub(super) peak_rss: u64,

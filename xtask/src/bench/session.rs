@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
-use super::contender::{Contender, Place, Release, Verdict};
+use super::contender::{Contender, Place, Release};
 use super::figures::{Limit, Work, float, median, work};
 use super::host_facts::HostFacts;
 use super::inputs::Inputs;
@@ -210,9 +210,7 @@ impl Session {
         }
         let (mut run, log) = self.execute(ground, &place, contender, &release, End::Itself).await?;
         self.rig.expect(image).await?;
-        if contender.verdict() == Verdict::ReadBack {
-            run.verified = run.slot_read.min(image.bytes);
-        }
+        run.verified = contender.verified(&log, image)?;
         let remark = (contender == Contender::Rauc).then(|| rauc::remark(&log)).flatten();
         Ok((run, remark))
     }
