@@ -10,7 +10,7 @@
 //! random number generator in the tree.
 //!
 //! What lasts is changed in three places: the directory of the record, that of the loader's state, and
-//! the slot. They are watched from outside ([`watched`]), so that the SDK knows nothing of this.
+//! the slot. They are watched from outside (`watched`), so that the SDK knows nothing of this.
 
 mod point;
 pub(crate) mod watched;
