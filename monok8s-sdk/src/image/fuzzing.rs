@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::expand::{PIECE, WINDOW_LOG_MAX};
 use super::head::HEAD;
-use super::resume::{Answer, Identity, Received, Verdict, judge};
+use super::resume::{Answer, Identity, Received, Take, judge};
 use super::spans::spans;
 use super::{Cancel, DEFAULT_GUARD_PATHS, Expected, Index, Progress, inspect as inspect_slot};
 use super::{parse_seek_table, write_body};
@@ -129,7 +129,7 @@ pub fn answer(bytes: &[u8]) {
         known: Some(Identity::of(&before)),
     };
     let _ = received.is_complete();
-    if let Verdict::Take { skip, .. } = judge(&received, &answer) {
+    if let Ok(Take { skip, .. }) = judge(&received, &answer) {
         let first = answer.content_range.as_deref().and_then(|range| range.split('-').next());
         let digits: Option<String> = first.map(|first| first.chars().filter(char::is_ascii_digit).collect());
         let placed = digits.and_then(|digits| digits.parse().ok()) == Some(received.offset);

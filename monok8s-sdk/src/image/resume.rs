@@ -30,11 +30,18 @@ pub(super) struct Identity {
     last_modified: Option<String>,
 }
 
-/// What to do with a response.
+/// A body to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Take {
+    /// How many of its first bytes are left out.
+    pub(super) skip: u64,
+    /// How long the file is, if that is known.
+    pub(super) total: Option<u64>,
+}
+
+/// Why nothing of a response is taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Take the body, leaving out its first `skip` bytes.
-    Take { skip: u64, total: Option<u64> },
+pub(super) enum Refused {
     /// The file is another one than the one that was begun.
     Changed,
     /// The server has a passing problem.
@@ -82,67 +89,67 @@ impl Received {
 }
 
 /// Judges a response to a request for everything from `received.offset` on.
-pub(super) fn judge(received: &Received, answer: &Answer) -> Verdict {
+pub(super) fn judge(received: &Received, answer: &Answer) -> Result<Take, Refused> {
     if let Some(encoding) = answer.content_encoding.as_deref().filter(|encoding| *encoding != "identity") {
-        return Verdict::Unusable(format!(
+        return Err(Refused::Unusable(format!(
             "it is sent with Content-Encoding {encoding}, which was not asked for"
-        ));
+        )));
     }
     let changed = received.offset > 0
         && received.known.as_ref().is_some_and(|known| known.contradicts(&Identity::of(answer)));
     match answer.status {
-        200 | 206 if changed => Verdict::Changed,
+        200 | 206 if changed => Err(Refused::Changed),
         200 => whole(received, answer),
         206 => part(received, answer),
         416 => beyond_the_end(received),
-        404 | 410 => Verdict::NotFound,
-        401 | 403 => Verdict::Forbidden,
-        408 | 425 | 429 | 500.. => Verdict::Busy,
-        status => Verdict::Unusable(format!("it answers with status {status}")),
+        404 | 410 => Err(Refused::NotFound),
+        401 | 403 => Err(Refused::Forbidden),
+        408 | 425 | 429 | 500.. => Err(Refused::Busy),
+        status => Err(Refused::Unusable(format!("it answers with status {status}"))),
     }
 }
 
 /// The whole file, asked for or not: servers without ranges send it from the start again.
-fn whole(received: &Received, answer: &Answer) -> Verdict {
+fn whole(received: &Received, answer: &Answer) -> Result<Take, Refused> {
     match (received.total, answer.content_length) {
-        (Some(known), Some(length)) if known != length => Verdict::Changed,
-        (_, Some(length)) if length < received.offset => Verdict::Changed,
-        (known, length) => Verdict::Take { skip: received.offset, total: length.or(known) },
+        (Some(known), Some(length)) if known != length => Err(Refused::Changed),
+        (_, Some(length)) if length < received.offset => Err(Refused::Changed),
+        (known, length) => Ok(Take { skip: received.offset, total: length.or(known) }),
     }
 }
 
 /// There is nothing where the download should go on. With If-Range, another file would have been
 /// sent whole, so it is the same one, and shorter than it was said to be.
-fn beyond_the_end(received: &Received) -> Verdict {
+fn beyond_the_end(received: &Received) -> Result<Take, Refused> {
     if received.known.as_ref().is_some_and(|known| known.if_range().is_some()) {
-        return Verdict::Unusable(format!(
+        return Err(Refused::Unusable(format!(
             "it announced more than the {} bytes that it has",
             received.offset
-        ));
+        )));
     }
-    Verdict::Changed
+    Err(Refused::Changed)
 }
 
-fn part(received: &Received, answer: &Answer) -> Verdict {
+fn part(received: &Received, answer: &Answer) -> Result<Take, Refused> {
     if !received.is_part() {
-        return Verdict::Unusable("it sends a part of the file, but the whole was asked for".to_owned());
+        return Err(Refused::Unusable("it sends a part of the file, but the whole was asked for".to_owned()));
     }
     let range = answer.content_range.as_deref().unwrap_or_default();
     let Some((first, last, total)) = content_range(range) else {
-        return Verdict::WrongPart(format!("it sends a part with an unusable Content-Range {range:?}"));
+        return Err(Refused::WrongPart(format!("it sends a part with an unusable Content-Range {range:?}")));
     };
     if first != received.offset {
-        return Verdict::WrongPart(format!(
+        return Err(Refused::WrongPart(format!(
             "it sends bytes from {first} on, but those from {} on were asked for",
             received.offset
-        ));
+        )));
     }
     if answer.content_length.is_some_and(|length| length != last - first + 1) {
-        return Verdict::WrongPart("Content-Length and Content-Range contradict each other".to_owned());
+        return Err(Refused::WrongPart("Content-Length and Content-Range contradict each other".to_owned()));
     }
     match (received.total, total) {
-        (Some(known), Some(total)) if known != total => Verdict::Changed,
-        (known, total) => Verdict::Take { skip: 0, total: total.or(known) },
+        (Some(known), Some(total)) if known != total => Err(Refused::Changed),
+        (known, total) => Ok(Take { skip: 0, total: total.or(known) }),
     }
 }
 
@@ -178,7 +185,7 @@ mod tests {
 
     #[test]
     fn resumes_only_where_it_left_off() {
-        let take = |skip| Verdict::Take { skip, total: Some(100) };
+        let take = |skip| Ok(Take { skip, total: Some(100) });
         assert_eq!(judge(&received(40), &ranged("bytes 40-99/100")), take(0));
         assert_eq!(
             judge(&received(40), &ranged("bytes 40-59/100")),
@@ -189,7 +196,7 @@ mod tests {
         assert_eq!(judge(&received(40), &answer(200)), take(40), "a server without ranges");
         assert_eq!(
             judge(&Received::default(), &Answer { content_length: Some(7), ..answer(200) }),
-            Verdict::Take { skip: 0, total: Some(7) }
+            Ok(Take { skip: 0, total: Some(7) })
         );
         for wrong in [
             "bytes 0-99/100",
@@ -200,45 +207,45 @@ mod tests {
             "items 40-99/100",
             "bytes 40-18446744073709551615/*",
         ] {
-            assert!(matches!(judge(&received(40), &ranged(wrong)), Verdict::WrongPart(_)), "{wrong}");
+            assert!(matches!(judge(&received(40), &ranged(wrong)), Err(Refused::WrongPart(_))), "{wrong}");
         }
-        assert!(matches!(judge(&Received::default(), &ranged("bytes 0-99/100")), Verdict::Unusable(_)));
+        assert!(matches!(judge(&Received::default(), &ranged("bytes 0-99/100")), Err(Refused::Unusable(_))));
         let start = Received { end: Some(50), total: Some(100), ..Received::default() };
         assert_eq!(judge(&start, &ranged("bytes 0-49/100")), take(0), "the start was asked for");
-        assert_eq!(judge(&start, &ranged("bytes 0-49/101")), Verdict::Changed);
+        assert_eq!(judge(&start, &ranged("bytes 0-49/101")), Err(Refused::Changed));
     }
 
     #[test]
     fn another_file_is_noticed() {
         let other = |status| Answer { status, etag: Some("\"two\"".into()), ..ranged("bytes 40-99/100") };
-        assert_eq!(judge(&received(40), &other(206)), Verdict::Changed);
-        assert_eq!(judge(&received(40), &other(200)), Verdict::Changed);
-        assert_eq!(judge(&received(40), &ranged("bytes 40-99/101")), Verdict::Changed);
+        assert_eq!(judge(&received(40), &other(206)), Err(Refused::Changed));
+        assert_eq!(judge(&received(40), &other(200)), Err(Refused::Changed));
+        assert_eq!(judge(&received(40), &ranged("bytes 40-99/101")), Err(Refused::Changed));
         assert_eq!(
             judge(&received(40), &Answer { content_length: Some(99), ..answer(200) }),
-            Verdict::Changed
+            Err(Refused::Changed)
         );
-        assert_eq!(judge(&Received { known: None, ..received(40) }, &answer(416)), Verdict::Changed);
+        assert_eq!(judge(&Received { known: None, ..received(40) }, &answer(416)), Err(Refused::Changed));
     }
 
     #[test]
     fn a_lie_about_the_length_is_noticed() {
-        assert!(matches!(judge(&received(40), &answer(416)), Verdict::Unusable(_)));
+        assert!(matches!(judge(&received(40), &answer(416)), Err(Refused::Unusable(_))));
         let shorter = Answer { content_length: Some(50), ..ranged("bytes 40-99/100") };
-        assert!(matches!(judge(&received(40), &shorter), Verdict::WrongPart(_)));
+        assert!(matches!(judge(&received(40), &shorter), Err(Refused::WrongPart(_))));
     }
 
     #[test]
     fn final_answers_are_told_from_passing_ones() {
         let verdict = |status| judge(&Received::default(), &answer(status));
-        assert_eq!(verdict(404), Verdict::NotFound);
-        assert_eq!(verdict(410), Verdict::NotFound);
-        assert_eq!(verdict(403), Verdict::Forbidden);
-        assert_eq!(verdict(503), Verdict::Busy);
-        assert_eq!(verdict(429), Verdict::Busy);
-        assert!(matches!(verdict(304), Verdict::Unusable(_)));
+        assert_eq!(verdict(404), Err(Refused::NotFound));
+        assert_eq!(verdict(410), Err(Refused::NotFound));
+        assert_eq!(verdict(403), Err(Refused::Forbidden));
+        assert_eq!(verdict(503), Err(Refused::Busy));
+        assert_eq!(verdict(429), Err(Refused::Busy));
+        assert!(matches!(verdict(304), Err(Refused::Unusable(_))));
         let gzip = Answer { content_encoding: Some("gzip".into()), ..answer(200) };
-        assert!(matches!(judge(&Received::default(), &gzip), Verdict::Unusable(_)));
+        assert!(matches!(judge(&Received::default(), &gzip), Err(Refused::Unusable(_))));
     }
 
     #[test]
@@ -253,7 +260,7 @@ mod tests {
         #[test]
         fn no_answer_panics_or_misplaces_bytes(offset in 0_u64..200, status in 100_u16..600, range in "bytes [0-9]{1,3}-[0-9]{1,20}/([0-9]{1,20}|\\*)", length in proptest::option::of(0_u64..300)) {
             let answer = Answer { status, content_range: Some(range.clone()), content_length: length, ..Answer::default() };
-            if let Verdict::Take { skip, .. } = judge(&Received { offset, ..Received::default() }, &answer) {
+            if let Ok(Take { skip, .. }) = judge(&Received { offset, ..Received::default() }, &answer) {
                 if status == 206 {
                     prop_assert_eq!(skip, 0);
                     let place = format!("bytes {offset}-");

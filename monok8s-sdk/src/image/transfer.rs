@@ -17,7 +17,7 @@ use super::fetch::{Download, DownloadLimits, Outlet, Taken, shown};
 use super::fetch_error::{FetchError, Interruption};
 use super::mirrors::{Fault, Mirrors, Need, Next, Seen};
 use super::progress::{Cancel, Progress};
-use super::resume::{Identity, Received, Verdict, judge};
+use super::resume::{Identity, Received, Refused, Take, judge};
 
 /// An index may take this part of the time that everything has.
 const INDEX_SHARE: u32 = 4;
@@ -266,8 +266,8 @@ impl<'a, O: Outlet> Transfer<'a, O> {
         };
         let answer = answer(&response);
         let (skip, total) = match judge(&self.received, &answer) {
-            Verdict::Take { skip, total } => (skip, total),
-            verdict => return self.refuse(verdict, answer.status, mirror),
+            Ok(Take { skip, total }) => (skip, total),
+            Err(refused) => return self.refuse(refused, answer.status, mirror),
         };
         let identity = Identity::of(&answer);
         file.saw(mirror, Seen::Answered(identity.clone()));
@@ -291,24 +291,23 @@ impl<'a, O: Outlet> Transfer<'a, O> {
         self.body(mirror, response, skip).await
     }
 
-    fn refuse(&self, verdict: Verdict, status: u16, mirror: usize) -> Ended {
+    fn refuse(&self, refused: Refused, status: u16, mirror: usize) -> Ended {
         let useless = |fault| Ended::Seen(Seen::Useless(fault));
-        match verdict {
-            Verdict::Busy => Ended::Interrupted(Interruption::Busy { status }),
+        match refused {
+            Refused::Busy => Ended::Interrupted(Interruption::Busy { status }),
             // What an index describes does not change, so that this mirror has another file.
-            Verdict::Changed if self.is_part() => {
+            Refused::Changed if self.is_part() => {
                 Ended::Seen(unusable("it has another file than the index describes"))
             }
             // It sent some of what was handed on.
-            Verdict::Changed if self.received.known.is_some() => {
+            Refused::Changed if self.received.known.is_some() => {
                 Ended::Fatal(FetchError::Changed { url: self.file.shown(mirror) })
             }
-            Verdict::Changed => useless(Fault::Other),
-            Verdict::NotFound => useless(Fault::NotFound(status)),
-            Verdict::Forbidden => useless(Fault::Forbidden(status)),
-            Verdict::WrongPart(what) if self.is_part() => Ended::Seen(Seen::NoRanges(what)),
-            Verdict::WrongPart(what) | Verdict::Unusable(what) => useless(Fault::Unusable(what)),
-            Verdict::Take { .. } => Ended::Taken(Taken::Whole),
+            Refused::Changed => useless(Fault::Other),
+            Refused::NotFound => useless(Fault::NotFound(status)),
+            Refused::Forbidden => useless(Fault::Forbidden(status)),
+            Refused::WrongPart(what) if self.is_part() => Ended::Seen(Seen::NoRanges(what)),
+            Refused::WrongPart(what) | Refused::Unusable(what) => useless(Fault::Unusable(what)),
         }
     }
 
