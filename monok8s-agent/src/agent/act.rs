@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use monok8s_sdk::api::OSUpgradeProgress;
-use monok8s_sdk::boot::{ArmableSlot, AttemptId, Tries};
+use monok8s_sdk::boot::{ArmableSlot, AttemptId, Reverter, Tries};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::KnownGoodSlot;
 use monok8s_sdk::node_upgrade::{Action, ArmedBy, NodeFacts, Order, Step};
@@ -94,7 +94,7 @@ impl Node {
             }
             Action::RevertTrial { reason } => {
                 tracing::warn!(%reason, "the trial does not hold: going back");
-                block_in_place(|| self.backend.revert())?;
+                block_in_place(|| self.backend.revert(Reverter::Agent))?;
             }
             Action::Write { .. } | Action::Verify { .. } => {}
         }

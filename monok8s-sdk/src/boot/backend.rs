@@ -1,8 +1,8 @@
 //! What every boot loader can be asked for.
 
-use super::{AttemptId, LoaderStatus, Tries, TryCounting};
+use super::{AttemptId, LoaderStatus, Reset, Reverter, Tries, TryCounting};
 use crate::api::FailureReason;
-use crate::disk::{KnownGoodSlot, VerifiedSlot};
+use crate::disk::{KnownGoodSlot, RegionLock, VerifiedSlot};
 use crate::slot::Slot;
 
 /// A slot that may be booted. There is no other way to one than reading it back, or having run it.
@@ -78,6 +78,14 @@ pub enum BootError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Another program holds the state for itself.
+    #[error("cannot get the state of the {backend} boot loader for itself")]
+    Locked {
+        /// The backend's name.
+        backend: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// What was written is not what is read afterwards.
     #[error(
         "the {backend} boot loader's state reads back differently from what was written: something else writes it, or its medium fails"
@@ -122,6 +130,7 @@ impl BootError {
             Self::NoFallback { .. } => FailureReason::NothingToGoBackTo,
             Self::Read { .. }
             | Self::Write { .. }
+            | Self::Locked { .. }
             | Self::NotTaken { .. }
             | Self::LastBootableSlot { .. }
             | Self::NothingBoots => FailureReason::LoaderError,
@@ -131,9 +140,9 @@ impl BootError {
 
 /// A boot loader's state, and what may be done to it.
 ///
-/// A backend implements the first four methods. The others read the state, change it by a pure
-/// transition, write it in one update and read it again. Each may be repeated: a state that is
-/// already so is not written. All of them may block on a disk.
+/// A backend implements the first five methods. The others take the lock, read the state, change it
+/// by a pure transition, write it in one update and read it again. Each may be repeated: a state that
+/// is already so is not written. All of them may block on a disk.
 pub trait BootBackend: Send + Sync {
     /// What flags and reports call it.
     fn name(&self) -> &'static str;
@@ -147,6 +156,10 @@ pub trait BootBackend: Send + Sync {
     /// Writes the whole state, so that after a power cut either the old or the new one is read.
     fn store(&self, change: &Change) -> Result<(), BootError>;
 
+    /// Keeps the other programs of this host that change the state (the agent, the guard, a person's
+    /// `ctl`) from doing so between a read and the write that follows from it.
+    fn exclusive(&self) -> Result<RegionLock, BootError>;
+
     /// Whether the loader was seen to count tries.
     fn canary(&self) -> Result<TryCounting, BootError> {
         Ok(self.status()?.try_counting())
@@ -154,6 +167,7 @@ pub trait BootBackend: Send + Sync {
 
     /// Takes a slot out of the order, before its first byte is overwritten.
     fn invalidate(&self, slot: Slot) -> Result<(), BootError> {
+        let _lock = self.exclusive()?;
         let status = self.status()?;
         let next = status.invalidated(slot);
         if !next.is_confirmed(slot.other()) {
@@ -169,6 +183,7 @@ pub trait BootBackend: Send + Sync {
         if tries == Tries::NONE || tries > max {
             return Err(BootError::Tries { slot, tries, max });
         }
+        let _lock = self.exclusive()?;
         let status = self.status()?;
         if !status.is_confirmed(slot.other()) {
             return Err(BootError::NoFallback { slot });
@@ -179,28 +194,37 @@ pub trait BootBackend: Send + Sync {
 
     /// Keeps the slot on trial for good. Does nothing without a trial.
     fn confirm(&self) -> Result<(), BootError> {
+        let _lock = self.exclusive()?;
         let status = self.status()?;
         put(self, &status, status.confirmed())
     }
 
     /// Takes a trial out that has not run, or whose end was recorded. Does nothing without a trial.
     fn disarm(&self) -> Result<(), BootError> {
+        let _lock = self.exclusive()?;
         let status = self.status()?;
         put(self, &status, status.disarmed())
     }
 
     /// Sends the running trial back at the next boot, and keeps the evidence. Does nothing without
     /// a trial.
-    fn revert(&self) -> Result<(), BootError> {
+    fn revert(&self, by: Reverter) -> Result<(), BootError> {
+        let _lock = self.exclusive()?;
         let status = self.status()?;
-        put(self, &status, status.reverted())
+        put(self, &status, status.reverted(by))
     }
 
     /// Refills the tries of the booted slot and keeps what a trial left behind. Does nothing while
     /// the booted slot is on trial.
     fn mark_good(&self, booted: Slot) -> Result<(), BootError> {
+        self.mark_good_after(booted, Reset::Unknown)
+    }
+
+    /// [`mark_good`](Self::mark_good) by one who knows what reset the machine.
+    fn mark_good_after(&self, booted: Slot, reset: Reset) -> Result<(), BootError> {
+        let _lock = self.exclusive()?;
         let status = self.status()?;
-        put(self, &status, status.marked_good(booted))
+        put(self, &status, status.marked_good_after(booted, reset))
     }
 }
 

@@ -20,6 +20,6 @@ mod status;
 #[cfg(feature = "boot")]
 pub use backend::{ArmableSlot, BootBackend, BootError, Capabilities, Change};
 pub use status::{
-    AttemptId, LoaderStatus, SlotHealth, SlotState, TrialEvidence, TrialProgress, TrialState, Tries,
-    TryCounting,
+    AttemptId, LoaderStatus, Reset, Reverter, SlotHealth, SlotState, TrialEvidence, TrialProgress,
+    TrialState, TrialStateError, Tries, TryCounting,
 };

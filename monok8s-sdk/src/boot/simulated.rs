@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::record_store::{StoreError, TwoCopies};
 use super::{BootBackend, BootError, Capabilities, Change, LoaderStatus, Tries};
-use crate::disk::{Directory, HostDirectory};
+use crate::disk::{Directory, HostDirectory, RegionLock};
 use crate::slot::Slot;
 
 const NAME: &str = "simulated";
@@ -108,6 +108,11 @@ impl BootBackend for SimulatedLoader {
     fn store(&self, change: &Change) -> Result<(), BootError> {
         self.save(change.status())
     }
+
+    /// Whoever changes a pretended machine has the lock of its record.
+    fn exclusive(&self) -> Result<RegionLock, BootError> {
+        Ok(RegionLock::of_nothing())
+    }
 }
 
 #[cfg(test)]
@@ -115,7 +120,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::boot::{ArmableSlot, AttemptId, TrialEvidence, TrialProgress, TryCounting};
+    use crate::boot::{ArmableSlot, AttemptId, Reverter, TrialEvidence, TrialProgress, TryCounting};
     use crate::disk::KnownGoodSlot;
 
     const ATTEMPT: AttemptId = AttemptId(3);
@@ -189,7 +194,7 @@ mod tests {
         }
         assert_eq!(loader.boot(|_| true).unwrap(), Slot::B);
         for _ in 0..2 {
-            loader.revert().unwrap();
+            loader.revert(Reverter::Agent).unwrap();
         }
         assert_eq!(loader.boot(|_| true).unwrap(), Slot::A);
         for _ in 0..2 {

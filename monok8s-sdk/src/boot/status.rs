@@ -1,6 +1,7 @@
 //! The loader's state as a value, and everything that can be done to it.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -64,8 +65,52 @@ pub enum TrialEvidence {
     None,
     /// The node came back in the other slot after a try was burnt.
     FellBack,
-    /// The running trial was sent back on purpose.
+    /// The same, and the hardware watchdog says that it was what reset the machine.
+    WatchdogReset,
+    /// The agent sent the running trial back.
     Reverted,
+    /// The guard sent the running trial back at its deadline.
+    RevertedByGuard,
+    /// A person sent the running trial back.
+    RevertedByPerson,
+}
+
+/// Who sends a running trial back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reverter {
+    /// The agent, which judged it.
+    Agent,
+    /// The host's guard, at the deadline.
+    Guard,
+    /// A person at the node.
+    Person,
+}
+
+/// What ended a trial without anyone in it saying so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// Nobody knows: a panic, a power cut, a hand on the button.
+    Unknown,
+    /// The hardware watchdog.
+    Watchdog,
+}
+
+impl TrialEvidence {
+    /// Whether the running trial was sent back on purpose.
+    #[must_use]
+    pub fn is_reverted(self) -> bool {
+        matches!(self, Self::Reverted | Self::RevertedByGuard | Self::RevertedByPerson)
+    }
+}
+
+impl From<Reverter> for TrialEvidence {
+    fn from(by: Reverter) -> Self {
+        match by {
+            Reverter::Agent => Self::Reverted,
+            Reverter::Guard => Self::RevertedByGuard,
+            Reverter::Person => Self::RevertedByPerson,
+        }
+    }
 }
 
 /// A slot that boots on trial.
@@ -79,6 +124,57 @@ pub struct TrialState {
     pub tries_armed: Tries,
     /// What was noted about it since.
     pub evidence: TrialEvidence,
+}
+
+/// The words for the evidence, as loaders keep it.
+const EVIDENCE: [(TrialEvidence, &str); 6] = [
+    (TrialEvidence::None, "none"),
+    (TrialEvidence::FellBack, "fell-back"),
+    (TrialEvidence::WatchdogReset, "watchdog"),
+    (TrialEvidence::Reverted, "agent"),
+    (TrialEvidence::RevertedByGuard, "guard"),
+    (TrialEvidence::RevertedByPerson, "person"),
+];
+
+impl fmt::Display for TrialEvidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(EVIDENCE.iter().find(|(known, _)| known == self).map_or("none", |(_, word)| word))
+    }
+}
+
+/// A text that is no trial.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no trial: it is written SLOT:ATTEMPT:TRIES:EVIDENCE, such as B:7:1:none")]
+pub struct TrialStateError {
+    text: String,
+}
+
+/// `SLOT:ATTEMPT:TRIES:EVIDENCE`, such as `B:7:1:none`: how loaders that keep text keep a trial.
+impl fmt::Display for TrialState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { slot, attempt, tries_armed, evidence } = self;
+        write!(f, "{slot}:{attempt}:{}:{evidence}", tries_armed.0)
+    }
+}
+
+impl FromStr for TrialState {
+    type Err = TrialStateError;
+
+    fn from_str(text: &str) -> Result<Self, TrialStateError> {
+        let parse = || {
+            let mut parts = text.split(':');
+            let trial = Self {
+                slot: parts.next()?.parse().ok()?,
+                attempt: AttemptId(parts.next()?.parse().ok()?),
+                tries_armed: Tries(parts.next()?.parse().ok()?),
+                evidence: parts.next().and_then(|word| {
+                    EVIDENCE.iter().find(|(_, known)| *known == word).map(|(evidence, _)| *evidence)
+                })?,
+            };
+            parts.next().is_none().then_some(trial)
+        };
+        parse().ok_or_else(|| TrialStateError { text: text.chars().take(64).collect() })
+    }
 }
 
 /// Whether the loader was seen to count tries.
@@ -260,8 +356,8 @@ impl LoaderStatus {
     /// The running trial is sent back: its slot is out of the order and bad, and the evidence that
     /// it ran is kept. Unchanged without a trial.
     #[must_use]
-    pub fn reverted(&self) -> Self {
-        self.ended(TrialEvidence::Reverted)
+    pub fn reverted(&self, by: Reverter) -> Self {
+        self.ended(by.into())
     }
 
     fn ended(&self, evidence: TrialEvidence) -> Self {
@@ -276,12 +372,22 @@ impl LoaderStatus {
     /// slot that is not confirmed.
     #[must_use]
     pub fn marked_good(&self, booted: Slot) -> Self {
+        self.marked_good_after(booted, Reset::Unknown)
+    }
+
+    /// [`marked_good`](Self::marked_good) by one who knows what reset the machine.
+    #[must_use]
+    pub fn marked_good_after(&self, booted: Slot, reset: Reset) -> Self {
         if !self.is_confirmed(booted) {
             return self.clone();
         }
         let came_back =
             self.trial.is_some_and(|trial| trial.evidence == TrialEvidence::None && self.was_tried(&trial));
-        let mut next = if came_back { self.ended(TrialEvidence::FellBack) } else { self.clone() };
+        let evidence = match reset {
+            Reset::Unknown => TrialEvidence::FellBack,
+            Reset::Watchdog => TrialEvidence::WatchdogReset,
+        };
+        let mut next = if came_back { self.ended(evidence) } else { self.clone() };
         next.counting_seen = self.try_counting();
         *next.slot_mut(booted) = SlotState { health: SlotHealth::Good, tries_left: self.tries_full };
         next
@@ -351,11 +457,29 @@ mod tests {
     fn a_reverted_trial_boots_the_old_slot_and_says_why() {
         let mut status = installed().armed(Slot::B, AttemptId(1), Tries::TRIAL);
         status.boot_once();
-        let mut status = status.reverted();
+        let mut status = status.reverted(Reverter::Agent);
         assert_eq!(status.boot_once(), Some(Slot::A));
         assert_eq!(status.trial_progress(AttemptId(1)), TrialProgress::Tried(TrialEvidence::Reverted));
         assert_eq!(status.marked_good(Slot::A).trial, status.trial);
         assert_eq!(status.disarmed().trial, None);
+    }
+
+    #[test]
+    fn a_trial_is_kept_as_text() {
+        for (evidence, _) in EVIDENCE {
+            let trial = TrialState { slot: Slot::B, attempt: AttemptId(70), tries_armed: Tries(1), evidence };
+            assert_eq!(trial.to_string().parse(), Ok(trial));
+        }
+        let armed = TrialState {
+            slot: Slot::B,
+            attempt: AttemptId(7),
+            tries_armed: Tries::TRIAL,
+            evidence: TrialEvidence::None,
+        };
+        assert_eq!(armed.to_string(), "B:7:1:none");
+        for wrong in ["", "B:7:1", "B:7:1:none:", "C:7:1:none", "B:-7:1:none", "B:7:999:none", "B:7:1:x"] {
+            assert!(wrong.parse::<TrialState>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

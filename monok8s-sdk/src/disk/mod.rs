@@ -3,6 +3,7 @@
 //! - [`BlockTarget`] is what a slot is written through; [`DirectTarget`] is a block device, a loop
 //!   device or a plain file behind it.
 //! - [`Directory`] is what small files are kept in, [`HostDirectory`] one of the host.
+//! - [`Region`] is what state is kept in that must stay where it is: a loader's.
 //! - [`gpt`] reads partition tables, [`HostView`] what the kernel says about devices.
 //! - [`SlotMap`] finds the two slots and the booted one. [`SlotMap::open_for_writing`] is the only
 //!   way to a writable slot, and never gives out the booted one.
@@ -27,6 +28,7 @@ mod layout;
 mod pace;
 mod read_only;
 mod readback;
+mod region;
 mod slots;
 mod target;
 mod token;
@@ -41,6 +43,7 @@ pub use pace::{Pace, Pressure, Throttle};
 pub use read_only::ReadOnlySlot;
 #[cfg(feature = "image")]
 pub(crate) use readback::{Comparison, Written, is_zero};
+pub use region::{HostRegion, Region, RegionLock};
 pub use slots::{SlotDevice, SlotMap, SlotPartition, SlotsError};
 #[cfg(feature = "image")]
 pub(crate) use target::Bytes;

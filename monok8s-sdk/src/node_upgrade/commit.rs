@@ -54,16 +54,25 @@ fn in_target(facts: &NodeFacts, attempt: &Attempt) -> Action {
 }
 
 fn rolled_back(attempt: &Attempt, evidence: TrialEvidence, at: Timestamp) -> Action {
-    let unknown = match evidence {
-        TrialEvidence::Reverted => FailureReason::TrialTimedOut,
-        TrialEvidence::None | TrialEvidence::FellBack => FailureReason::FellBack,
-    };
+    let unknown = if evidence.is_reverted() { FailureReason::TrialTimedOut } else { FailureReason::FellBack };
     let reason = attempt.reason.clone().unwrap_or(unknown);
     let message = attempt.message.clone().unwrap_or_else(|| {
-        format!(
-            "the loader tried {} in slot {} and came back without a confirm; see what its console and journal say",
-            attempt.version, attempt.slot
-        )
+        let (version, slot) = (&attempt.version, attempt.slot);
+        match evidence {
+            TrialEvidence::None | TrialEvidence::FellBack => format!(
+                "the loader tried {version} in slot {slot} and came back without a confirm; see what its console and journal say"
+            ),
+            TrialEvidence::WatchdogReset => format!(
+                "{version} in slot {slot} was reset by the hardware watchdog; see what its console and journal say"
+            ),
+            TrialEvidence::Reverted => format!("the agent sent {version} in slot {slot} back"),
+            TrialEvidence::RevertedByGuard => format!(
+                "{version} in slot {slot} was not confirmed in time, and the host's guard sent it back; see what its console and journal say"
+            ),
+            TrialEvidence::RevertedByPerson => {
+                format!("a person sent {version} in slot {slot} back before it was confirmed")
+            }
+        }
     });
     Action::Record(Step::RolledBack { reason, message, at })
 }

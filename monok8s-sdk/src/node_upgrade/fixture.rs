@@ -10,7 +10,7 @@ use super::order::{Freshness, Order, Pace, Reported, Standing};
 use super::record::{ObjectIdentity, Record};
 use super::step::Step;
 use crate::api::{ApiUnavailable, BootGrant, FailureReason, ImageRef, ProgressPhase, TrialSpec};
-use crate::boot::{AttemptId, LoaderStatus, Tries};
+use crate::boot::{AttemptId, LoaderStatus, Reverter, Tries};
 use crate::digest::Sha256Digest;
 use crate::slot::Slot;
 use crate::version::OsVersion;
@@ -403,7 +403,7 @@ impl NodeFacts {
     }
 
     pub(super) fn sent_back(mut self) -> Self {
-        self.loader = self.loader.reverted();
+        self.loader = self.loader.reverted(Reverter::Guard);
         self
     }
 

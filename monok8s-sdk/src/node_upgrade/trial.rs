@@ -75,14 +75,14 @@ pub(super) fn running(facts: &NodeFacts) -> Option<Action> {
     Some(match (trial.evidence, &attempt.state) {
         (_, AttemptState::Reverting) => revert(facts, attempt, trial.evidence),
         // It came up although the loader was told otherwise, and that is recorded.
-        (TrialEvidence::Reverted, AttemptState::Failed) => return None,
+        (evidence, AttemptState::Failed) if evidence.is_reverted() => return None,
         // The guard was faster; it reboots too.
-        (TrialEvidence::Reverted, _) => {
+        (evidence, _) if evidence.is_reverted() => {
             reverting(facts, FailureReason::TrialTimedOut, "not confirmed in time".to_owned())
         }
         // Also of an attempt that failed and was not disarmed before the power did: what runs is
         // what was verified and committed to, so it is judged like any other.
-        (TrialEvidence::None | TrialEvidence::FellBack, _) => on_trial(facts, attempt),
+        _ => on_trial(facts, attempt),
     })
 }
 
@@ -110,7 +110,7 @@ fn reverting(facts: &NodeFacts, reason: FailureReason, message: String) -> Actio
 fn revert(facts: &NodeFacts, attempt: &Attempt, evidence: TrialEvidence) -> Action {
     let reason = attempt.reason.clone().unwrap_or(FailureReason::TrialTimedOut);
     let this_boot = attempt.boot_id.as_ref() == Some(&facts.booted.boot_id);
-    match (evidence == TrialEvidence::Reverted, this_boot) {
+    match (evidence.is_reverted(), this_boot) {
         (false, true) => Action::RevertTrial { reason },
         (false, false) => reverting(facts, reason, attempt.message.clone().unwrap_or_default()),
         (true, true) => Action::Reboot { into: attempt.slot.other() },

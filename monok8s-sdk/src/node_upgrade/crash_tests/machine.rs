@@ -10,7 +10,7 @@ use super::judge::{HEAD, OsImage};
 use crate::api::{BootGrant, ProgressPhase};
 use crate::boot::record_store::RecordStore;
 use crate::boot::simulated::SimulatedLoader;
-use crate::boot::{BootBackend as _, Tries};
+use crate::boot::{BootBackend as _, Reverter, Tries};
 use crate::disk::fault::{CrashState, FaultDirectory, FaultDisk, Files, Medium, Moment, Power};
 use crate::disk::{BlockTarget, Directory, InactiveSlot, VerifiedSlot, VerifyError, WrittenSlot};
 use crate::image::{Cancel, Expected, Progress, write_body};
@@ -250,7 +250,7 @@ impl Machine {
             }
             Action::Disarm => loader.disarm().unwrap(),
             Action::Confirm { .. } => loader.confirm().unwrap(),
-            Action::RevertTrial { .. } => loader.revert().unwrap(),
+            Action::RevertTrial { .. } => loader.revert(Reverter::Agent).unwrap(),
             Action::Reboot { .. } => self.power_on(),
             Action::Wait(_) | Action::AwaitHealth { .. } | Action::Report(_) => {}
         }

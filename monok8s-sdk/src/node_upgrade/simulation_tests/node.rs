@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::super::fixture::{NEW, OLD, THEN, boot, expanded, image, now, order, version};
 use super::super::*;
 use crate::api::{BootGrant, ProgressPhase};
-use crate::boot::{AttemptId, LoaderStatus, Tries};
+use crate::boot::{AttemptId, LoaderStatus, Reverter, Tries};
 use crate::slot::Slot;
 use crate::version::OsVersion;
 
@@ -243,7 +243,7 @@ impl Node {
             }
             Action::Disarm => self.loader = self.loader.disarmed(),
             Action::Confirm { .. } => self.loader = self.loader.confirmed(),
-            Action::RevertTrial { .. } => self.loader = self.loader.reverted(),
+            Action::RevertTrial { .. } => self.loader = self.loader.reverted(Reverter::Agent),
             Action::Reboot { into } => {
                 assert_eq!(self.loader.next_boot(), Some(*into));
                 self.power_on();
@@ -401,7 +401,7 @@ impl Node {
             Event::Guard
                 if self.uptime >= Duration::from_secs(600) && !self.loader.is_confirmed(self.booted.slot) =>
             {
-                self.loader = self.loader.reverted();
+                self.loader = self.loader.reverted(Reverter::Guard);
                 self.power_on();
             }
             Event::Time => self.uptime += Duration::from_secs(400),
