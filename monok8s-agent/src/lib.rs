@@ -4,7 +4,10 @@ pub mod agent;
 pub mod ctl;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
+pub mod guard;
 mod host;
 pub mod machine;
+mod on_host;
 pub mod politeness;
 pub mod program;
+pub mod reboot;

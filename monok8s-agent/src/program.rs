@@ -8,6 +8,8 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::agent::{self, RunArgs};
+use crate::guard::{self, GuardArgs};
+use crate::on_host::OnHostArgs;
 
 /// Carries out OS upgrades on the node it runs on.
 #[derive(Debug, Parser)]
@@ -25,13 +27,23 @@ struct Cli {
 enum Command {
     /// Watch this node's OSUpgradeProgress objects and carry them out.
     Run(Box<RunArgs>),
+    /// Send a trial boot back that nobody confirms: the host's dead-man switch.
+    Guard(Box<GuardArgs>),
+    #[command(hide = true)]
+    OnHost(OnHostArgs),
 }
 
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match start(cli) {
+    let Cli { command, log } = Cli::parse();
+    let ended = match command {
+        // Before anything starts a thread.
+        Command::OnHost(args) => Err(args.run().into()),
+        Command::Guard(args) => start_log(&log).and_then(|()| guard::run(*args)),
+        Command::Run(args) => start_log(&log).and_then(|()| run(*args)),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("monok8s-agent: {error:#}");
@@ -40,20 +52,23 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn start(cli: Cli) -> anyhow::Result<()> {
+fn start_log(log: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(log).context("--log cannot be understood")?;
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+    Ok(())
+}
+
+fn run(args: RunArgs) -> anyhow::Result<()> {
     // First of all: TLS clients built before a provider is chosen fail.
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider was installed first"))?;
-    let filter = EnvFilter::builder().parse(&cli.log).context("--log cannot be understood")?;
-    let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The loop, the watch and one piece of long work; disks block on their own threads.
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let Command::Run(args) = cli.command;
-    runtime.block_on(agent::run(*args))
+    runtime.block_on(agent::run(args))
 }

@@ -18,11 +18,11 @@ use super::error::NodeError;
 use super::failure::Failure;
 use super::node::{IDLE, Node};
 use super::present::{self, Scene};
-use super::reboot::reboot;
 use super::report::BYTES_INTERVAL;
 use super::work::{Job, Outcome, Standing};
 #[cfg(feature = "failpoints")]
 use crate::failpoints::{self, Point};
+use crate::reboot;
 
 /// How often the health of a trial is looked at.
 const TRIAL_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,7 +69,7 @@ impl Node {
             }
             Action::Reboot { into } => {
                 tracing::warn!(%into, "rebooting");
-                reboot(self.reboot_command.as_ref()).await?;
+                self.reboot().await?;
                 #[cfg(feature = "failpoints")]
                 failpoints::reached(Point::RebootAsked);
                 return Ok(Turn::Rest(GOING_DOWN));
@@ -143,6 +143,16 @@ impl Node {
             Outcome::Failed(failure) => self.fail(&failure),
             Outcome::Cancelled => Ok(()),
         }
+    }
+
+    /// Asks the host's init; and the kernel, if that was asked before and the machine is still here.
+    async fn reboot(&mut self) -> Result<(), NodeError> {
+        let (host, command) = (self.workshop.host.clone(), self.reboot_command.clone());
+        let in_vain = std::mem::replace(&mut self.reboot_asked, true) && command.is_none();
+        let ask = move || {
+            if in_vain { reboot::by_system_call() } else { reboot::reboot(&host, command.as_ref()) }
+        };
+        Ok(spawn_blocking(ask).await.unwrap_or(Ok(()))?)
     }
 
     fn fail(&mut self, failure: &Failure) -> Result<(), NodeError> {

@@ -4,8 +4,8 @@
 use std::future::Future;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use monok8s_sdk::api::{
     AGENT_FIELD_MANAGER, OSNode, OSNodeStatus, OSUpgrade, OSUpgradeProgress, OSUpgradeProgressStatus,
@@ -81,6 +81,14 @@ impl Cluster {
     /// This node's `OSNode`.
     pub(super) async fn os_node(&self) -> Result<OSNode, ClusterError> {
         self.get("OSNode", &self.node_name).await
+    }
+
+    /// The pods of one namespace on this node.
+    pub(super) async fn pods(&self, namespace: &str) -> Result<Vec<Pod>, ClusterError> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        let params = ListParams::default().fields(&format!("spec.nodeName={}", self.node_name));
+        let what = format!("the pods of {namespace}");
+        Ok(bounded(what, api.list(&params)).await?.items)
     }
 
     /// Writes the whole status that the agent owns, if the object is still the one that was read:

@@ -6,6 +6,7 @@ use monok8s_sdk::manifests::DEFAULT_NAMESPACE;
 
 use crate::machine::MachineArgs;
 use crate::politeness::PolitenessArgs;
+use crate::reboot::RebootCommand;
 
 /// Flags of `monok8s-agent run`. Every flag has a twin in the environment.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,7 +19,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub machine: MachineArgs,
 
-    /// Command that reboots the host, split at blanks, run without a shell [default: reboot(2) after a sync].
+    /// Command that reboots the host, split at blanks, run without a shell [default: what the host's init takes, else reboot(2) after a sync].
     #[arg(long, env = "MONOK8S_REBOOT_COMMAND")]
     pub reboot_command: Option<RebootCommand>,
 
@@ -52,15 +53,6 @@ pub struct RunArgs {
     pub namespace: String,
 }
 
-/// A program and its arguments.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RebootCommand {
-    /// The program.
-    pub program: String,
-    /// Its arguments.
-    pub arguments: Vec<String>,
-}
-
 /// Where the health of a part of the node is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -74,16 +66,6 @@ pub enum Endpoint {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ArgumentError(String);
-
-impl FromStr for RebootCommand {
-    type Err = ArgumentError;
-
-    fn from_str(text: &str) -> Result<Self, ArgumentError> {
-        let mut words = text.split_whitespace().map(str::to_owned);
-        let program = words.next().ok_or_else(|| ArgumentError("the command is empty".to_owned()))?;
-        Ok(Self { program, arguments: words.collect() })
-    }
-}
 
 impl FromStr for Endpoint {
     type Err = ArgumentError;

@@ -4,9 +4,9 @@ use monok8s_sdk::boot::BootError;
 use monok8s_sdk::boot::record_store::StoreError;
 use monok8s_sdk::disk::SlotsError;
 
-use super::reboot::RebootError;
 use crate::host::HostError;
 use crate::machine::DataDirInSlot;
+use crate::reboot::RebootError;
 
 /// What is in the way on this node.
 #[derive(Debug, thiserror::Error)]

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
-use monok8s_sdk::api::LABEL_CONTROL_PLANE;
+use monok8s_sdk::api::{LABEL_CONTROL_PLANE, TrialCheck};
 use monok8s_sdk::disk::HostView;
-use monok8s_sdk::node_upgrade::{BootId, Check, NodeView, TrialHealth};
+use monok8s_sdk::node_upgrade::{BootId, Check, Holds, NodeView, TrialHealth};
 
+use super::checks::{self, Means};
 use super::cluster::{Cluster, ClusterError};
 use super::config::Endpoint;
 use crate::host;
@@ -20,6 +21,16 @@ pub(super) struct HealthProbe {
     http: reqwest::Client,
     kubelet: Endpoint,
     api_server: Endpoint,
+    holds: Holds,
+}
+
+/// What a trial is judged by.
+#[derive(Clone, Copy)]
+pub(super) struct OnTrial<'a> {
+    pub(super) boot_id: &'a BootId,
+    /// The checks that its upgrade configures.
+    pub(super) checks: &'a [TrialCheck],
+    pub(super) uptime: Duration,
 }
 
 impl HealthProbe {
@@ -27,20 +38,23 @@ impl HealthProbe {
         let http = reqwest::Client::builder()
             .timeout(ANSWER_TIMEOUT)
             .no_proxy()
-            // Both answer on loopback, with certificates for other names; the status is all that counts.
+            // What is asked is on this node, with certificates for other names, as a kubelet's probes
+            // find it; the status is all that counts.
             .tls_danger_accept_invalid_certs(true)
             .build()?;
-        Ok(Self { http, kubelet, api_server })
+        Ok(Self { http, kubelet, api_server, holds: Holds::default() })
     }
 
     /// What holds right now, beside what is known of the version.
     pub(super) async fn observe(
-        &self,
+        &mut self,
         host: &HostView,
         cluster: &Cluster,
-        boot_id: &BootId,
+        trial: OnTrial<'_>,
         version: Check,
     ) -> TrialHealth {
+        let means = Means { http: &self.http.clone(), host, cluster };
+        let configured = checks::observe(&mut self.holds, trial.checks, means, trial.uptime).await;
         let node = cluster.node().await;
         let controls = node.as_ref().is_ok_and(is_control_plane)
             || host::holds_any(host, &[API_SERVER_MANIFEST.to_owned()]);
@@ -48,7 +62,7 @@ impl HealthProbe {
             if controls { self.ask("the local API server", &self.api_server).await } else { Check::NotNeeded }
         };
         let (kubelet, control_plane) = futures::join!(self.ask("the kubelet", &self.kubelet), control_plane);
-        let (configured, node) = (Check::NotNeeded, view(node, boot_id));
+        let node = view(node, trial.boot_id);
         TrialHealth { version, kubelet, control_plane, configured, node }
     }
 

@@ -6,6 +6,7 @@
 //! beside it and end when the decision asks for something else.
 
 mod act;
+mod checks;
 mod cluster;
 mod commit;
 mod config;
@@ -18,7 +19,6 @@ mod ordering;
 mod orders;
 mod osnode;
 mod present;
-mod reboot;
 mod report;
 mod resolve;
 mod select;
@@ -39,7 +39,7 @@ use tokio::sync::watch;
 
 pub use cluster::{Cluster, ClusterError};
 pub use commit::Commitment;
-pub use config::{ArgumentError, Endpoint, RebootCommand, RunArgs};
+pub use config::{ArgumentError, Endpoint, RunArgs};
 
 use health::HealthProbe;
 use known::Known;

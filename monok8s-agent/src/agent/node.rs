@@ -18,9 +18,8 @@ use tokio::time::Instant;
 
 use super::act::{Deed, Turn};
 use super::cluster::{Cluster, ClusterError, Precondition};
-use super::config::RebootCommand;
 use super::error::NodeError;
-use super::health::HealthProbe;
+use super::health::{HealthProbe, OnTrial};
 use super::known::{Known, Snapshot};
 use super::ordering::Ordered;
 use super::osnode::{self, Inventory, OsNodeWriter};
@@ -32,8 +31,10 @@ use super::status::{Report, acknowledged, troubled};
 use super::work::{Effort, Workshop};
 #[cfg(feature = "failpoints")]
 use crate::failpoints::{Point, reached};
+use crate::guard::{GuardReport, Seen};
 use crate::host;
 use crate::machine::MachineArgs;
+use crate::reboot::RebootCommand;
 
 /// How long to rest when nothing is expected. Facts of the host that nobody announces are looked
 /// at again after this.
@@ -62,6 +63,8 @@ pub(super) struct Node {
     pub(super) backend: Box<dyn BootBackend>,
     pub(super) probe: HealthProbe,
     pub(super) reboot_command: Option<RebootCommand>,
+    /// Whether the host was asked to reboot, in this boot.
+    pub(super) reboot_asked: bool,
     pub(super) resolver: Resolver,
     /// A slot that this process read back, held until it is armed or written again.
     pub(super) token: Option<VerifiedSlot>,
@@ -116,6 +119,7 @@ impl Node {
             backend,
             probe,
             reboot_command,
+            reboot_asked: false,
             resolver,
             token: None,
             effort,
@@ -213,7 +217,11 @@ impl Node {
             reached(Point::TrialSeen);
         }
         let health = if on_trial {
-            self.probe.observe(host, &self.cluster, &boot_id, known).await
+            let trial = loader.trial.map(|trial| trial.attempt);
+            let attempt = self.record.attempt.as_ref().filter(|attempt| Some(attempt.id) == trial);
+            let checks = attempt.map_or(&[][..], |attempt| &attempt.trial.checks);
+            let on_trial = OnTrial { boot_id: &boot_id, checks, uptime };
+            self.probe.observe(host, &self.cluster, on_trial, known).await
         } else {
             TrialHealth::unknown()
         };
@@ -346,9 +354,20 @@ impl Node {
         }
     }
 
+    fn guard_state(&self, boot_id: &BootId) -> GuardState {
+        let host = &self.workshop.host;
+        let said = GuardReport::read(host, boot_id).map_or(Seen::Unknown, |report| report.state);
+        match said {
+            Seen::OnTrial | Seen::SentBack => GuardState::OnTrial,
+            Seen::StoodDown => GuardState::StoodDown,
+            Seen::Blind => GuardState::Blind,
+            Seen::Unknown if host::holds_any(host, &self.workshop.guard_paths) => GuardState::Installed,
+            Seen::Unknown => GuardState::Missing,
+        }
+    }
+
     async fn keep_os_node(&mut self, facts: &NodeFacts, slots: &SlotMap) {
-        let is_guarded = host::holds_any(&self.workshop.host, &self.workshop.guard_paths);
-        let guard = if is_guarded { GuardState::Installed } else { GuardState::Missing };
+        let guard = self.guard_state(&facts.booted.boot_id);
         let inventory = Inventory { facts, slots, backend: self.backend.name(), guard };
         self.inventory.keep(&self.cluster, &osnode::status(&inventory)).await;
     }

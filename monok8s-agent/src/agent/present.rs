@@ -4,14 +4,20 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use monok8s_sdk::api::{
-    ByteProgress, ConditionType, Installed, OSUpgradeProgress, ProgressPhase, Truth, find_condition,
+    ByteProgress, ConditionType, Installed, OSUpgradeProgress, ProgressPhase, TrialCheckResult,
+    TrialCheckState, TrialStatus, Truth, find_condition,
 };
-use monok8s_sdk::node_upgrade::{Action, NodeFacts, Order, Report as Standing, WaitReason};
+use monok8s_sdk::node_upgrade::{
+    Action, Check, CheckState, NodeFacts, NodeView, Order, Report as Standing, TrialHealth, WaitReason,
+};
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
 
 use super::commit::Commitment;
 use super::status::Report;
+
+/// How much of what a check saw is told, in characters: four bytes each at most.
+const MAX_SEEN: usize = 256;
 
 /// What a report is made of, beside the action.
 #[derive(Clone)]
@@ -50,6 +56,16 @@ pub(super) fn report(scene: &Scene<'_>, action: &Action) -> Option<Report> {
         target_version: order.target().cloned(),
         attempt: attempt.map_or_else(|| known_attempt(object), |attempt| attempt.number),
         trial_deadline,
+        trial: match action {
+            Action::AwaitHealth { remaining, .. } => Some(trial(&facts.health, *remaining)),
+            _ => None,
+        },
+        rolled_back: match action {
+            Action::Report(Standing::RolledBack { .. }) => attempt
+                .and_then(|attempt| attempt.rollback.as_ref())
+                .map(|recorded| recorded.evidence.clone()),
+            _ => None,
+        },
         progress: work.progress.or_else(|| object.status.as_ref()?.progress),
         timeline_hop: hop.clone().filter(|_| several),
         hop,
@@ -108,6 +124,8 @@ fn base(object: &OSUpgradeProgress, facts: &NodeFacts, phase: ProgressPhase) -> 
         inactive: facts.booted.slot.other(),
         boot_id: facts.booted.boot_id.0.clone(),
         trial_deadline: None,
+        trial: None,
+        rolled_back: None,
         installed: installed(facts),
         progress: None,
     }
@@ -128,6 +146,39 @@ fn installed(facts: &NodeFacts) -> Option<Installed> {
         version: booted.version.clone(),
         image_digest: content.and_then(|content| content.image_digest),
     })
+}
+
+/// How every check of the running trial stands.
+fn trial(health: &TrialHealth, remaining: Duration) -> TrialStatus {
+    let own =
+        [("Version", &health.version), ("Kubelet", &health.kubelet), ("ControlPlane", &health.control_plane)];
+    let own = own.into_iter().filter(|(_, check)| **check != Check::NotNeeded).map(|(name, check)| {
+        let state = match check {
+            Check::Fails(_) => TrialCheckState::Failing,
+            Check::Holds | Check::NotNeeded => TrialCheckState::Held,
+        };
+        result(name, state, check.missing())
+    });
+    let node = match &health.node {
+        NodeView::ReadyInThisBoot => result("Node", TrialCheckState::Held, None),
+        NodeView::NotReady(seen) => result("Node", TrialCheckState::Failing, Some(seen)),
+        NodeView::ApiUnreachable => result("Node", TrialCheckState::ApiUnreachable, None),
+    };
+    let configured = health.configured.iter().map(|check| match &check.state {
+        CheckState::Held => result(&check.name, TrialCheckState::Held, None),
+        CheckState::Holding { .. } => result(&check.name, TrialCheckState::Holding, None),
+        CheckState::Failing(seen) => result(&check.name, TrialCheckState::Failing, Some(seen)),
+        CheckState::ApiUnreachable => result(&check.name, TrialCheckState::ApiUnreachable, None),
+    });
+    TrialStatus {
+        remaining_seconds: i32::try_from(remaining.as_secs()).unwrap_or(i32::MAX),
+        checks: own.chain([node]).chain(configured).collect(),
+    }
+}
+
+fn result(name: &str, state: TrialCheckState, seen: Option<&str>) -> TrialCheckResult {
+    let message = seen.map(|seen| seen.chars().take(MAX_SEEN).collect());
+    TrialCheckResult { name: name.to_owned(), state, message }
 }
 
 fn deadline(now: Timestamp, remaining: Duration) -> Option<Timestamp> {

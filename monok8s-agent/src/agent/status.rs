@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use monok8s_sdk::api::{
     ByteProgress, ConditionType, Conditions, Installed, OSUpgradeProgress, OSUpgradeProgressStatus,
-    ProgressPhase, TimelineEntry, Truth, shorten_message,
+    ProgressPhase, RollbackEvidence, TimelineEntry, TrialStatus, Truth, shorten_message,
 };
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
@@ -34,6 +34,8 @@ pub(super) struct Report {
     pub(super) inactive: Slot,
     pub(super) boot_id: String,
     pub(super) trial_deadline: Option<Timestamp>,
+    pub(super) trial: Option<TrialStatus>,
+    pub(super) rolled_back: Option<RollbackEvidence>,
     pub(super) installed: Option<Installed>,
     pub(super) progress: Option<ByteProgress>,
 }
@@ -70,6 +72,8 @@ pub(super) fn status(
         attempt: Some(i32::try_from(report.attempt).unwrap_or(i32::MAX)),
         boot_id: Some(report.boot_id.clone()),
         trial_deadline: report.trial_deadline.map(|deadline| steady(deadline, previous)),
+        trial: report.trial.clone(),
+        rolled_back: report.rolled_back.clone(),
         installed: report.installed.clone(),
         progress: report.progress,
         timeline: timeline(report, &previous.timeline, now),
@@ -134,7 +138,7 @@ fn steady(deadline: Timestamp, previous: &OSUpgradeProgressStatus) -> Time {
 pub(super) enum Change {
     /// Nothing; times of writing do not count.
     None,
-    /// Byte counts only: reported at a bounded rate.
+    /// Numbers that run on by themselves, of bytes or seconds: reported at a bounded rate.
     Bytes,
     /// Anything else: reported at once.
     News,
@@ -154,6 +158,9 @@ pub(super) fn change(previous: &OSUpgradeProgressStatus, next: &OSUpgradeProgres
         return Change::None;
     }
     previous.progress = next.progress;
+    if let (Some(trial), Some(next)) = (&mut previous.trial, &next.trial) {
+        trial.remaining_seconds = next.remaining_seconds;
+    }
     if previous == next { Change::Bytes } else { Change::News }
 }
 
@@ -214,6 +221,8 @@ mod tests {
             inactive: Slot::B,
             boot_id: "b-1".to_owned(),
             trial_deadline: None,
+            trial: None,
+            rolled_back: None,
             installed: None,
             progress: None,
         }

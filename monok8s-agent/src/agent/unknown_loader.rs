@@ -1,7 +1,7 @@
 //! A boot loader that nobody named: nothing is armed through it, and the node says so.
 
 use monok8s_sdk::boot::{BootBackend, BootError, Capabilities, Change, LoaderStatus, Tries};
-use monok8s_sdk::disk::{HostView, SlotLayout, SlotMap};
+use monok8s_sdk::disk::{HostView, RegionLock, SlotLayout, SlotMap};
 
 const NAME: &str = "unknown";
 
@@ -25,6 +25,10 @@ impl BootBackend for UnknownLoader {
         let slots = SlotMap::discover(&self.host, &self.layout)
             .map_err(|source| BootError::Read { backend: NAME, source: source.into() })?;
         Ok(LoaderStatus::installed(slots.booted().slot, Tries::NONE))
+    }
+
+    fn exclusive(&self) -> Result<RegionLock, BootError> {
+        Ok(RegionLock::of_nothing())
     }
 
     fn store(&self, _: &Change) -> Result<(), BootError> {

@@ -20,12 +20,13 @@ use monok8s_sdk::node_upgrade::Action;
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
 use reqwest::Url;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{JoinHandle, block_in_place, spawn_blocking};
 use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::present::WorkView;
 use crate::politeness::Politeness;
+use crate::reboot::Inhibitor;
 
 /// Interruptions of a download in a row that end it.
 const ATTEMPTS: u32 = 3;
@@ -303,7 +304,11 @@ impl Drop for Work {
 impl Workshop {
     async fn carry_out(self, job: Job, writer: Writer, progress: Progress, cancel: Cancel) -> Outcome {
         let done = match job {
-            Job::Write { hop, slot, .. } => self.write(*hop, slot, progress, cancel).await,
+            Job::Write { hop, slot, .. } => {
+                let why = format!("slot {slot} is being written");
+                let _inhibitor = block_in_place(|| Inhibitor::take(&self.host, &why));
+                self.write(*hop, slot, progress, cancel).await
+            }
             Job::Verify { slot, digest, len, version } => {
                 self.verify(writer, slot, digest, len, version, cancel).await
             }

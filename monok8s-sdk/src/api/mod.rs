@@ -21,6 +21,7 @@ mod rollout_spec;
 mod scalars;
 mod selector;
 mod spec_selectors;
+mod trial_status;
 mod upgrade_reason;
 
 pub use conditions::{
@@ -49,6 +50,7 @@ pub use rollout_spec::{
 };
 pub use selector::{NodeSelector, Selector, SelectorError};
 pub use spec_selectors::InvalidSelector;
+pub use trial_status::{RollbackEvidence, RolledBackBy, TrialCheckResult, TrialCheckState, TrialStatus};
 pub use upgrade_reason::UpgradeReason;
 
 /// The API group of all kinds.

@@ -151,8 +151,14 @@ open_enum! {
 open_enum! {
     /// The state of the host's dead-man switch.
     pub enum GuardState {
-        /// Installed in the booted image.
+        /// Installed in the booted image; it has said nothing yet in this boot.
         Installed,
+        /// The booted slot is on trial, and it counts down to sending it back.
+        OnTrial,
+        /// The booted slot is confirmed, and it has nothing left to do in this boot.
+        StoodDown,
+        /// It cannot read the boot loader's state.
+        Blind,
         /// Not found.
         Missing,
     }

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::open_enum::open_enum;
-use super::{ImageRef, TrialSpec};
+use super::{ImageRef, RollbackEvidence, TrialSpec, TrialStatus};
 use crate::digest::Sha256Digest;
 use crate::slot::Slot;
 use crate::version::OsVersion;
@@ -300,6 +300,12 @@ pub struct OSUpgradeProgressStatus {
     /// When an unconfirmed trial goes back, in the node's own estimate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial_deadline: Option<Time>,
+    /// The trial boot that is being judged; absent at all other times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialStatus>,
+    /// What is known of the trial that did not hold; absent when none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<RollbackEvidence>,
     /// What the booted slot holds, once it is confirmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installed: Option<Installed>,

@@ -1,5 +1,7 @@
 //! How a rollout proceeds. Nothing here has a server-side default; the accessors give the defaults.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +143,12 @@ impl TrialSpec {
     pub fn timeout_seconds(&self) -> i32 {
         self.timeout_seconds.unwrap_or(600)
     }
+
+    /// How long a trial boot has to be confirmed.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_seconds().try_into().unwrap_or_default())
+    }
 }
 
 closed_enum! {
@@ -179,6 +187,14 @@ pub struct TrialCheck {
     /// Pods that must be Running and ready on this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<PodsCheck>,
+}
+
+impl TrialCheck {
+    /// How long it must hold without a break.
+    #[must_use]
+    pub fn hold(&self) -> Duration {
+        Duration::from_secs(self.hold_seconds.unwrap_or(10).try_into().unwrap_or_default())
+    }
 }
 
 /// An HTTP check.

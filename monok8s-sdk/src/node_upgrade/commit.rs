@@ -1,5 +1,6 @@
 //! From the intent on: arm, reboot, and what came of it.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::action::{Action, ArmedBy, WaitReason};
@@ -9,7 +10,7 @@ use super::order::{Order, Standing};
 use super::record::{Attempt, AttemptKind, AttemptState, SlotContentState};
 use super::stage::{Content, content, holds_token, verify};
 use super::step::Step;
-use crate::api::{FailureReason, ProgressPhase};
+use crate::api::{FailureReason, ProgressPhase, RollbackEvidence, RolledBackBy};
 use crate::boot::{TrialEvidence, TrialProgress, Tries};
 
 /// The next step of an attempt that may be past its commit, in a slot that is not on its trial.
@@ -18,7 +19,7 @@ pub(super) fn next(facts: &NodeFacts, attempt: &Attempt, wanted: &Wanted<'_>, no
         return in_target(facts, attempt);
     }
     match facts.loader.trial_progress(attempt.id) {
-        TrialProgress::Tried(evidence) => rolled_back(attempt, evidence, now),
+        TrialProgress::Tried(evidence) => rolled_back(facts, attempt, evidence, now),
         TrialProgress::Armed if is_this_boot(facts, attempt) => Action::Reboot { into: attempt.slot },
         TrialProgress::Armed => fail(
             FailureReason::Interrupted,
@@ -53,7 +54,7 @@ fn in_target(facts: &NodeFacts, attempt: &Attempt) -> Action {
     )
 }
 
-fn rolled_back(attempt: &Attempt, evidence: TrialEvidence, at: Timestamp) -> Action {
+fn rolled_back(facts: &NodeFacts, attempt: &Attempt, evidence: TrialEvidence, at: Timestamp) -> Action {
     let unknown = if evidence.is_reverted() { FailureReason::TrialTimedOut } else { FailureReason::FellBack };
     let reason = attempt.reason.clone().unwrap_or(unknown);
     let message = attempt.message.clone().unwrap_or_else(|| {
@@ -74,7 +75,36 @@ fn rolled_back(attempt: &Attempt, evidence: TrialEvidence, at: Timestamp) -> Act
             }
         }
     });
-    Action::Record(Step::RolledBack { reason, message, at })
+    let evidence = Box::new(gather(facts, attempt, evidence, at));
+    Action::Record(Step::RolledBack { reason, message, evidence })
+}
+
+fn gather(facts: &NodeFacts, attempt: &Attempt, evidence: TrialEvidence, at: Timestamp) -> RollbackEvidence {
+    let armed = facts.loader.trial.map_or(Tries::TRIAL, |trial| trial.tries_armed);
+    let by = match evidence {
+        TrialEvidence::None | TrialEvidence::FellBack => RolledBackBy::Loader,
+        TrialEvidence::WatchdogReset => RolledBackBy::Watchdog,
+        TrialEvidence::Reverted => RolledBackBy::Agent,
+        TrialEvidence::RevertedByGuard => RolledBackBy::Guard,
+        TrialEvidence::RevertedByPerson => RolledBackBy::Person,
+    };
+    // The agent in the trial recorded its boot beside the one in which it was armed.
+    let (armed_boot, trial_boot) = match &attempt.armed_boot_id {
+        Some(armed) => (Some(armed), attempt.boot_id.as_ref()),
+        None => (attempt.boot_id.as_ref(), None),
+    };
+    RollbackEvidence {
+        by,
+        version: attempt.version.clone(),
+        checksum: attempt.checksum,
+        slot: attempt.slot,
+        tries_armed: armed.0.into(),
+        tries_left: facts.loader.slot(attempt.slot).tries_left.0.into(),
+        armed_boot_id: armed_boot.map(|boot| boot.0.clone()),
+        trial_boot_id: trial_boot.map(|boot| boot.0.clone()),
+        returned_boot_id: facts.booted.boot_id.0.clone(),
+        at: Time(at),
+    }
 }
 
 fn unarmed(facts: &NodeFacts, attempt: &Attempt, wanted: &Wanted<'_>, now: Timestamp) -> Action {

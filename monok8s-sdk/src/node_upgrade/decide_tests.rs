@@ -258,10 +258,53 @@ fn a_revert_for_want_of_the_api_quarantines_nothing() {
     for (reason, quarantined) in
         [(FailureReason::ApiUnavailable, false), (FailureReason::TrialTimedOut, true)]
     {
-        let step = Step::RolledBack { reason, message: String::new(), at: now() };
+        let step = Step::RolledBack { reason, message: String::new(), evidence: evidence() };
         let record = node().in_trial().after(&step).record;
         assert_eq!(record.quarantine(&image(NEW).checksum, "uid-1").is_some(), quarantined);
     }
+}
+
+#[test]
+fn who_brought_a_node_back_is_told_with_the_boots_and_the_tries() {
+    use crate::api::RolledBackBy;
+    use crate::boot::{Reset, Reverter};
+    let evidence = |facts: &NodeFacts| match decide(facts, Some(&order()), now()) {
+        Action::Record(Step::RolledBack { evidence, .. }) => *evidence,
+        other => panic!("{other:?}"),
+    };
+    let fell_back = evidence(&node().in_trial().fell_back().marked());
+    assert_eq!((fell_back.by, fell_back.tries_armed, fell_back.tries_left), (RolledBackBy::Loader, 1, 0));
+    assert_eq!((fell_back.slot, &fell_back.version), (Slot::B, &version(NEW)));
+    assert!(fell_back.armed_boot_id.is_some() && fell_back.trial_boot_id.is_none());
+    assert_ne!(fell_back.armed_boot_id.as_ref(), Some(&fell_back.returned_boot_id));
+
+    let mut by_watchdog = node().in_trial().fell_back();
+    by_watchdog.loader = by_watchdog.loader.marked_good_after(Slot::A, Reset::Watchdog);
+    assert_eq!(evidence(&by_watchdog).by, RolledBackBy::Watchdog);
+
+    for (by, told) in [
+        (Reverter::Agent, RolledBackBy::Agent),
+        (Reverter::Guard, RolledBackBy::Guard),
+        (Reverter::Person, RolledBackBy::Person),
+    ] {
+        let mut sent_back = node().in_trial();
+        sent_back.loader = sent_back.loader.reverted(by);
+        assert_eq!(evidence(&sent_back.fell_back().marked()).by, told);
+    }
+
+    // The agent of the trial recorded which boot that was.
+    let trial = node().in_trial();
+    let (armed, tried) = (trial.record.attempt.clone().unwrap().boot_id, trial.booted.boot_id.clone());
+    let reverting = Step::Reverting {
+        reason: FailureReason::TrialTimedOut,
+        message: "why".to_owned(),
+        boot_id: tried.clone(),
+    };
+    let mut sent_back = trial.after(&reverting).after(&reverting);
+    sent_back.loader = sent_back.loader.reverted(Reverter::Agent);
+    let told = evidence(&sent_back.fell_back().marked());
+    assert_eq!(told.armed_boot_id, armed.map(|boot| boot.0));
+    assert_eq!(told.trial_boot_id, Some(tried.0));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::checks::{CheckState, NamedCheck};
 use super::record::Record;
 use crate::boot::LoaderStatus;
 use crate::digest::Sha256Digest;
@@ -86,7 +87,7 @@ pub struct TrialHealth {
     /// The local API server and etcd, on a control-plane node.
     pub control_plane: Check,
     /// The checks that the upgrade configures.
-    pub configured: Check,
+    pub configured: Vec<NamedCheck>,
     /// The Node object.
     pub node: NodeView,
 }
@@ -99,7 +100,7 @@ impl TrialHealth {
             version: Check::Fails("the version was not looked for yet".to_owned()),
             kubelet: Check::Fails("the kubelet was not asked yet".to_owned()),
             control_plane: Check::NotNeeded,
-            configured: Check::NotNeeded,
+            configured: Vec::new(),
             node: NodeView::ApiUnreachable,
         }
     }
@@ -107,8 +108,19 @@ impl TrialHealth {
     /// The first thing on the node itself that is missing. The version is none: it may take the API
     /// server to tell it.
     #[must_use]
-    pub fn missing_locally(&self) -> Option<&str> {
-        [&self.kubelet, &self.control_plane, &self.configured].into_iter().find_map(Check::missing)
+    pub fn missing_locally(&self) -> Option<String> {
+        let own = [&self.kubelet, &self.control_plane].into_iter().find_map(Check::missing);
+        own.map(str::to_owned).or_else(|| {
+            let local = self.configured.iter().filter(|check| check.state != CheckState::ApiUnreachable);
+            local.filter_map(NamedCheck::missing).next()
+        })
+    }
+
+    /// The first configured check that nobody can tell without the API server.
+    #[must_use]
+    pub fn missing_with_the_api(&self) -> Option<String> {
+        let remote = self.configured.iter().filter(|check| check.state == CheckState::ApiUnreachable);
+        remote.filter_map(NamedCheck::missing).next()
     }
 }
 

@@ -9,11 +9,30 @@ use super::facts::{ApiView, BootId, Booted, Check, HeldToken, NodeFacts, NodeVie
 use super::order::{Freshness, Order, Pace, Reported, Standing};
 use super::record::{ObjectIdentity, Record};
 use super::step::Step;
-use crate::api::{ApiUnavailable, BootGrant, FailureReason, ImageRef, ProgressPhase, TrialSpec};
+use crate::api::{
+    ApiUnavailable, BootGrant, FailureReason, ImageRef, ProgressPhase, RollbackEvidence, RolledBackBy,
+    TrialSpec,
+};
 use crate::boot::{AttemptId, LoaderStatus, Reverter, Tries};
 use crate::digest::Sha256Digest;
 use crate::slot::Slot;
 use crate::version::OsVersion;
+
+/// Of a trial of the new version in slot B.
+pub(super) fn evidence() -> Box<RollbackEvidence> {
+    Box::new(RollbackEvidence {
+        by: RolledBackBy::Loader,
+        version: version(NEW),
+        checksum: Some(image(NEW).checksum),
+        slot: Slot::B,
+        tries_armed: 1,
+        tries_left: 0,
+        armed_boot_id: Some(boot("b-1").0),
+        trial_boot_id: None,
+        returned_boot_id: boot("b-2").0,
+        at: Time(now()),
+    })
+}
 
 pub(super) fn now() -> Timestamp {
     "2026-03-01T12:00:00Z".parse().unwrap()
@@ -251,7 +270,7 @@ impl NodeFacts {
             version: Check::Holds,
             kubelet: Check::Holds,
             control_plane: Check::NotNeeded,
-            configured: Check::NotNeeded,
+            configured: Vec::new(),
             node: NodeView::ReadyInThisBoot,
         };
         self
@@ -293,7 +312,7 @@ impl NodeFacts {
         self.in_trial().fell_back().marked().after(&Step::RolledBack {
             reason: FailureReason::FellBack,
             message: "why".to_owned(),
-            at: now(),
+            evidence: evidence(),
         })
     }
 
@@ -384,7 +403,7 @@ impl NodeFacts {
         let mut facts = self.begun().after(&Step::RolledBack {
             reason: FailureReason::FellBack,
             message: String::new(),
-            at: now(),
+            evidence: evidence(),
         });
         facts.record.attempt = None;
         if let Some(seen) = facts.record.seen.first_mut() {

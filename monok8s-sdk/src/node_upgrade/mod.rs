@@ -14,11 +14,13 @@
 //! | which artifacts failed here | the record |
 
 mod action;
+mod checks;
 mod commit;
 mod decide;
 mod facts;
 #[cfg(test)]
 mod fixture;
+mod guard;
 mod order;
 mod record;
 mod stage;
@@ -26,12 +28,14 @@ mod step;
 mod trial;
 
 pub use action::{Action, ArmedBy, Report, WaitReason};
+pub use checks::{CheckSight, CheckState, Holds, NamedCheck};
 pub use decide::decide;
 pub use facts::{ApiView, BootId, Booted, Check, HeldToken, NodeFacts, NodeView, TrialHealth};
+pub use guard::{CameBack, GUARD_GRACE, GuardAction, GuardFacts, TrialHint, guard, guard_deadline};
 pub use order::{Freshness, Order, OrderError, Pace, Reported, Standing};
 pub use record::{
     Attempt, AttemptKind, AttemptState, FailedArtifact, ObjectIdentity, PinnedImage, RECORD_FORMAT, Record,
-    SeenObject, SlotContent, SlotContentState, Slots,
+    RecordedRollback, SeenObject, SlotContent, SlotContentState, Slots,
 };
 pub use step::Step;
 pub use trial::{Verdict, judge};

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::facts::BootId;
 use crate::api::open_enum::open_enum;
-use crate::api::{FailureReason, ImageRef, TrialSpec};
+use crate::api::{FailureReason, ImageRef, RollbackEvidence, TrialSpec};
 use crate::boot::AttemptId;
 use crate::digest::Sha256Digest;
 use crate::slot::Slot;
@@ -174,6 +174,12 @@ pub struct Attempt {
     /// The boot under which the intent was recorded, or the slot was armed.
     #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<BootId>,
+    /// The boot in which the slot was armed, once `boot_id` is that of its trial.
+    #[serde(default, rename = "armedBootID", skip_serializing_if = "Option::is_none")]
+    pub armed_boot_id: Option<BootId>,
+    /// What is known of a trial that did not hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RecordedRollback>,
     /// When its trial counts as good.
     #[serde(default)]
     pub trial: TrialSpec,
@@ -237,6 +243,17 @@ open_enum! {
         /// It failed before the target was ever tried.
         Failed,
     }
+}
+
+/// What is known of a trial that did not hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecordedRollback {
+    /// The evidence.
+    #[serde(flatten)]
+    pub evidence: RollbackEvidence,
+    /// Fields of a newer release.
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// An artifact that failed on this node after a commit.

@@ -66,7 +66,7 @@ fn an_older_agent_reads_a_newer_record_and_keeps_what_it_does_not_know_through_e
         .after(&Step::RolledBack {
             reason: FailureReason::FellBack,
             message: "it came back".to_owned(),
-            at: "2026-01-02T03:04:05Z".parse().unwrap(),
+            evidence: super::super::fixture::evidence(),
         });
     let value = serde_json::to_value(&next).unwrap();
     for pointer in [

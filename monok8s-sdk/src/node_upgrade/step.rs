@@ -1,14 +1,13 @@
 //! What is recorded, one durable step at a time.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
 
 use super::facts::{BootId, Booted};
 use super::record::{
     Attempt, AttemptKind, AttemptState, Extra, FailedArtifact, ObjectIdentity, PinnedImage, Record,
-    SeenObject, SlotContent, SlotContentState,
+    RecordedRollback, SeenObject, SlotContent, SlotContentState,
 };
-use crate::api::{FailureReason, ImageRef, TrialSpec};
+use crate::api::{FailureReason, ImageRef, RollbackEvidence, TrialSpec};
 use crate::boot::AttemptId;
 use crate::digest::Sha256Digest;
 use crate::slot::Slot;
@@ -104,8 +103,8 @@ pub enum Step {
         reason: FailureReason,
         /// That in a sentence.
         message: String,
-        /// When it was noticed.
-        at: Timestamp,
+        /// What is known of it.
+        evidence: Box<RollbackEvidence>,
     },
     /// The attempt failed without the target having been tried.
     Failed {
@@ -183,12 +182,21 @@ impl Record {
             }),
             Step::Reverting { reason, message, boot_id } => {
                 self.end(AttemptState::Reverting, reason, message);
-                self.with_attempt(|attempt| attempt.boot_id = Some(boot_id.clone()));
+                self.with_attempt(|attempt| {
+                    let before = attempt.boot_id.replace(boot_id.clone());
+                    if attempt.armed_boot_id.is_none() {
+                        attempt.armed_boot_id = before;
+                    }
+                });
             }
             Step::Confirmed => self.confirm(),
-            Step::RolledBack { reason, message, at } => {
+            Step::RolledBack { reason, message, evidence } => {
                 self.end(AttemptState::RolledBack, reason, message);
-                self.remember_failure(reason, *at);
+                self.with_attempt(|attempt| {
+                    attempt.rollback =
+                        Some(RecordedRollback { evidence: (**evidence).clone(), extra: Extra::new() })
+                });
+                self.remember_failure(reason, &evidence.at);
             }
             Step::Failed { reason, message } => self.end(AttemptState::Failed, reason, message),
             Step::RetryBegun { uid, nonce } => self.begin_retry(uid, nonce),
@@ -248,6 +256,8 @@ impl Record {
             slot,
             state: AttemptState::Staging,
             boot_id: None,
+            armed_boot_id: None,
+            rollback: None,
             trial: trial.clone(),
             reason: None,
             message: None,
@@ -343,7 +353,7 @@ impl Record {
     }
 
     /// Remembers the artifact, unless the trial came back for something the artifact cannot help.
-    fn remember_failure(&mut self, reason: &FailureReason, at: Timestamp) {
+    fn remember_failure(&mut self, reason: &FailureReason, at: &Time) {
         if matches!(reason, FailureReason::ApiUnavailable | FailureReason::RecordError) {
             return;
         }
@@ -357,7 +367,7 @@ impl Record {
             checksum,
             version: attempt.version.clone(),
             reason: reason.clone(),
-            at: Time(at),
+            at: at.clone(),
             attempt: attempt.id,
             extra: Extra::new(),
         });

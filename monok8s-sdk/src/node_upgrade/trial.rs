@@ -34,25 +34,29 @@ pub enum Verdict {
 ///
 /// What holds is confirmed even at the last moment. With the API server away, and everything on
 /// the node well, the deadline decides by `apiUnavailable`; a version that only the API server could
-/// have told is not confirmed even then.
+/// have told is not confirmed even then, and neither is a configured check that needs it.
 #[must_use]
 pub fn judge(spec: &TrialSpec, health: &TrialHealth, elapsed: Duration) -> Verdict {
-    let limit = Duration::from_secs(u64::try_from(spec.timeout_seconds()).unwrap_or_default());
+    let limit = spec.timeout();
     let remaining = limit.saturating_sub(elapsed);
     let locally = health.missing_locally();
     let version = health.version.missing();
-    let missing = match (locally.or(version), &health.node) {
+    let remotely = health.missing_with_the_api();
+    let away = remotely.is_some() || health.node == NodeView::ApiUnreachable;
+    let missing = locally.clone().or_else(|| version.map(str::to_owned)).or_else(|| remotely.clone());
+    let missing = match (missing, &health.node) {
         (None, NodeView::ReadyInThisBoot) => return Verdict::Confirm,
-        (Some(missing), _) => missing.to_owned(),
+        (Some(missing), _) => missing,
         (None, NodeView::NotReady(seen)) => seen.clone(),
         (None, NodeView::ApiUnreachable) => "the API server does not answer".to_owned(),
     };
     if !remaining.is_zero() {
         return Verdict::Await { remaining, missing };
     }
-    let only_api_missing = locally.is_none() && health.node == NodeView::ApiUnreachable;
+    let only_api_missing = locally.is_none() && away && !matches!(health.node, NodeView::NotReady(_));
+    let local_is_enough = version.is_none() && remotely.is_none();
     let reason = match (only_api_missing, spec.api_unavailable.unwrap_or_default()) {
-        (true, ApiUnavailable::ConfirmLocally) if version.is_none() => return Verdict::Confirm,
+        (true, ApiUnavailable::ConfirmLocally) if local_is_enough => return Verdict::Confirm,
         (true, _) => FailureReason::ApiUnavailable,
         (false, _) => FailureReason::TrialTimedOut,
     };
@@ -122,5 +126,76 @@ fn revert(facts: &NodeFacts, attempt: &Attempt, evidence: TrialEvidence) -> Acti
                 attempt.slot
             ),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node_upgrade::{Check, CheckState, NamedCheck};
+
+    fn healthy() -> TrialHealth {
+        TrialHealth {
+            version: Check::Holds,
+            kubelet: Check::Holds,
+            control_plane: Check::NotNeeded,
+            configured: Vec::new(),
+            node: NodeView::ReadyInThisBoot,
+        }
+    }
+
+    fn with_check(state: CheckState, node: NodeView) -> TrialHealth {
+        let configured = vec![NamedCheck { name: "web".to_owned(), state }];
+        TrialHealth { configured, node, ..healthy() }
+    }
+
+    fn at_the_end(policy: ApiUnavailable, health: &TrialHealth) -> Verdict {
+        let spec = TrialSpec { api_unavailable: Some(policy), ..TrialSpec::default() };
+        judge(&spec, health, Duration::from_secs(601))
+    }
+
+    fn reverts_for(verdict: &Verdict) -> Option<FailureReason> {
+        match verdict {
+            Verdict::Revert { reason, .. } => Some(reason.clone()),
+            Verdict::Confirm | Verdict::Await { .. } => None,
+        }
+    }
+
+    #[test]
+    fn configured_checks_always_count() {
+        use ApiUnavailable::{ConfirmLocally, Revert};
+        let holding = CheckState::Holding { remaining: Duration::from_secs(3) };
+        for (state, node, reason) in [
+            (CheckState::Held, NodeView::ReadyInThisBoot, None),
+            (holding.clone(), NodeView::ReadyInThisBoot, Some(FailureReason::TrialTimedOut)),
+            (
+                CheckState::Failing("503".into()),
+                NodeView::ReadyInThisBoot,
+                Some(FailureReason::TrialTimedOut),
+            ),
+            // Also where the API server is away, and what is well locally would do.
+            (holding, NodeView::ApiUnreachable, Some(FailureReason::TrialTimedOut)),
+            (CheckState::ApiUnreachable, NodeView::ApiUnreachable, Some(FailureReason::ApiUnavailable)),
+            (CheckState::ApiUnreachable, NodeView::ReadyInThisBoot, Some(FailureReason::ApiUnavailable)),
+        ] {
+            let health = with_check(state, node);
+            for policy in [Revert, ConfirmLocally] {
+                assert_eq!(reverts_for(&at_the_end(policy, &health)), reason, "{policy:?} {health:?}");
+            }
+        }
+        let held = with_check(CheckState::Held, NodeView::ApiUnreachable);
+        assert_eq!(at_the_end(ConfirmLocally, &held), Verdict::Confirm);
+        assert_eq!(reverts_for(&at_the_end(Revert, &held)), Some(FailureReason::ApiUnavailable));
+    }
+
+    #[test]
+    fn what_is_missing_is_said_before_the_end() {
+        let verdict = judge(
+            &TrialSpec::default(),
+            &with_check(CheckState::Failing("503".to_owned()), NodeView::ReadyInThisBoot),
+            Duration::from_secs(1),
+        );
+        let Verdict::Await { remaining, missing } = verdict else { panic!("{verdict:?}") };
+        assert_eq!((remaining.as_secs(), missing.as_str()), (599, "the check \"web\" fails: 503"));
     }
 }

@@ -168,7 +168,7 @@ impl Machine {
                 version: Check::Holds,
                 kubelet: Check::Holds,
                 control_plane: Check::NotNeeded,
-                configured: Check::NotNeeded,
+                configured: Vec::new(),
                 node: NodeView::ReadyInThisBoot,
             },
             time_in_trial: Duration::from_secs(60),

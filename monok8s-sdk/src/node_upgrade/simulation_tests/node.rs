@@ -164,7 +164,7 @@ impl Node {
                 version: Check::Holds,
                 kubelet: if well { Check::Holds } else { Check::Fails("not well".to_owned()) },
                 control_plane: Check::NotNeeded,
-                configured: Check::NotNeeded,
+                configured: Vec::new(),
                 node: if self.api_up { NodeView::ReadyInThisBoot } else { NodeView::ApiUnreachable },
             },
             time_in_trial: self.uptime,

@@ -1,0 +1,288 @@
+//! `monok8s-agent guard`: the host's dead-man switch.
+//!
+//! A service of the host, started before anything that an image could have broken. It looks at the
+//! loader, asks `monok8s_sdk::node_upgrade::guard`, and does what that says. It needs no API server,
+//! no kubelet, no network and no data partition. See `deploy/host/` for its service definitions.
+
+mod report;
+mod watchdog;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use monok8s_sdk::boot::{BootBackend, LoaderStatus, Reset, Reverter};
+use monok8s_sdk::causes::chain;
+use monok8s_sdk::disk::SlotMap;
+use monok8s_sdk::node_upgrade::{
+    BootId, CameBack, GuardAction, GuardFacts, Record, TrialHint, guard, guard_deadline,
+};
+use monok8s_sdk::slot::Slot;
+
+use crate::host;
+use crate::machine::MachineArgs;
+use crate::reboot::{self, RebootCommand};
+
+pub(crate) use report::{GuardReport, Seen};
+use watchdog::Watchdog;
+
+/// How often it looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long a host that was asked to reboot may take before its kernel is asked.
+const GOING_DOWN: Duration = Duration::from_secs(30);
+/// How long slots and loader are looked for. What is not there by then is not on this machine.
+const LOOKING: Duration = Duration::from_secs(600);
+
+/// Flags of `monok8s-agent guard`. Every flag has a twin in the environment.
+#[derive(Clone, Debug, clap::Args)]
+pub struct GuardArgs {
+    /// The slots, the boot loader and the record.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+
+    /// Seconds that a trial may last if no record tells, as when the data partition cannot be mounted.
+    #[arg(long, env = "MONOK8S_GUARD_TIMEOUT", default_value = "600")]
+    pub timeout_seconds: u32,
+
+    /// Command that reboots the host, split at blanks, run without a shell [default: what the host's init takes, else reboot(2) after a sync].
+    #[arg(long, env = "MONOK8S_REBOOT_COMMAND")]
+    pub reboot_command: Option<RebootCommand>,
+
+    /// What to do once there is nothing left to guard: supervisors that start again whatever ends want stay.
+    #[arg(long, value_enum, default_value_t)]
+    pub when_done: WhenDone,
+
+    /// Hardware watchdog that is kept running during a trial, below /dev, or `none`.
+    #[arg(long, env = "MONOK8S_WATCHDOG", default_value = "watchdog")]
+    pub watchdog: String,
+}
+
+/// What a guard does that has nothing left to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum WhenDone {
+    /// It ends.
+    #[default]
+    Exit,
+    /// It sleeps until the machine goes down.
+    Stay,
+}
+
+/// The guard of one boot.
+struct Guard {
+    args: GuardArgs,
+    boot_id: BootId,
+    command_line: String,
+    booted: Option<Slot>,
+    came_back: Option<CameBack>,
+    sent_back_at: Option<Duration>,
+    reset: Reset,
+    watchdog: Option<Watchdog>,
+    report: GuardReport,
+}
+
+/// What was seen at one look.
+struct Sight {
+    booted: Slot,
+    loader: Option<LoaderStatus>,
+    backend: Option<Box<dyn BootBackend>>,
+    record: Option<Record>,
+    uptime: Duration,
+}
+
+/// Watches one boot, until its slot is known to be confirmed.
+///
+/// # Errors
+/// The kernel's own files cannot be read, or the machine does not go down.
+pub fn run(args: GuardArgs) -> Result<()> {
+    let when_done = args.when_done;
+    watch(args)?;
+    while when_done == WhenDone::Stay {
+        thread::sleep(LOOKING);
+    }
+    Ok(())
+}
+
+fn watch(args: GuardArgs) -> Result<()> {
+    let host = args.machine.host();
+    let boot_id = BootId(host::boot_id(&host)?);
+    let command_line = host.kernel_command_line().ok().flatten().unwrap_or_default();
+    let reset = watchdog::last_reset(&host, &args.watchdog);
+    let report = GuardReport::new(&host, &boot_id);
+    let mut guard = Guard {
+        args,
+        boot_id,
+        command_line,
+        booted: None,
+        came_back: None,
+        sent_back_at: None,
+        reset,
+        watchdog: None,
+        report,
+    };
+    let began = Instant::now();
+    let mut troubles = Troubles::default();
+    loop {
+        match guard.turn(&mut troubles) {
+            Ok(Next::Done) => return Ok(()),
+            Ok(Next::Again) => {}
+            Ok(Next::Lost) if began.elapsed() > LOOKING => {
+                guard.report.say(Seen::Blind, None);
+                tracing::warn!(
+                    "neither slots nor a boot loader were found on this machine: nothing to guard"
+                );
+                return Ok(());
+            }
+            Ok(Next::Lost) => guard.report.say(Seen::Blind, None),
+            // Whatever it is, a trial must end: this goes on.
+            Err(error) => troubles.tell(&format!("{error:#}")),
+        }
+        thread::sleep(INTERVAL);
+    }
+}
+
+/// What follows a look.
+enum Next {
+    Again,
+    /// Nothing could be seen that tells whether this is a trial.
+    Lost,
+    Done,
+}
+
+impl Guard {
+    fn turn(&mut self, troubles: &mut Troubles) -> Result<Next> {
+        let Some(sight) = self.look(troubles)? else { return Ok(Next::Lost) };
+        let facts = self.facts(&sight);
+        let action = guard(&facts);
+        let deadline = guard_deadline(&facts);
+        match action {
+            GuardAction::LookAgain => return Ok(Next::Lost),
+            GuardAction::StandDown => {
+                self.stand_down();
+                return Ok(Next::Done);
+            }
+            GuardAction::MarkGood => {
+                let backend = sight.backend.context("the loader is gone")?;
+                backend.mark_good_after(sight.booted, self.reset)?;
+                tracing::info!(slot = %sight.booted, "marked good");
+            }
+            GuardAction::Watch { remaining } => {
+                self.watch(&sight, deadline);
+                tracing::debug!(?remaining, "on trial");
+            }
+            GuardAction::SendBack => self.send_back(&sight)?,
+            GuardAction::Reboot => self.go_down()?,
+        }
+        Ok(Next::Again)
+    }
+
+    /// `None` while the slots cannot be told apart.
+    fn look(&mut self, troubles: &mut Troubles) -> Result<Option<Sight>> {
+        let machine = &self.args.machine;
+        let host = machine.host();
+        let booted = match self.booted {
+            Some(booted) => booted,
+            None => match SlotMap::discover(&host, &machine.layout()) {
+                Ok(slots) => *self.booted.insert(slots.booted().slot),
+                Err(error) => {
+                    troubles.tell(&chain(&error));
+                    return Ok(None);
+                }
+            },
+        };
+        // Not cached: the partition with the loader's state may be mounted later than this starts.
+        let backend = machine.known_loader();
+        let status = backend.as_ref().map(|backend| backend.status());
+        let loader = match status {
+            Some(Ok(status)) => Some(status),
+            Some(Err(error)) => {
+                troubles.tell(&chain(&error));
+                None
+            }
+            None => None,
+        };
+        let record = machine.kept_record().and_then(|store| store.load().ok());
+        let uptime = host::uptime(&host)?;
+        if let Some(loader) = &loader {
+            self.came_back.get_or_insert_with(|| CameBack::at_first_look(booted, loader));
+            let sent_back = loader.trial.is_some_and(|trial| trial.evidence.is_reverted());
+            if sent_back {
+                self.sent_back_at.get_or_insert(uptime);
+            }
+        }
+        Ok(Some(Sight { booted, loader, backend, record, uptime }))
+    }
+
+    fn facts<'a>(&self, sight: &'a Sight) -> GuardFacts<'a> {
+        let record = sight.record.as_ref();
+        GuardFacts {
+            booted: sight.booted,
+            loader: sight.loader.as_ref(),
+            hint: TrialHint::of(&self.command_line, record, sight.booted, &self.boot_id),
+            record,
+            uptime: sight.uptime,
+            default_limit: Duration::from_secs(self.args.timeout_seconds.into()),
+            sent_back_at: self.sent_back_at,
+            came_back: self.came_back.unwrap_or(CameBack::No),
+        }
+    }
+
+    /// One more second of a trial: the watchdog is kept running, so that a kernel that hangs is reset.
+    fn watch(&mut self, sight: &Sight, deadline: Duration) {
+        if self.watchdog.is_none() {
+            self.watchdog = Watchdog::start(&self.args.machine.host(), &self.args.watchdog);
+            let watchdog = self.watchdog.as_ref().map_or("none", |_| "running");
+            tracing::info!(slot = %sight.booted, deadline = deadline.as_secs(), watchdog, "this boot is a trial");
+        }
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.keep();
+        }
+        self.report.say(Seen::OnTrial, Some(deadline));
+    }
+
+    fn stand_down(&mut self) {
+        if let Some(watchdog) = self.watchdog.take() {
+            watchdog.stop();
+        }
+        self.report.say(Seen::StoodDown, None);
+        tracing::info!("stands down");
+    }
+
+    /// Tells the loader, and goes down even if it cannot be told: the burnt try then has to do.
+    fn send_back(&mut self, sight: &Sight) -> Result<()> {
+        tracing::warn!(slot = %sight.booted, "not confirmed in time: going back");
+        match sight.backend.as_ref().map(|backend| backend.revert(Reverter::Guard)) {
+            Some(Err(error)) => tracing::error!(error = %chain(&error), "the loader was not told"),
+            Some(Ok(())) | None => {}
+        }
+        self.go_down()
+    }
+
+    /// From here on the watchdog is not kept: if all else fails, it resets the machine.
+    fn go_down(&mut self) -> Result<()> {
+        self.report.say(Seen::SentBack, None);
+        let host = self.args.machine.host();
+        if let Err(error) = reboot::reboot(&host, self.args.reboot_command.as_ref()) {
+            tracing::error!(error = %chain(&error), "the host was not rebooted");
+        }
+        thread::sleep(GOING_DOWN);
+        if self.args.reboot_command.is_none() {
+            reboot::by_system_call()?;
+        }
+        Ok(())
+    }
+}
+
+/// What is in the way, told once and not every second.
+#[derive(Default)]
+struct Troubles {
+    told: String,
+}
+
+impl Troubles {
+    fn tell(&mut self, problem: &str) {
+        if self.told != problem {
+            tracing::warn!(problem, "cannot see everything, looking again");
+            problem.clone_into(&mut self.told);
+        }
+    }
+}
