@@ -1,7 +1,7 @@
 //! Storage that loses power and makes mistakes, for tests of whatever writes to it.
 //!
-//! [`FaultDisk`] is a [`BlockTarget`](super::BlockTarget), [`FaultDirectory`] a
-//! [`Directory`](super::Directory), both in memory. All that hang on one [`Power`] share its clock
+//! [`FaultDisk`] is a [`BlockTarget`](super::BlockTarget) and a [`Region`](super::Region),
+//! [`FaultDirectory`] a [`Directory`](super::Directory), both in memory. All that hang on one [`Power`] share its clock
 //! and its log; [`Power::crash_states`] then goes through what their media may hold if the power
 //! fails: at every moment, with any of the operations that no flush covers, in parts or whole.
 //! [`FaultDisk::inject`] makes single operations fail, go missing or change a bit.
@@ -32,6 +32,7 @@ mod files;
 mod medium;
 mod power;
 mod random;
+mod region;
 mod states;
 #[cfg(test)]
 mod tests;
