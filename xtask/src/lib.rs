@@ -11,6 +11,7 @@ pub mod digest;
 pub mod disk;
 pub mod fuzz;
 pub mod generate;
+pub mod grub;
 pub mod host;
 pub mod http;
 pub mod kubelet;

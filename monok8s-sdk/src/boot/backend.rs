@@ -71,7 +71,7 @@ pub enum BootError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The state cannot be written.
-    #[error("cannot write the state of the {backend} boot loader; it still boots as before")]
+    #[error("cannot write the state of the {backend} boot loader; it boots as before, or as it was to")]
     Write {
         /// The backend's name.
         backend: &'static str,
