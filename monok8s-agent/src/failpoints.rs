@@ -143,7 +143,8 @@ pub(crate) fn records(step: &Step) {
         | Step::IntentDropped
         | Step::Failed { .. }
         | Step::RetryBegun { .. }
-        | Step::RollbackBegun { .. } => None,
+        | Step::RollbackBegun { .. }
+        | Step::RollbackByHand { .. } => None,
     });
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use monok8s_sdk::boot::BootBackend;
+use monok8s_sdk::boot::grub::GrubEnv;
 use monok8s_sdk::boot::record_store::RecordStore;
 use monok8s_sdk::boot::simulated::SimulatedLoader;
 use monok8s_sdk::disk::{DiskSource, HostView, PartitionId, SlotLayout, SlotMap, SlotsError};
@@ -15,6 +16,9 @@ use monok8s_sdk::image::KeptIndexes;
 
 #[cfg(feature = "failpoints")]
 use crate::failpoints::watched;
+
+/// Where GRUB's prefix is on the host.
+const GRUB_DIRECTORY: &str = "/boot/grub";
 
 /// Where things are. `ctl` takes the same flags and variables as the agent, so that in the agent's pod
 /// it need not be told.
@@ -40,7 +44,8 @@ pub struct MachineArgs {
     #[arg(long, value_name = "DIRECTORY", env = "MONOK8S_DATA_DIR", default_value = "/var/lib/monok8s")]
     pub data_dir: PathBuf,
 
-    /// Boot loader: auto, or simulated:PATH, where PATH is the state file of a simulated loader.
+    /// Boot loader: auto, or grub:DIRECTORY of its environment on the host, or simulated:PATH of a
+    /// simulated loader's state file.
     #[arg(long, value_name = "BACKEND", env = "MONOK8S_BOOT_BACKEND", default_value = "auto")]
     pub boot_backend: BootBackendChoice,
 }
@@ -67,12 +72,18 @@ impl MachineArgs {
         SlotMap::discover(&self.host(), &self.layout())
     }
 
-    /// The boot loader, if it is a known one.
+    /// The boot loader, if one is named or can be recognised.
     #[must_use]
     pub fn known_loader(&self) -> Option<Box<dyn BootBackend>> {
+        let host = self.host();
+        // Paths of the host, wherever it is for this process.
+        let on_host = |path: &Path| host.path(path.strip_prefix("/").unwrap_or(path));
         match &self.boot_backend {
             BootBackendChoice::Simulated(path) => Some(Box::new(simulated_loader(path))),
-            BootBackendChoice::Auto => None,
+            BootBackendChoice::Grub(directory) => Some(Box::new(GrubEnv::in_directory(on_host(directory)))),
+            BootBackendChoice::Auto => {
+                GrubEnv::detect(on_host(Path::new(GRUB_DIRECTORY))).map(|grub| Box::new(grub) as _)
+            }
         }
     }
 
@@ -136,16 +147,18 @@ pub struct DataDirInSlot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BootBackendChoice {
-    /// Whatever is recognised. This release recognises none: the node reports itself, and refuses
-    /// orders with `TrialUnsupported`.
+    /// Whatever is recognised: GRUB, by an environment in `/boot/grub` that tells of slots. Where
+    /// nothing is, the node reports itself, and refuses orders with `TrialUnsupported`.
     Auto,
+    /// GRUB, with its environment in this directory of the host.
+    Grub(PathBuf),
     /// A file that a simulated loader reads.
     Simulated(PathBuf),
 }
 
 /// A text that names no boot loader.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no boot loader: write auto or simulated:PATH")]
+#[error("{text:?} is no boot loader: write auto, grub:DIRECTORY or simulated:PATH")]
 pub struct BootBackendChoiceError {
     text: String,
 }
@@ -156,6 +169,7 @@ impl FromStr for BootBackendChoice {
     fn from_str(text: &str) -> Result<Self, BootBackendChoiceError> {
         match text.split_once(':') {
             None if text == "auto" => Ok(Self::Auto),
+            Some(("grub", directory)) if !directory.is_empty() => Ok(Self::Grub(directory.into())),
             Some(("simulated", path)) if !path.is_empty() => Ok(Self::Simulated(path.into())),
             _ => Err(BootBackendChoiceError { text: text.to_owned() }),
         }
@@ -197,7 +211,8 @@ mod tests {
         assert_eq!("auto".parse(), Ok(BootBackendChoice::Auto));
         let simulated = BootBackendChoice::Simulated("/run/loader".into());
         assert_eq!("simulated:/run/loader".parse(), Ok(simulated));
-        for wrong in ["simulated:", "auto:x", "grub9", ""] {
+        assert_eq!("grub:/boot/grub".parse(), Ok(BootBackendChoice::Grub("/boot/grub".into())));
+        for wrong in ["simulated:", "grub:", "auto:x", "grub9", ""] {
             assert!(wrong.parse::<BootBackendChoice>().is_err(), "{wrong}");
         }
     }

@@ -8,5 +8,6 @@ mod ctl {
     mod flash;
     mod image;
     mod program;
+    mod rollback;
     mod slots;
 }

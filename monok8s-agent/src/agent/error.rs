@@ -21,6 +21,10 @@ pub(super) enum NodeError {
     Record(#[from] StoreError),
     #[error(transparent)]
     DataDir(#[from] DataDirInSlot),
+    #[error(
+        "no boot loader is found any more, but an upgrade is under way through one: mount the partition with its state, or name it with --boot-backend"
+    )]
+    LoaderGone,
     #[error("cannot reboot")]
     Reboot(#[from] RebootError),
     #[error(

@@ -15,6 +15,7 @@ mod failure;
 mod health;
 mod known;
 mod node;
+mod observe;
 mod ordering;
 mod orders;
 mod osnode;

@@ -3,15 +3,12 @@
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use monok8s_sdk::api::{GuardState, OSUpgradeProgress, TrialSpec};
+use monok8s_sdk::api::{OSUpgradeProgress, TrialSpec};
 use monok8s_sdk::boot::BootBackend;
 use monok8s_sdk::boot::record_store::{RecordLock, RecordStore};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
-use monok8s_sdk::node_upgrade::{
-    ApiView, Attempt, BootId, Booted, Check, HeldToken, NodeFacts, Record, Step, TrialHealth, decide,
-};
-use monok8s_sdk::slot::Slot;
+use monok8s_sdk::node_upgrade::{ApiView, Attempt, NodeFacts, Record, Step, decide};
 use monok8s_sdk::version::OsVersion;
 use tokio::task::block_in_place;
 use tokio::time::Instant;
@@ -19,8 +16,9 @@ use tokio::time::Instant;
 use super::act::{Deed, Turn};
 use super::cluster::{Cluster, ClusterError, Precondition};
 use super::error::NodeError;
-use super::health::{HealthProbe, OnTrial};
+use super::health::HealthProbe;
 use super::known::{Known, Snapshot};
+use super::observe::Sight;
 use super::ordering::Ordered;
 use super::osnode::{self, Inventory, OsNodeWriter};
 use super::present;
@@ -29,10 +27,6 @@ use super::resolve::Resolver;
 use super::select::{Selection, select};
 use super::status::{Report, acknowledged, troubled};
 use super::work::{Effort, Workshop};
-#[cfg(feature = "failpoints")]
-use crate::failpoints::{Point, reached};
-use crate::guard::{GuardReport, Seen};
-use crate::host;
 use crate::machine::MachineArgs;
 use crate::reboot::RebootCommand;
 
@@ -51,7 +45,7 @@ pub(super) struct Node {
     pub(super) cluster: Cluster,
     pub(super) known: Known,
     pub(super) workshop: Workshop,
-    machine: MachineArgs,
+    pub(super) machine: MachineArgs,
     pub(super) store: RecordStore,
     /// Held through every turn, and from one to the next while an attempt goes on.
     lock: Option<RecordLock>,
@@ -59,7 +53,7 @@ pub(super) struct Node {
     pub(super) record: Record,
     is_record_read: bool,
     /// Where the slots are, and which is booted: neither changes within a boot.
-    slots: Option<SlotMap>,
+    pub(super) slots: Option<SlotMap>,
     pub(super) backend: Box<dyn BootBackend>,
     pub(super) probe: HealthProbe,
     pub(super) reboot_command: Option<RebootCommand>,
@@ -75,7 +69,7 @@ pub(super) struct Node {
     pub(super) trial: Option<(String, TrialSpec)>,
     uid: Option<KnownUid>,
     /// The kubelet's version in this boot, where the image states none.
-    kubelet_version: Option<OsVersion>,
+    pub(super) kubelet_version: Option<OsVersion>,
 }
 
 /// The parts that an agent is made of.
@@ -94,12 +88,6 @@ pub(super) struct Parts {
 struct KnownUid {
     uid: String,
     read_at: Instant,
-}
-
-/// What is looked at on the host itself.
-struct Sight {
-    facts: NodeFacts,
-    slots: SlotMap,
 }
 
 impl Node {
@@ -195,49 +183,6 @@ impl Node {
         Ok(Turn::Rest(rest))
     }
 
-    /// What the kernel, the disk, the loader and the record say.
-    async fn look(&mut self) -> Result<Sight, NodeError> {
-        let host = self.workshop.host.clone();
-        let host = &host;
-        let boot_id = BootId(host::boot_id(host)?);
-        let uptime = host::uptime(host)?;
-        self.recall()?;
-        let slots = if let Some(slots) = &self.slots {
-            slots.clone()
-        } else {
-            let found = block_in_place(|| SlotMap::discover(host, &self.workshop.layout))?;
-            self.slots.insert(found).clone()
-        };
-        let loader = block_in_place(|| self.backend.status())?;
-        let slot = slots.booted().slot;
-        let (version, known) = self.booted_version(slot, &boot_id).await.ok_or(NodeError::NoVersion)?;
-        let on_trial = loader.trial.is_some_and(|trial| trial.slot == slot);
-        #[cfg(feature = "failpoints")]
-        if on_trial {
-            reached(Point::TrialSeen);
-        }
-        let health = if on_trial {
-            let trial = loader.trial.map(|trial| trial.attempt);
-            let attempt = self.record.attempt.as_ref().filter(|attempt| Some(attempt.id) == trial);
-            let checks = attempt.map_or(&[][..], |attempt| &attempt.trial.checks);
-            let on_trial = OnTrial { boot_id: &boot_id, checks, uptime };
-            self.probe.observe(host, &self.cluster, on_trial, known).await
-        } else {
-            TrialHealth::unknown()
-        };
-        let token = self.token.as_ref().map(|token| HeldToken { slot: token.slot(), digest: token.image() });
-        let facts = NodeFacts {
-            booted: Booted { slot, version, boot_id },
-            loader,
-            record: self.record.clone(),
-            token,
-            health,
-            time_in_trial: uptime,
-            api: ApiView::NotRead,
-        };
-        Ok(Sight { facts, slots })
-    }
-
     /// Whether nothing is under way that a person who flashes a slot could come between.
     fn is_between_attempts(&self) -> bool {
         self.record.attempt.as_ref().is_none_or(Attempt::has_ended)
@@ -245,33 +190,12 @@ impl Node {
 
     /// Reads the record, unless it is known. Between attempts a person may have flashed a slot, and
     /// had the record forget it: what was known before must not be written over that.
-    fn recall(&mut self) -> Result<(), NodeError> {
+    pub(super) fn recall(&mut self) -> Result<(), NodeError> {
         if self.is_between_attempts() || !self.is_record_read {
             self.record = block_in_place(|| self.store.load())?;
             self.is_record_read = true;
         }
         Ok(())
-    }
-
-    /// The version that runs: the host's os-release has the first word. An image that states none
-    /// is what its kubelet is, and while nobody can say that, what was written to the slot: good
-    /// enough to go on with, and not to confirm.
-    async fn booted_version(&mut self, slot: Slot, boot_id: &BootId) -> Option<(OsVersion, Check)> {
-        if let Some(stated) = host::booted_version(&self.workshop.host) {
-            return Some((stated, Check::Holds));
-        }
-        if self.kubelet_version.is_none() {
-            let info = self.cluster.node().await.ok().and_then(|node| node.status?.node_info);
-            let info = info.filter(|info| info.boot_id == boot_id.0);
-            self.kubelet_version = info.and_then(|info| OsVersion::of_kubelet(&info.kubelet_version));
-        }
-        if let Some(version) = &self.kubelet_version {
-            return Some((version.clone(), Check::Holds));
-        }
-        let unknown = "the version is not known yet: the image states none, and the Node object shows \
-                       no kubelet of this boot";
-        let written = self.record.slots.get(slot)?.version.clone();
-        Some((written, Check::Fails(unknown.to_owned())))
     }
 
     /// The UID of this node's Node. An order carries the one it was made for.
@@ -354,18 +278,6 @@ impl Node {
         }
     }
 
-    fn guard_state(&self, boot_id: &BootId) -> GuardState {
-        let host = &self.workshop.host;
-        let said = GuardReport::read(host, boot_id).map_or(Seen::Unknown, |report| report.state);
-        match said {
-            Seen::OnTrial | Seen::SentBack => GuardState::OnTrial,
-            Seen::StoodDown => GuardState::StoodDown,
-            Seen::Blind => GuardState::Blind,
-            Seen::Unknown if host::holds_any(host, &self.workshop.guard_paths) => GuardState::Installed,
-            Seen::Unknown => GuardState::Missing,
-        }
-    }
-
     async fn keep_os_node(&mut self, facts: &NodeFacts, slots: &SlotMap) {
         let guard = self.guard_state(&facts.booted.boot_id);
         let inventory = Inventory { facts, slots, backend: self.backend.name(), guard };
@@ -396,7 +308,8 @@ mod tests {
     use monok8s_sdk::catalog::source::{CatalogFetcher, FetchLimits};
     use monok8s_sdk::disk::fixture::FileMachine;
     use monok8s_sdk::image::KeptIndexes;
-    use monok8s_sdk::node_upgrade::{ObjectIdentity, SlotContent};
+    use monok8s_sdk::node_upgrade::{BootId, Check, ObjectIdentity, SlotContent};
+    use monok8s_sdk::slot::Slot;
 
     use super::super::config::Endpoint;
     use super::*;

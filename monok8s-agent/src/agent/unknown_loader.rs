@@ -3,7 +3,7 @@
 use monok8s_sdk::boot::{BootBackend, BootError, Capabilities, Change, LoaderStatus, Tries};
 use monok8s_sdk::disk::{HostView, RegionLock, SlotLayout, SlotMap};
 
-const NAME: &str = "unknown";
+pub(super) const NAME: &str = "unknown";
 
 /// Stands where no known loader is. The booted slot is taken for the only good one, tries are taken
 /// for not counted, and every change is refused: a trial that might never fall back is never begun.

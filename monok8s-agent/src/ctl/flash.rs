@@ -6,12 +6,11 @@
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressFinish, ProgressStyle};
-use monok8s_sdk::boot::record_store::{RecordLock, RecordStore, StoreError};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::{DiskError, InactiveSlot, SlotMap, Throttle, VerifiedSlot};
@@ -26,6 +25,7 @@ use reqwest::Url;
 use serde::Serialize;
 
 use super::Outcome;
+use super::hold::hold;
 use super::output::Format;
 use crate::machine::MachineArgs;
 use crate::politeness::{Politeness, PolitenessArgs, PressureLimit};
@@ -33,8 +33,6 @@ use crate::politeness::{Politeness, PolitenessArgs, PressureLimit};
 /// Interruptions of a download in a row after which it is given up: a person waits for the answer.
 const ATTEMPTS: u32 = 5;
 const REDRAW: Duration = Duration::from_millis(100);
-/// How long another holder of the record is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Writes a zstd-compressed image into the slot that is not booted, and reads it back. The slot's first
 /// 64 KiB are written last, so an image that broke off cannot boot. What boots next is not changed.
@@ -136,7 +134,7 @@ impl Flash {
     pub(super) fn run(self) -> Result<Outcome> {
         // Before anything is touched: a source that cannot be had costs nothing.
         let source = self.source()?;
-        let _lock = self.machine.kept_record().map(|store| hold(&store)).transpose()?;
+        let _lock = self.machine.kept_record().map(|store| hold(&store, "flash")).transpose()?;
         let slots = self.machine.slots()?;
         let host = self.machine.host();
         if let Some(missing) = self.politeness().missing(&host) {
@@ -277,19 +275,6 @@ impl Flash {
         let flashing = image::flash(slot, source, expected, progress, &cancel);
         let done = runtime.block_on(progress.watch(REDRAW, flashing, |now| draw(&bar, &now)));
         done.with_context(|| format!("cannot flash slot {} ({device})", self.slot))
-    }
-}
-
-/// Keeps the agent from beginning anything meanwhile. It has the lock for moments between upgrades,
-/// which are waited for, and all through an upgrade.
-fn hold(store: &RecordStore) -> Result<RecordLock> {
-    let holder = format!("ctl flash (process {})", std::process::id());
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match store.lock(&holder) {
-            Err(StoreError::Held { .. }) if Instant::now() < deadline => std::thread::sleep(REDRAW),
-            done => return Ok(done?),
-        }
     }
 }
 

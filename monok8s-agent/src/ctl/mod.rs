@@ -4,9 +4,11 @@
 mod catalog;
 mod create;
 mod flash;
+mod hold;
 mod image;
 mod output;
 mod part;
+mod rollback;
 mod slots;
 
 use std::process::ExitCode;
@@ -35,7 +37,9 @@ enum Command {
     /// Make artifacts that nodes can fetch in part, and look at them.
     #[command(subcommand)]
     Image(image::Command),
-    /// Show both slots of this machine.
+    /// Boot the other slot of this machine on purpose.
+    Rollback(Box<rollback::Rollback>),
+    /// Show both slots of this machine, and what boots next.
     Slots(slots::Slots),
 }
 
@@ -70,6 +74,7 @@ fn run(command: Command) -> Result<Outcome> {
         Command::Catalog(command) => command.run(),
         Command::Flash(flash) => flash.run(),
         Command::Image(command) => command.run(),
+        Command::Rollback(rollback) => rollback.run(),
         Command::Slots(slots) => slots.run(),
     }
 }

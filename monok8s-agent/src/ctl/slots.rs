@@ -6,16 +6,19 @@
 use anyhow::Result;
 use clap::Args;
 use indicatif::HumanBytes;
+use monok8s_sdk::api::TryCounting;
 use monok8s_sdk::boot::LoaderStatus;
-use monok8s_sdk::disk::{SlotDevice, SlotPartition};
-use monok8s_sdk::node_upgrade::{SlotContent, SlotContentState};
+use monok8s_sdk::digest::Sha256Digest;
+use monok8s_sdk::disk::{HostView, SlotDevice, SlotPartition};
+use monok8s_sdk::node_upgrade::{BootId, SlotContent, SlotContentState};
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
 use serde::Serialize;
 
 use super::output::Format;
 use super::{Outcome, output};
-use crate::host::booted_version;
+use crate::guard::{GuardReport, Seen};
+use crate::host::{self, booted_version};
 use crate::machine::MachineArgs;
 
 /// Shows where the slots are, what they hold and what the boot loader thinks of them.
@@ -36,6 +39,28 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     next_boot: Option<Slot>,
     slots: Vec<SlotReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loader: Option<LoaderReport>,
+    guard: GuardView,
+}
+
+/// The boot loader.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LoaderReport {
+    backend: &'static str,
+    counts_tries: TryCounting,
+}
+
+/// The host's guard.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GuardView {
+    /// As the guard of this boot says; Silent if it has said nothing.
+    state: &'static str,
+    /// Seconds until it sends an unconfirmed trial back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remaining_seconds: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -48,6 +73,9 @@ struct SlotReport {
     version: Option<OsVersion>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<SlotContentState>,
+    /// The sha256 of the image that was read back from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_digest: Option<Sha256Digest>,
     device: String,
     size_bytes: u64,
     #[serde(rename = "partUUID")]
@@ -69,7 +97,8 @@ struct LoaderView {
 impl Slots {
     pub(super) fn run(self) -> Result<Outcome> {
         let map = self.machine.slots()?;
-        let loader = self.machine.known_loader().map(|loader| loader.status()).transpose()?;
+        let backend = self.machine.known_loader();
+        let loader = backend.as_ref().map(|loader| loader.status()).transpose()?;
         let record = self.machine.kept_record().map(|store| store.load()).transpose()?;
         let booted = map.booted().slot;
         let report = |slot: Slot| {
@@ -85,6 +114,11 @@ impl Slots {
             disk: map.disk().display().to_string(),
             next_boot: loader.as_ref().and_then(LoaderStatus::next_boot),
             slots: Slot::BOTH.map(report).into(),
+            loader: backend.as_ref().zip(loader.as_ref()).map(|(backend, status)| LoaderReport {
+                backend: backend.name(),
+                counts_tries: status.try_counting().into(),
+            }),
+            guard: GuardView::of(&self.machine.host()),
         };
         self.output.print(&report, || report.text())?;
         Ok(Outcome::Good)
@@ -98,6 +132,7 @@ impl SlotReport {
             booted: false,
             version: content.map(|content| content.version.clone()),
             content: content.map(|content| content.state.clone()),
+            image_digest: content.and_then(|content| content.image_digest),
             device: match &at.device {
                 SlotDevice::Device { path, .. } | SlotDevice::FileWindow { path } => {
                     path.display().to_string()
@@ -122,11 +157,43 @@ impl SlotReport {
             if self.booted { "booted" } else { "-" }.to_owned(),
             or_dash(self.version.as_ref().map(ToString::to_string)),
             or_dash(self.content.as_ref().map(ToString::to_string)),
+            or_dash(self.image_digest.as_ref().map(short)),
             or_dash(self.loader.as_ref().map(LoaderView::text)),
             HumanBytes(self.size_bytes).to_string(),
             self.part_uuid.clone(),
             self.device.clone(),
         ]
+    }
+}
+
+impl GuardView {
+    fn of(host: &HostView) -> Self {
+        // Without the kernel's own files there is no guard that could have said anything.
+        let boot_id = host::boot_id(host).map(BootId).ok();
+        let report = boot_id.and_then(|boot_id| GuardReport::read(host, &boot_id));
+        let Some(report) = report else { return Self { state: "Silent", remaining_seconds: None } };
+        let state = match report.state {
+            Seen::OnTrial => "OnTrial",
+            Seen::StoodDown => "StoodDown",
+            Seen::SentBack => "SentBack",
+            Seen::Blind => "Blind",
+            Seen::Unknown => "Unknown",
+        };
+        let uptime = host::uptime(host).map_or(0, |uptime| uptime.as_secs());
+        let remaining_seconds = report.deadline_uptime_seconds.map(|at| at.saturating_sub(uptime));
+        Self { state, remaining_seconds }
+    }
+
+    fn text(&self) -> String {
+        match (self.state, self.remaining_seconds) {
+            ("OnTrial", Some(left)) => {
+                format!("sends the booted slot back in {left} s, unless it is confirmed")
+            }
+            ("StoodDown", _) => "stood down: the booted slot is confirmed".to_owned(),
+            ("SentBack", _) => "has sent the booted slot back; the machine is about to reboot".to_owned(),
+            ("Blind", _) => "cannot read the boot loader's state".to_owned(),
+            _ => "has said nothing in this boot".to_owned(),
+        }
     }
 }
 
@@ -140,11 +207,26 @@ impl LoaderView {
     }
 }
 
+/// Enough to tell two images apart; the whole of it is in the other forms of the output.
+fn short(digest: &Sha256Digest) -> String {
+    digest.to_string().chars().take("sha256:".len() + 12).collect()
+}
+
 impl Report {
     fn text(&self) -> String {
-        let header = ["SLOT", "STATE", "VERSION", "CONTENT", "LOADER", "SIZE", "PARTUUID", "DEVICE"];
+        let header =
+            ["SLOT", "STATE", "VERSION", "CONTENT", "DIGEST", "LOADER", "SIZE", "PARTUUID", "DEVICE"];
         let mut rows = vec![header.map(str::to_owned).to_vec()];
         rows.extend(self.slots.iter().map(SlotReport::row));
-        output::table(&rows)
+        let next = self.next_boot.map_or("unknown".to_owned(), |slot| slot.to_string());
+        let loader = self.loader.as_ref().map_or("unknown".to_owned(), |loader| {
+            let counts = match loader.counts_tries {
+                TryCounting::Proven => "counts tries",
+                _ => "was not seen to count tries",
+            };
+            format!("{}, {counts}", loader.backend)
+        });
+        let guard = self.guard.text();
+        format!("{}\nNext boot: {next}\nLoader: {loader}\nGuard: {guard}\n", output::table(&rows))
     }
 }

@@ -15,7 +15,7 @@ use monok8s_sdk::boot::{BootBackend, LoaderStatus, Reset, Reverter};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::node_upgrade::{
-    BootId, CameBack, GuardAction, GuardFacts, Record, TrialHint, guard, guard_deadline,
+    BootId, CameBack, GuardAction, GuardFacts, Record, TrialHint, guard, guard_deadline, passed_trial,
 };
 use monok8s_sdk::slot::Slot;
 
@@ -96,10 +96,12 @@ struct Sight {
 pub fn run(args: GuardArgs) -> Result<()> {
     let when_done = args.when_done;
     watch(args)?;
-    while when_done == WhenDone::Stay {
-        thread::sleep(LOOKING);
+    match when_done {
+        WhenDone::Exit => Ok(()),
+        WhenDone::Stay => loop {
+            thread::sleep(LOOKING);
+        },
     }
-    Ok(())
 }
 
 fn watch(args: GuardArgs) -> Result<()> {
@@ -183,9 +185,11 @@ impl Guard {
             Some(booted) => booted,
             None => match SlotMap::discover(&host, &machine.layout()) {
                 Ok(slots) => *self.booted.insert(slots.booted().slot),
+                // A trial in which not even that can be told is told by the one who booted it.
                 Err(error) => {
                     troubles.tell(&chain(&error));
-                    return Ok(None);
+                    let Some(trial) = passed_trial(&self.command_line) else { return Ok(None) };
+                    trial.slot
                 }
             },
         };
@@ -250,9 +254,8 @@ impl Guard {
     /// Tells the loader, and goes down even if it cannot be told: the burnt try then has to do.
     fn send_back(&mut self, sight: &Sight) -> Result<()> {
         tracing::warn!(slot = %sight.booted, "not confirmed in time: going back");
-        match sight.backend.as_ref().map(|backend| backend.revert(Reverter::Guard)) {
-            Some(Err(error)) => tracing::error!(error = %chain(&error), "the loader was not told"),
-            Some(Ok(())) | None => {}
+        if let Some(Err(error)) = sight.backend.as_ref().map(|backend| backend.revert(Reverter::Guard)) {
+            tracing::error!(error = %chain(&error), "the loader was not told");
         }
         self.go_down()
     }

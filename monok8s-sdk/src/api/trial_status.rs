@@ -16,7 +16,7 @@ pub struct TrialStatus {
     /// Seconds until the node goes back, when this was written.
     #[schemars(range(min = 0))]
     pub remaining_seconds: i32,
-    /// The last result of each check: Version, Kubelet, ControlPlane and Node, then those that the upgrade configures.
+    /// The last result of each check: of the version, the kubelet, the control plane and the Node, then of those that the upgrade configures.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     pub checks: Vec<TrialCheckResult>,

@@ -111,16 +111,16 @@ impl TrialHealth {
     pub fn missing_locally(&self) -> Option<String> {
         let own = [&self.kubelet, &self.control_plane].into_iter().find_map(Check::missing);
         own.map(str::to_owned).or_else(|| {
-            let local = self.configured.iter().filter(|check| check.state != CheckState::ApiUnreachable);
-            local.filter_map(NamedCheck::missing).next()
+            let mut local = self.configured.iter().filter(|check| check.state != CheckState::ApiUnreachable);
+            local.find_map(NamedCheck::missing)
         })
     }
 
     /// The first configured check that nobody can tell without the API server.
     #[must_use]
     pub fn missing_with_the_api(&self) -> Option<String> {
-        let remote = self.configured.iter().filter(|check| check.state == CheckState::ApiUnreachable);
-        remote.filter_map(NamedCheck::missing).next()
+        let mut remote = self.configured.iter().filter(|check| check.state == CheckState::ApiUnreachable);
+        remote.find_map(NamedCheck::missing)
     }
 }
 

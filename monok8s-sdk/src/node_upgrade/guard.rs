@@ -111,6 +111,13 @@ fn blind(facts: &GuardFacts<'_>) -> GuardAction {
     if remaining.is_zero() { GuardAction::Reboot } else { GuardAction::Watch { remaining } }
 }
 
+/// The trial that the boot script says it has booted: `monok8s.trial=`, and the trial's text.
+#[must_use]
+pub fn passed_trial(command_line: &str) -> Option<TrialState> {
+    let passed = command_line.split_whitespace().filter_map(|word| word.strip_prefix("monok8s.trial="));
+    passed.filter_map(|trial| trial.parse().ok()).next_back()
+}
+
 /// The uptime at which an unconfirmed trial of the booted slot is sent back.
 #[must_use]
 pub fn guard_deadline(facts: &GuardFacts<'_>) -> Duration {
@@ -135,15 +142,12 @@ impl CameBack {
 }
 
 impl TrialHint {
-    /// What is known of the boot `boot_id` of slot `booted`. The boot scripts pass `monok8s.trial=`
-    /// and the trial on the kernel command line when they boot one; the record tells of a commit to
-    /// this slot that was made under another boot.
+    /// What is known of the boot `boot_id` of slot `booted`: by the command line, and by a record
+    /// of a commit to this slot that was made under another boot.
     #[must_use]
     pub fn of(command_line: &str, record: Option<&Record>, booted: Slot, boot_id: &BootId) -> Self {
-        let passed = command_line.split_whitespace().filter_map(|word| word.strip_prefix("monok8s.trial="));
-        let by_loader = passed
-            .filter_map(|trial| trial.parse::<TrialState>().ok())
-            .any(|trial| trial.slot == booted && !trial.evidence.is_reverted());
+        let passed = passed_trial(command_line);
+        let by_loader = passed.is_some_and(|trial| trial.slot == booted && !trial.evidence.is_reverted());
         let attempt = record.and_then(|record| record.attempt.as_ref());
         let by_record = attempt.is_some_and(|attempt| {
             attempt.slot == booted

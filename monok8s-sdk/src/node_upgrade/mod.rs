@@ -31,7 +31,9 @@ pub use action::{Action, ArmedBy, Report, WaitReason};
 pub use checks::{CheckSight, CheckState, Holds, NamedCheck};
 pub use decide::decide;
 pub use facts::{ApiView, BootId, Booted, Check, HeldToken, NodeFacts, NodeView, TrialHealth};
-pub use guard::{CameBack, GUARD_GRACE, GuardAction, GuardFacts, TrialHint, guard, guard_deadline};
+pub use guard::{
+    CameBack, GUARD_GRACE, GuardAction, GuardFacts, TrialHint, guard, guard_deadline, passed_trial,
+};
 pub use order::{Freshness, Order, OrderError, Pace, Reported, Standing};
 pub use record::{
     Attempt, AttemptKind, AttemptState, FailedArtifact, ObjectIdentity, PinnedImage, RECORD_FORMAT, Record,

@@ -136,6 +136,25 @@ pub enum Step {
         /// When its trial counts as good.
         trial: TrialSpec,
     },
+    /// A person at the node sends it into the other slot. There is no object to ask, so this is the
+    /// commit already. The node is held where it ends, whatever was ordered before.
+    RollbackByHand {
+        /// The version in the other slot.
+        version: OsVersion,
+        /// The artifact that it was written from, if that is known.
+        checksum: Option<Sha256Digest>,
+        /// The other slot.
+        slot: Slot,
+        /// When its trial counts as good.
+        trial: TrialSpec,
+        /// The boot in which it is armed.
+        boot_id: BootId,
+    },
+}
+
+/// Stands for an object where a person at the node acts.
+fn by_hand() -> ObjectIdentity {
+    ObjectIdentity::new("", "")
 }
 
 impl Record {
@@ -144,8 +163,13 @@ impl Record {
     #[must_use]
     pub fn after(&self, step: &Step) -> Self {
         let mut next = self.clone();
-        let begins =
-            matches!(step, Step::Begun { .. } | Step::RetryBegun { .. } | Step::RollbackBegun { .. });
+        let begins = matches!(
+            step,
+            Step::Begun { .. }
+                | Step::RetryBegun { .. }
+                | Step::RollbackBegun { .. }
+                | Step::RollbackByHand { .. }
+        );
         if begins && self.attempt.as_ref().is_some_and(Attempt::may_be_committed) {
             return next;
         }
@@ -192,10 +216,8 @@ impl Record {
             Step::Confirmed => self.confirm(),
             Step::RolledBack { reason, message, evidence } => {
                 self.end(AttemptState::RolledBack, reason, message);
-                self.with_attempt(|attempt| {
-                    attempt.rollback =
-                        Some(RecordedRollback { evidence: (**evidence).clone(), extra: Extra::new() })
-                });
+                let recorded = RecordedRollback { evidence: (**evidence).clone(), extra: Extra::new() };
+                self.with_attempt(|attempt| attempt.rollback = Some(recorded));
                 self.remember_failure(reason, &evidence.at);
             }
             Step::Failed { reason, message } => self.end(AttemptState::Failed, reason, message),
@@ -207,6 +229,13 @@ impl Record {
                     seen.steps = 0;
                 });
                 self.begin(object, AttemptKind::Rollback, version, *checksum, *slot, trial);
+            }
+            Step::RollbackByHand { version, checksum, slot, trial, boot_id } => {
+                self.begin(&by_hand(), AttemptKind::Rollback, version, *checksum, *slot, trial);
+                self.with_attempt(|attempt| {
+                    attempt.state = AttemptState::Committed;
+                    attempt.boot_id = Some(boot_id.clone());
+                });
             }
         }
     }
@@ -305,6 +334,11 @@ impl Record {
         let Some(attempt) = self.attempt.take() else { return };
         self.know_good(attempt.slot, &attempt.version, attempt.checksum);
         self.failed.retain(|failed| Some(failed.checksum) != attempt.checksum);
+        if attempt.object == by_hand() {
+            for seen in &mut self.seen {
+                seen.held_on = Some(attempt.version.clone());
+            }
+        }
         self.with_seen(&attempt.object.uid, |seen| {
             seen.attempts = 0;
             seen.confirmed = seen.confirmed.saturating_add(1);

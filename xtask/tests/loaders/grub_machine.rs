@@ -229,7 +229,10 @@ fn outcome(said: &str) -> Option<Outcome> {
         return Some(outcome);
     }
     // The kernel's line ends with its word about the initrd.
-    let line = said.lines().map(str::trim).find(|line| line.starts_with("BOOT_IMAGE=") && line.ends_with(['+', '-']))?;
+    let line = said
+        .lines()
+        .map(str::trim)
+        .find(|line| line.starts_with("BOOT_IMAGE=") && line.ends_with(['+', '-']))?;
     let (slot, disk, initrd) = match line {
         _ if line.starts_with("BOOT_IMAGE=(hd0,gpt3)/boot/vmlinuz ") => (Slot::A, &PARTITIONS[2], '+'),
         _ if line.starts_with("BOOT_IMAGE=(hd0,gpt4)/boot/vmlinuz ") => (Slot::B, &PARTITIONS[3], '-'),
