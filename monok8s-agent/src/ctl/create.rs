@@ -48,6 +48,10 @@ pub(super) struct AgentArgs {
     #[arg(long, value_name = "BACKEND")]
     boot_backend: Option<String>,
 
+    /// Namespace whose pods agents may list, for the pods checks of trials. May be given several times.
+    #[arg(long, value_name = "NAME")]
+    pod_checks: Vec<Namespace>,
+
     #[command(flatten)]
     politeness: PolitenessSettings,
 }
@@ -100,7 +104,7 @@ impl Create {
                     if allow_configmaps { ConfigMapCatalogs::Allowed } else { ConfigMapCatalogs::Denied };
                 Controller { namespace: common.namespace, image, config_maps }.objects()
             }
-            Self::Agent(AgentArgs { common, disk, data_dir, boot_backend, politeness }) => {
+            Self::Agent(AgentArgs { common, disk, data_dir, boot_backend, pod_checks, politeness }) => {
                 let PolitenessSettings { download_rate, disk_rate, io_pressure, io_floor } = politeness;
                 let settings = [
                     ("MONOK8S_DISK", disk),
@@ -116,7 +120,8 @@ impl Create {
                     .filter_map(|(name, value)| value.map(|value| (name.to_owned(), value)))
                     .collect();
                 let image = common.image();
-                Agent { namespace: common.namespace, image, settings }.objects()
+                let pod_checks = pod_checks.into_iter().collect();
+                Agent { namespace: common.namespace, image, settings, pod_checks }.objects()
             }
         };
         output::print(&to_yaml(&objects))?;

@@ -41,12 +41,15 @@ fn settings_of_the_agent_are_passed_on() {
         "--disk=/dev/vda",
         "--data-dir=/data",
         "--boot-backend=simulated:/data/loader",
+        "--pod-checks=shop",
+        "--pod-checks=web",
         "--download-rate=20MiB",
         "--disk-rate=50M",
         "--io-pressure=25%",
         "--io-floor=2Mi",
     ];
     let yaml = ctl(&args).good();
+    assert!(yaml.contains("namespace: shop") && yaml.contains("namespace: web"), "{yaml}");
     for (name, value) in [
         ("MONOK8S_DISK", "/dev/vda"),
         ("MONOK8S_DATA_DIR", "/data"),

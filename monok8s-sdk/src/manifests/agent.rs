@@ -1,11 +1,11 @@
 //! The agent: one pod on every managed node, privileged on its node and nearly nothing in the cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
 use super::admission::agent_policies;
-use super::rbac::{cluster_role, rule, service_account};
+use super::rbac::{cluster_role, role_of, rule, service_account};
 use super::{
     AGENT_NAME, ImageSource, LOCAL_AGENT_IMAGE, Namespace, field_env, metadata, on_managed_nodes, pod_labels,
     prerequisites,
@@ -36,6 +36,8 @@ pub struct Agent {
     /// Environment variables of the agent, each the twin of one of its flags (`MONOK8S_DISK` of
     /// `--disk`). They win over what the manifest sets by itself.
     pub settings: BTreeMap<String, String>,
+    /// Namespaces whose pods the agents may read, for the `pods` checks of trials. None by default.
+    pub pod_checks: BTreeSet<Namespace>,
 }
 
 impl Agent {
@@ -53,6 +55,15 @@ impl Agent {
     pub fn own_objects(&self) -> Vec<Value> {
         let mut objects = vec![service_account(AGENT_NAME, &self.namespace)];
         objects.extend(cluster_role(AGENT_NAME, &self.namespace, &cluster_rules()));
+        for namespace in &self.pod_checks {
+            let rules = [rule("", &["pods"], &["list"])];
+            objects.extend(role_of(
+                "monok8s-pod-checks",
+                namespace,
+                &[(AGENT_NAME, &self.namespace)],
+                &rules,
+            ));
+        }
         objects.extend(agent_policies(&self.namespace));
         objects.push(self.daemon_set());
         objects
@@ -110,6 +121,8 @@ impl Agent {
             "securityContext": { "privileged": true, "runAsUser": 0, "readOnlyRootFilesystem": true },
             "volumeMounts": [
                 // The host is read here; what is written goes to the slots' devices and the data directory.
+                // A boot loader's environment on a partition of its own is written too: read-only is this
+                // mount, and not those below it (no recursiveReadOnly).
                 { "name": "host", "mountPath": HOST_ROOT, "readOnly": true, "mountPropagation": "HostToContainer" },
                 { "name": "dev", "mountPath": "/dev" },
                 { "name": "data", "mountPath": data },

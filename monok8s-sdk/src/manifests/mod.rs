@@ -51,7 +51,7 @@ pub enum ImageSource {
 /// assert_eq!(Namespace::default().as_str(), "mono-system");
 /// assert!("kube system".parse::<Namespace>().is_err());
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Namespace(String);
 
 /// Why a text is not the name of a namespace.

@@ -35,13 +35,24 @@ pub(super) fn cluster_role(account: &str, namespace: &Namespace, rules: &[Value]
 
 /// A Role called `name` in the namespace, bound to the `ServiceAccounts` called `accounts`.
 pub(super) fn role(name: &str, namespace: &Namespace, accounts: &[&str], rules: &[Value]) -> [Value; 2] {
+    let accounts: Vec<_> = accounts.iter().map(|account| (*account, namespace)).collect();
+    role_of(name, namespace, &accounts, rules)
+}
+
+/// The same for accounts of other namespaces, each with its own.
+pub(super) fn role_of(
+    name: &str,
+    namespace: &Namespace,
+    accounts: &[(&str, &Namespace)],
+    rules: &[Value],
+) -> [Value; 2] {
     let role = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
         "metadata": metadata(name, namespace),
         "rules": rules,
     });
-    let subjects: Vec<_> = accounts.iter().map(|account| subject(account, namespace)).collect();
+    let subjects: Vec<_> = accounts.iter().map(|(account, of)| subject(account, of)).collect();
     let binding = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "RoleBinding",

@@ -33,6 +33,17 @@ fn every_object() -> Vec<Value> {
 }
 
 #[test]
+fn pods_may_be_listed_only_where_it_was_asked_for() {
+    assert!(!granted(&Agent::default().objects(), "ClusterRole").iter().any(|it| it.contains("pods")));
+    let shop: Namespace = "shop".parse().unwrap();
+    let agent = Agent { pod_checks: [shop].into(), ..Agent::default() }.objects();
+    assert_eq!(granted(&agent, "Role"), ["list pods"]);
+    let binding = of_kind(&agent, "RoleBinding");
+    assert_eq!(binding["metadata"]["namespace"], "shop");
+    assert_eq!(binding["subjects"][0]["namespace"], DEFAULT_NAMESPACE);
+}
+
+#[test]
 fn objects_come_in_the_order_in_which_they_can_be_applied() {
     let crds = ["CustomResourceDefinition"; 3];
     let controller = Controller::default().objects();
