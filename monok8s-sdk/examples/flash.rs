@@ -14,9 +14,7 @@ use std::time::Duration;
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::{DiskError, DiskSource, HostView, SlotLayout, SlotMap};
 use monok8s_sdk::http::{HttpOptions, http_client};
-use monok8s_sdk::image::{
-    Cancel, DEFAULT_GUARD_PATHS, Download, Expected, Indexed, Progress, Source, flash, inspect,
-};
+use monok8s_sdk::image::{Cancel, Download, Expected, GuardFiles, Indexed, Progress, Source, flash, inspect};
 
 const USAGE: &str = "usage: flash [--root DIR] [--disk DISK] [--checksum sha256:HEX] [--index URL --index-checksum sha256:HEX] FILE|URL";
 
@@ -74,7 +72,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("slot {} holds {} ({} bytes)", verified.slot(), verified.image(), verified.length());
     println!("it came so: {delivery:?}");
 
-    let inspection = inspect(&verified, &DEFAULT_GUARD_PATHS)?;
+    let inspection = inspect(&verified, &GuardFiles::default())?;
     match inspection.version {
         Some(version) => println!("it is {version}"),
         None => println!("it states no version"),

@@ -11,7 +11,7 @@ use monok8s_sdk::api::FailureReason;
 use monok8s_sdk::disk::fixture::FileMachine;
 use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
 use monok8s_sdk::image::{
-    Cancel, DEFAULT_GUARD_PATHS, Expected, InspectError, Inspection, Progress, inspect, write_body,
+    Cancel, Expected, GuardFiles, GuardFound, InspectError, Inspection, Progress, inspect, write_body,
 };
 use monok8s_sdk::slot::Slot;
 use proptest::prelude::*;
@@ -47,7 +47,12 @@ fn root_fs(tree: &Path) {
     symlink("../usr/lib/os-release", tree.join("etc/os-release")).unwrap();
     fs::write(tree.join("usr/bin/monok8s-agent"), "#!/bin/sh\n").unwrap();
     fs::set_permissions(tree.join("usr/bin/monok8s-agent"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir_all(tree.join(WANTS)).unwrap();
+    let unit = "/usr/lib/systemd/system/monok8s-guard.service";
+    symlink(unit, tree.join(WANTS).join("monok8s-guard.service")).unwrap();
 }
+
+const WANTS: &str = "etc/systemd/system/sysinit.target.wants";
 
 /// Puts an image into a slot of a machine made of files.
 fn in_slot(image: &[u8]) -> (tempfile::TempDir, VerifiedSlot) {
@@ -63,7 +68,7 @@ fn in_slot(image: &[u8]) -> (tempfile::TempDir, VerifiedSlot) {
 
 fn inspected(image: &[u8]) -> Result<Inspection, InspectError> {
     let (_dir, slot) = in_slot(image);
-    inspect(&slot, &DEFAULT_GUARD_PATHS)
+    inspect(&slot, &GuardFiles::default())
 }
 
 #[test]
@@ -71,8 +76,8 @@ fn version_and_guard_are_found() {
     let Some(image) = image_of(root_fs) else { return };
     let found = inspected(&image).unwrap();
     assert_eq!(found.version.as_ref().map(ToString::to_string).as_deref(), Some("v1.35.4"));
-    assert_eq!(found.guard.as_deref(), Some("/usr/bin/monok8s-agent"));
-    let require = |version: &str| found.require(Slot::B, &version.parse().unwrap(), &DEFAULT_GUARD_PATHS);
+    assert_eq!(found.guard, GuardFound::Enabled { program: "/usr/bin/monok8s-agent".to_owned() });
+    let require = |version: &str| found.require(Slot::B, &version.parse().unwrap(), &GuardFiles::default());
     require("v1.35.4").unwrap();
     let wrong = require("v1.35.3").unwrap_err();
     assert_eq!(wrong.reason(), FailureReason::WrongVersion);
@@ -94,7 +99,7 @@ fn links_are_followed_through_directories_and_from_the_image_s_own_root() {
     };
     let found = inspected(&image).unwrap();
     assert!(found.version.is_some());
-    assert_eq!(found.guard.as_deref(), Some("/usr/bin/monok8s-agent"));
+    assert_eq!(found.guard, GuardFound::Enabled { program: "/usr/bin/monok8s-agent".to_owned() });
 }
 
 #[test]
@@ -115,10 +120,36 @@ fn an_image_without_a_guard_is_refused() {
             return;
         };
         let found = inspected(&image).unwrap();
-        assert_eq!(found.guard, None);
-        let refused = found.require(Slot::B, &"v1.35.4".parse().unwrap(), &DEFAULT_GUARD_PATHS).unwrap_err();
+        assert_eq!(found.guard, GuardFound::Missing);
+        let refused =
+            found.require(Slot::B, &"v1.35.4".parse().unwrap(), &GuardFiles::default()).unwrap_err();
         assert_eq!(refused.reason(), FailureReason::GuardMissing);
     }
+}
+
+#[test]
+fn a_guard_that_nothing_starts_is_none() {
+    let with = |spoil: fn(&Path)| {
+        let image = image_of(|tree| {
+            root_fs(tree);
+            fs::remove_dir_all(tree.join(WANTS)).unwrap();
+            spoil(tree);
+        });
+        image.map(|image| inspected(&image).unwrap())
+    };
+    let Some(found) = with(|_| {}) else { return };
+    assert_eq!(found.guard, GuardFound::NotEnabled { program: "/usr/bin/monok8s-agent".to_owned() });
+    let require =
+        |found: &Inspection, files: &GuardFiles| found.require(Slot::B, &"v1.35.4".parse().unwrap(), files);
+    let refused = require(&found, &GuardFiles::default()).unwrap_err();
+    assert_eq!(refused.reason(), FailureReason::GuardMissing);
+    assert!(refused.to_string().contains("enable monok8s-guard"), "{refused}");
+
+    let openrc = with(|tree| {
+        fs::create_dir_all(tree.join("etc/runlevels/boot")).unwrap();
+        symlink("/etc/init.d/monok8s-guard", tree.join("etc/runlevels/boot/monok8s-guard")).unwrap();
+    });
+    require(&openrc.unwrap(), &GuardFiles::default()).unwrap();
 }
 
 #[test]
@@ -131,7 +162,7 @@ fn what_states_no_version_is_told_from_what_is_no_root_file_system() {
     };
     let found = inspected(&silent).unwrap();
     assert_eq!(found.version, None);
-    found.require(Slot::B, &"v1.35.4".parse().unwrap(), &DEFAULT_GUARD_PATHS).unwrap();
+    found.require(Slot::B, &"v1.35.4".parse().unwrap(), &GuardFiles::default()).unwrap();
 
     let empty = image_of(|_| {}).unwrap();
     assert!(matches!(inspected(&empty), Err(InspectError::NoOsRelease { slot: Slot::B })));

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use monok8s_sdk::image::GuardFiles;
 use monok8s_sdk::manifests::DEFAULT_NAMESPACE;
 
 use crate::machine::MachineArgs;
@@ -39,6 +40,16 @@ pub struct RunArgs {
         default_value = "/usr/bin/monok8s-agent"
     )]
     pub guard_paths: Vec<String>,
+
+    /// Paths inside an image, separated by commas, one of which must exist for its guard to count as enabled; an
+    /// empty one: that is not looked for.
+    #[arg(
+        long,
+        env = "MONOK8S_GUARD_SERVICES",
+        value_delimiter = ',',
+        default_values_t = GuardFiles::default().services
+    )]
+    pub guard_services: Vec<String>,
 
     /// Seconds for which networks and disk reads are tried again after they first failed.
     #[arg(long, env = "MONOK8S_PATIENCE_SECONDS", default_value = "3600")]

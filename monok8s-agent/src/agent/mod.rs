@@ -35,6 +35,7 @@ use kube::Client;
 use monok8s_sdk::boot::BootBackend;
 use monok8s_sdk::catalog::source::{CatalogFetcher, ConfigMaps, FetchLimits};
 use monok8s_sdk::http::{HttpOptions, http_client};
+use monok8s_sdk::image::GuardFiles;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -75,6 +76,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     }
 }
 
+/// An empty list is written as one empty name.
+fn named(paths: Vec<String>) -> Vec<String> {
+    paths.into_iter().filter(|path| !path.is_empty()).collect()
+}
+
 async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)> {
     let RunArgs {
         node_name,
@@ -83,6 +89,7 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         kubelet_healthz,
         apiserver_readyz,
         guard_paths,
+        guard_services,
         namespace,
         patience_seconds,
         politeness,
@@ -96,7 +103,7 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         layout: machine.layout(),
         http: http.clone(),
         politeness: politeness.with_default(PressureLimit::OF_A_NODE),
-        guard_paths: Arc::from(guard_paths),
+        guard: Arc::new(GuardFiles { programs: guard_paths, services: named(guard_services) }),
         kept: machine.kept_indexes(),
     };
     if let Some(missing) = workshop.politeness.missing(&workshop.host) {

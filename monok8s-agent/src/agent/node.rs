@@ -330,7 +330,7 @@ mod tests {
                 layout: machine.layout(),
                 http: http.clone(),
                 politeness: Politeness::default(),
-                guard_paths: Arc::from([]),
+                guard: Arc::default(),
                 kept: KeptIndexes::new(dir),
             },
             machine: MachineArgs {

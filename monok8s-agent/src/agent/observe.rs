@@ -2,6 +2,7 @@
 
 use monok8s_sdk::api::GuardState;
 use monok8s_sdk::disk::SlotMap;
+use monok8s_sdk::image::GuardFiles;
 use monok8s_sdk::node_upgrade::{
     ApiView, Attempt, BootId, Booted, Check, HeldToken, NodeFacts, TrialHealth, passed_trial,
 };
@@ -112,6 +113,12 @@ impl Node {
         Some((written, Check::Fails(unknown.to_owned())))
     }
 
+    fn has_guard(&self) -> bool {
+        let GuardFiles { programs, services } = &*self.workshop.guard;
+        let host = &self.workshop.host;
+        host::holds_any(host, programs) && (services.is_empty() || host::holds_any(host, services))
+    }
+
     pub(super) fn guard_state(&self, boot_id: &BootId) -> GuardState {
         let host = &self.workshop.host;
         let said = GuardReport::read(host, boot_id).map_or(Seen::Unknown, |report| report.state);
@@ -119,7 +126,7 @@ impl Node {
             Seen::OnTrial | Seen::SentBack => GuardState::OnTrial,
             Seen::StoodDown => GuardState::StoodDown,
             Seen::Blind => GuardState::Blind,
-            Seen::Unknown if host::holds_any(host, &self.workshop.guard_paths) => GuardState::Installed,
+            Seen::Unknown if self.has_guard() => GuardState::Installed,
             Seen::Unknown => GuardState::Missing,
         }
     }

@@ -13,8 +13,8 @@ use monok8s_sdk::disk::{
     WrittenSlot,
 };
 use monok8s_sdk::image::{
-    self, BodyWritten, Cancel, Download, Expected, ImageError, Indexed, Inspection, KeptIndexes, Progress,
-    Retry, Source,
+    self, BodyWritten, Cancel, Download, Expected, GuardFiles, ImageError, Indexed, Inspection, KeptIndexes,
+    Progress, Retry, Source,
 };
 use monok8s_sdk::node_upgrade::Action;
 use monok8s_sdk::slot::Slot;
@@ -91,7 +91,7 @@ pub(super) struct Workshop {
     pub(super) layout: SlotLayout,
     pub(super) http: reqwest::Client,
     pub(super) politeness: Politeness,
-    pub(super) guard_paths: Arc<[String]>,
+    pub(super) guard: Arc<GuardFiles>,
     pub(super) kept: KeptIndexes,
 }
 
@@ -384,8 +384,8 @@ impl Workshop {
             }
             .map_err(|error| not_verified(error, is_own))?;
             let found: Inspection =
-                image::inspect(&verified, &self.guard_paths).map_err(|error| ended(&error.into()))?;
-            found.require(slot, &version, &self.guard_paths).map_err(|error| ended(&error.into()))?;
+                image::inspect(&verified, &self.guard).map_err(|error| ended(&error.into()))?;
+            found.require(slot, &version, &self.guard).map_err(|error| ended(&error.into()))?;
             Ok(Outcome::Verified(verified))
         })
         .await

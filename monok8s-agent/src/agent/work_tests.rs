@@ -27,7 +27,7 @@ fn workshop(machine: &FileMachine, directory: &std::path::Path) -> Workshop {
         layout: machine.layout(),
         http: http_client(&HttpOptions::default()).unwrap(),
         politeness: Politeness::default(),
-        guard_paths: Arc::from([]),
+        guard: Arc::default(),
         kept: KeptIndexes::new(directory),
     }
 }

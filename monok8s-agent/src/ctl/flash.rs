@@ -16,7 +16,7 @@ use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::{DiskError, InactiveSlot, SlotMap, Throttle, VerifiedSlot};
 use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::image::{
-    self, Cancel, DEFAULT_GUARD_PATHS, Delivery, Download, Expected, Indexed, Progress, ProgressSnapshot,
+    self, Cancel, Delivery, Download, Expected, GuardFiles, GuardFound, Indexed, Progress, ProgressSnapshot,
     Source, inspect,
 };
 use monok8s_sdk::slot::Slot;
@@ -316,11 +316,11 @@ fn said(delivery: Delivery) -> (&'static str, Option<String>) {
 
 /// The version in the image. What is odd about it is said, and does not undo the write.
 fn version_inside(slot: &VerifiedSlot) -> Option<OsVersion> {
-    match inspect(slot, &DEFAULT_GUARD_PATHS) {
+    match inspect(slot, &GuardFiles::default()) {
         Ok(inspection) => {
-            if inspection.guard.is_none() {
+            if !matches!(inspection.guard, GuardFound::Enabled { .. }) {
                 eprintln!(
-                    "warning: the image has no guard: a trial boot of it could not fall back by itself"
+                    "warning: the image has no guard that is started: a trial boot of it could not fall back by itself"
                 );
             }
             inspection.version

@@ -8,7 +8,7 @@ use super::expand::{PIECE, WINDOW_LOG_MAX};
 use super::head::HEAD;
 use super::resume::{Answer, Identity, Received, Take, judge};
 use super::spans::spans;
-use super::{Cancel, DEFAULT_GUARD_PATHS, Expected, Index, Progress, inspect as inspect_slot};
+use super::{Cancel, Expected, GuardFiles, GuardFound, Index, Progress, inspect as inspect_slot};
 use super::{parse_seek_table, write_body};
 use crate::digest::Sha256Digest;
 use crate::disk::{InactiveSlot, Written, WrittenSlot};
@@ -94,8 +94,11 @@ pub fn inspect(bytes: &[u8]) {
     let written = WrittenSlot::new(slot, Sha256Digest::of(bytes), bytes.len() as u64, unread);
     let verified = written.verify();
     assert!(verified.is_ok(), "memory does not hold what it was given");
-    if let Ok(Ok(found)) = verified.map(|slot| inspect_slot(&slot, &DEFAULT_GUARD_PATHS)) {
-        assert!(found.guard.is_none_or(|guard| DEFAULT_GUARD_PATHS.contains(&guard.as_str())));
+    let files = GuardFiles::default();
+    if let Ok(Ok(found)) = verified.map(|slot| inspect_slot(&slot, &files))
+        && let GuardFound::Enabled { program } | GuardFound::NotEnabled { program } = found.guard
+    {
+        assert!(files.programs.contains(&program));
     }
 }
 

@@ -11,9 +11,50 @@ use crate::os_release::{MAX_OS_RELEASE_LEN, OS_RELEASE_PATHS, OsRelease, OsRelea
 use crate::slot::Slot;
 use crate::version::OsVersion;
 
-/// Where an image has the guard, the program that sends a trial boot back that was not confirmed: absolute
-/// paths, of which one is enough.
-pub const DEFAULT_GUARD_PATHS: [&str; 1] = ["/usr/bin/monok8s-agent"];
+/// Where an image has the guard, which sends a trial boot back that was not confirmed. A program that
+/// nothing starts guards nothing, so both are looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardFiles {
+    /// Absolute paths of the program, of which one is enough.
+    pub programs: Vec<String>,
+    /// Absolute paths of what makes the host's init start it, of which one is enough. Empty: that is
+    /// not looked for.
+    pub services: Vec<String>,
+}
+
+/// As `deploy/host/` installs it, for systemd and for `OpenRC`.
+impl Default for GuardFiles {
+    fn default() -> Self {
+        let wanted = |of: &str| {
+            ["sysinit", "basic", "multi-user"]
+                .map(|target| format!("/{of}/systemd/system/{target}.target.wants/monok8s-guard.service"))
+        };
+        let runlevels =
+            ["sysinit", "boot", "default"].map(|level| format!("/etc/runlevels/{level}/monok8s-guard"));
+        Self {
+            programs: vec!["/usr/bin/monok8s-agent".to_owned()],
+            services: [wanted("etc"), wanted("usr/lib"), runlevels].concat(),
+        }
+    }
+}
+
+/// What an image has of the guard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GuardFound {
+    /// Its program, and what starts it.
+    Enabled {
+        /// The path of the program.
+        program: String,
+    },
+    /// Its program only.
+    NotEnabled {
+        /// The path of the program.
+        program: String,
+    },
+    /// Nothing.
+    Missing,
+}
 
 /// The largest ext4 block, as a power of two above 1 KiB: 64 KiB.
 const MAX_LOG_BLOCK_SIZE: u32 = 6;
@@ -27,8 +68,8 @@ const MAX_GROUPS: u64 = 4096;
 pub struct Inspection {
     /// The version in its os-release; `None` if that states none.
     pub version: Option<OsVersion>,
-    /// The first of the guard's paths that is there.
-    pub guard: Option<String>,
+    /// What it has of the guard.
+    pub guard: GuardFound,
 }
 
 /// Why an image must not be booted.
@@ -99,6 +140,16 @@ pub enum InspectError {
         /// The paths that were looked for.
         looked_for: Vec<String>,
     },
+    /// The guard is there, but nothing starts it.
+    #[error("the image in slot {slot} has the guard {program}, but no service that starts it at boot (looked for {}): enable monok8s-guard in the image, a node could not fall back without it", looked_for.join(", "))]
+    GuardNotEnabled {
+        /// The slot.
+        slot: Slot,
+        /// The guard's program.
+        program: String,
+        /// The paths that were looked for.
+        looked_for: Vec<String>,
+    },
 }
 
 impl InspectError {
@@ -110,13 +161,13 @@ impl InspectError {
             Self::NotReadable { .. } | Self::Geometry { .. } => FailureReason::UnreadableImage,
             Self::NoOsRelease { .. } | Self::OsRelease { .. } => FailureReason::InvalidOsRelease,
             Self::WrongVersion { .. } => FailureReason::WrongVersion,
-            Self::GuardMissing { .. } => FailureReason::GuardMissing,
+            Self::GuardMissing { .. } | Self::GuardNotEnabled { .. } => FailureReason::GuardMissing,
         }
     }
 }
 
-/// Reads the image in a verified slot, looking for the guard at `guard_paths`. Blocks on the disk.
-pub fn inspect<P: AsRef<str>>(slot: &VerifiedSlot, guard_paths: &[P]) -> Result<Inspection, InspectError> {
+/// Reads the image in a verified slot, looking for these files of the guard. Blocks on the disk.
+pub fn inspect(slot: &VerifiedSlot, guard: &GuardFiles) -> Result<Inspection, InspectError> {
     let at = slot.slot();
     check_geometry(slot)?;
     let unreadable = |error: Ext4Error| match error {
@@ -133,33 +184,43 @@ pub fn inspect<P: AsRef<str>>(slot: &VerifiedSlot, guard_paths: &[P]) -> Result<
     let version = OsRelease::parse(&os_release)
         .and_then(|os_release| os_release.version())
         .map_err(|source| InspectError::OsRelease { slot: at, source })?;
-    let mut guard = None;
-    for path in guard_paths.iter().map(AsRef::as_ref) {
-        if guard.is_none() && is_program(&image, path).map_err(unreadable)? {
-            guard = Some(path.to_owned());
-        }
-    }
+    let guard = look_for(guard, &image).map_err(unreadable)?;
     Ok(Inspection { version, guard })
 }
 
+fn look_for(guard: &GuardFiles, image: &Ext4) -> Result<GuardFound, Ext4Error> {
+    let mut program = None;
+    for path in &guard.programs {
+        if program.is_none() && is_program(image, path)? {
+            program = Some(path.clone());
+        }
+    }
+    let Some(program) = program else { return Ok(GuardFound::Missing) };
+    let mut is_enabled = guard.services.is_empty();
+    for path in &guard.services {
+        is_enabled = is_enabled || is_entry(image, path)?;
+    }
+    Ok(if is_enabled { GuardFound::Enabled { program } } else { GuardFound::NotEnabled { program } })
+}
+
 impl Inspection {
-    /// Refuses an image that states another version than `expected`, or has no guard. An image
-    /// that states none passes: it is judged after its boot.
-    pub fn require<P: AsRef<str>>(
-        &self,
-        slot: Slot,
-        expected: &OsVersion,
-        guard_paths: &[P],
-    ) -> Result<(), InspectError> {
+    /// Refuses an image that states another version than `expected`, or has no guard that is started.
+    /// An image that states no version passes: it is judged after its boot.
+    pub fn require(&self, slot: Slot, expected: &OsVersion, guard: &GuardFiles) -> Result<(), InspectError> {
         if let Some(found) = self.version.as_ref().filter(|found| *found != expected) {
             let (expected, found) = (expected.clone(), found.clone());
             return Err(InspectError::WrongVersion { slot, expected, found });
         }
-        if self.guard.is_none() {
-            let looked_for = guard_paths.iter().map(|path| path.as_ref().to_owned()).collect();
-            return Err(InspectError::GuardMissing { slot, looked_for });
+        match &self.guard {
+            GuardFound::Enabled { .. } => Ok(()),
+            GuardFound::NotEnabled { program } => {
+                let (program, looked_for) = (program.clone(), guard.services.clone());
+                Err(InspectError::GuardNotEnabled { slot, program, looked_for })
+            }
+            GuardFound::Missing => {
+                Err(InspectError::GuardMissing { slot, looked_for: guard.programs.clone() })
+            }
         }
-        Ok(())
     }
 }
 
@@ -237,6 +298,21 @@ fn is_program(image: &Ext4, path: &str) -> Result<bool, Ext4Error> {
             && !metadata.is_symlink()
             && metadata.mode() & 0o111 != 0
             && metadata.len() > 0),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether there is anything by this name, be it a link that leads nowhere: a service is enabled by its
+/// name in a directory.
+fn is_entry(image: &Ext4, path: &str) -> Result<bool, Ext4Error> {
+    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let found = followed(image, directory).and_then(|directory| {
+        let entry = directory.join(name);
+        image.symlink_metadata(&entry)
+    });
+    match found {
+        Ok(_) => Ok(true),
         Err(error) if is_absent(&error) => Ok(false),
         Err(error) => Err(error),
     }

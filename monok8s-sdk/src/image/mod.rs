@@ -154,7 +154,7 @@ pub use fetch::{Download, DownloadLimits};
 pub use fetch_error::{FetchError, Interruption};
 pub use index::{Index, IndexError, MAX_INDEX_BYTES};
 pub use indexed::{Delivery, Indexed};
-pub use inspect::{DEFAULT_GUARD_PATHS, InspectError, Inspection, inspect};
+pub use inspect::{GuardFiles, GuardFound, InspectError, Inspection, inspect};
 pub use kept::KeptIndexes;
 pub use progress::{Cancel, Progress, ProgressSnapshot};
 pub use seek_table::{SeekEntry, SeekTableError, parse_seek_table};
