@@ -21,6 +21,8 @@
 #[cfg(test)]
 mod crash_tests;
 pub mod env_block;
+#[cfg(all(feature = "test-util", feature = "image"))]
+pub(crate) mod fuzzing;
 #[cfg(any(test, feature = "test-util"))]
 pub mod script;
 #[cfg(test)]

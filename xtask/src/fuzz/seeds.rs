@@ -5,9 +5,11 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use monok8s_sdk::boot::grub::env_block::EnvBlock;
 use monok8s_sdk::disk::fixture::{TestPartition, write_gpt};
 use monok8s_sdk::image::{BuildOptions, build};
 
+use crate::grub::GRUB_EDITENV;
 use crate::host::{MKE2FS, workspace_root};
 
 /// Writes all seeds anew. Seeds that were added by hand stay.
@@ -21,6 +23,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     artifacts(&put)?;
     partition_tables(&put)?;
     file_systems(&put)?;
+    environments(&put)?;
     answers(&put)
 }
 
@@ -158,6 +161,22 @@ fn file_systems(put: Put<'_>) -> Result<()> {
         put("inspect", name, &fs::read(&image)?)?;
     }
     Ok(())
+}
+
+/// GRUB's environment: as its own tool writes it, and as we do.
+fn environments(put: Put<'_>) -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    let editenv = |arguments: &[&str]| -> Result<Vec<u8>> {
+        let ran = Command::new(GRUB_EDITENV.locate()?).arg(file.path()).args(arguments).output()?;
+        ensure!(ran.status.success(), "grub-editenv: {}", String::from_utf8_lossy(&ran.stderr));
+        Ok(fs::read(file.path())?)
+    };
+    put("grub_env", "empty", &editenv(&["create"])?)?;
+    let slots = ["set", "ORDER=A B", "A_OK=1", "A_TRY=0", "B_OK=1", "B_TRY=1", "odd=a\\b=#"];
+    put("grub_env", "by-its-tool", &editenv(&slots)?)?;
+    let counted = ["set", "MONOK8S_TRIES=3", "MONOK8S_REV=7", "MONOK8S_TRIAL=B:7:1:none", "MONOK8S_COUNTS=1"];
+    let block = EnvBlock::parse(&editenv(&counted)?)?;
+    put("grub_env", "ours", &block.encode()?)
 }
 
 fn answers(put: Put<'_>) -> Result<()> {
