@@ -73,4 +73,4 @@ macro_rules! targets {
     };
 }
 
-targets!(answer catalog gpt grub_env index inspect objects os_release record seek_table write);
+targets!(answer bls catalog gpt grub_env index inspect objects os_release record seek_table write);

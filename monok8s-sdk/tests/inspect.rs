@@ -8,10 +8,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use monok8s_sdk::api::FailureReason;
+use monok8s_sdk::boot::bls::kernel::{BootFiles, Source, StageError};
+use monok8s_sdk::boot::bls::{BlsEntries, ENTRIES};
+use monok8s_sdk::boot::{AttemptId, BootBackend as _, Tries};
 use monok8s_sdk::disk::fixture::FileMachine;
 use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
 use monok8s_sdk::image::{
-    Cancel, Expected, GuardFiles, GuardFound, InspectError, Inspection, Progress, inspect, write_body,
+    Cancel, Expected, GuardFiles, GuardFound, InspectError, Inspection, Progress, SlotFile, inspect, write_body,
 };
 use monok8s_sdk::slot::Slot;
 use proptest::prelude::*;
@@ -226,4 +229,94 @@ fn no_damage_panics() {
         }
         let _ = inspected(&hostile);
     });
+}
+
+/// An EFI system partition whose only entry is slot A.
+fn esp() -> tempfile::TempDir {
+    let esp = tempfile::tempdir().unwrap();
+    fs::create_dir_all(esp.path().join(ENTRIES)).unwrap();
+    let entry =
+        "linux /monok8s/a/vmlinuz\nsort-key monok8s-500000000\noptions quiet root=PARTUUID=aa ro panic=5\n";
+    fs::write(esp.path().join(ENTRIES).join("monok8s-a.conf"), entry).unwrap();
+    esp
+}
+
+fn stage(esp: &Path, slot: &VerifiedSlot) -> Result<(), StageError> {
+    let mut kernel = SlotFile::open(slot, "/boot/vmlinuz").unwrap().unwrap();
+    let mut initrd = SlotFile::open(slot, "/boot/initrd.img").unwrap();
+    let version = "v1.35.4".parse().unwrap();
+    let initrd = initrd.as_mut().map(|initrd| Source { length: initrd.length(), bytes: initrd });
+    let kernel = Source { length: kernel.length(), bytes: &mut kernel };
+    let files = BootFiles { kernel, initrd, version: Some(&version), root: "PARTUUID=bb" };
+    BlsEntries::on_partition(esp).stage(slot, files)
+}
+
+#[test]
+fn a_kernel_is_taken_out_of_its_slot_to_where_the_loader_reads_it() {
+    let kernel: Vec<u8> = (0..700_001_u32).flat_map(|at| (at % 251).to_le_bytes()).collect();
+    let Some(image) = image_of(|tree| {
+        root_fs(tree);
+        fs::create_dir_all(tree.join("boot")).unwrap();
+        fs::write(tree.join("boot/vmlinuz-6.12"), &kernel).unwrap();
+        symlink("vmlinuz-6.12", tree.join("boot/vmlinuz")).unwrap();
+        fs::write(tree.join("boot/initrd.img"), b"initrd").unwrap();
+    }) else {
+        return;
+    };
+    let (_dir, slot) = in_slot(&image);
+    assert!(SlotFile::open(&slot, "/boot/absent").unwrap().is_none());
+    let esp = esp();
+    // What another image left.
+    let dir = esp.path().join("monok8s/b");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("entry"), "linux /elsewhere\n").unwrap();
+    fs::write(dir.join("vmlinuz"), vec![1; 5_000_000]).unwrap();
+
+    stage(esp.path(), &slot).unwrap();
+    assert_eq!(fs::read(dir.join("vmlinuz")).unwrap(), kernel);
+    assert_eq!(fs::read(dir.join("initrd.img")).unwrap(), b"initrd");
+
+    let loader = BlsEntries::on_partition(esp.path());
+    loader.arm_trial(slot.into(), AttemptId(3), Tries::TRIAL).unwrap();
+    let entry = fs::read_to_string(esp.path().join(ENTRIES).join("monok8s-b+1.conf")).unwrap();
+    assert_eq!(
+        entry,
+        "# Written when the slot was.\ntitle MonoK8s v1.35.4 (slot B)\nversion v1.35.4\n\
+         linux /monok8s/b/vmlinuz\ninitrd /monok8s/b/initrd.img\noptions quiet root=PARTUUID=bb ro panic=5\n\
+         sort-key monok8s-499999999\n# monok8s-trial 3 1\n"
+    );
+}
+
+#[test]
+fn a_kernel_in_use_is_never_replaced_and_half_a_kernel_is_never_armed() {
+    let Some(image) = image_of(|tree| {
+        fs::create_dir_all(tree.join("boot")).unwrap();
+        fs::write(tree.join("boot/vmlinuz"), [7; 5000]).unwrap();
+    }) else {
+        return;
+    };
+    let (_dir, slot) = in_slot(&image);
+    let esp = esp();
+    let loader = BlsEntries::on_partition(esp.path());
+    stage(esp.path(), &slot).unwrap();
+
+    // Shorter than it says, and longer: what was staged before is gone, and nothing can be armed.
+    for (length, bytes) in [(5001, &[7_u8; 5000][..]), (4999, &[7; 5000]), (0, &[]), (u64::MAX, &[7; 5000])] {
+        stage(esp.path(), &slot).unwrap();
+        let mut bytes = bytes;
+        let kernel = Source { length, bytes: &mut bytes };
+        let files = BootFiles { kernel, initrd: None, version: None, root: "PARTUUID=bb" };
+        let error = loader.stage(&slot, files).unwrap_err();
+        let (too_large, wrong) = (length == u64::MAX, matches!(error, StageError::Length { .. }));
+        assert!(wrong || too_large && matches!(error, StageError::NoSpace { .. }), "{error}");
+        assert!(!esp.path().join("monok8s/b/entry").exists());
+    }
+    let at_b = SlotFile::open(&slot, "/boot/vmlinuz").unwrap().unwrap().length();
+    assert_eq!(at_b, 5000);
+    stage(esp.path(), &slot).unwrap();
+    let (_other_dir, other) = in_slot(&image);
+    loader.arm_trial(slot.into(), AttemptId(3), Tries::TRIAL).unwrap();
+    let error = stage(esp.path(), &other).unwrap_err();
+    assert!(matches!(error, StageError::StillBoots { slot: Slot::B }), "{error}");
+    assert_eq!(fs::read(esp.path().join("monok8s/b/vmlinuz")).unwrap(), [7; 5000]);
 }

@@ -4,8 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 mod loaders {
+    mod bootctl;
     mod grub;
     mod grub_editenv;
     mod grub_machine;
+    mod sd_boot;
+    mod sd_boot_machine;
     mod teller;
+    mod tools;
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use monok8s_sdk::disk::{BlockTarget, Directory, DiskError, HostDirectory, InactiveSlot};
+use monok8s_sdk::disk::{BlockTarget, Directory, DiskError, HostDirectory, InactiveSlot, RegionLock};
 
 use super::{LOADER, Next, Point, RECORD, reached};
 
@@ -75,6 +75,14 @@ impl Directory for WatchedDirectory {
             reached(save.done);
         }
         Ok(())
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        self.inner.names()
+    }
+
+    fn lock(&self) -> io::Result<RegionLock> {
+        self.inner.lock()
     }
 }
 

@@ -12,6 +12,8 @@
 #[cfg(feature = "boot")]
 mod backend;
 #[cfg(feature = "boot")]
+pub mod bls;
+#[cfg(feature = "boot")]
 pub mod grub;
 #[cfg(feature = "boot")]
 pub mod record_store;

@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use super::region::RegionLock;
+
 /// A directory of small files: a real one, or a test's fake that loses power.
 pub trait Directory: fmt::Debug + Send + Sync {
     /// What messages call it.
@@ -28,6 +30,12 @@ pub trait Directory: fmt::Debug + Send + Sync {
 
     /// Returns once every change of names is on the medium.
     fn sync(&self) -> io::Result<()>;
+
+    /// The names of its files, in no order. One that is not UTF-8 is left out.
+    fn names(&self) -> io::Result<Vec<String>>;
+
+    /// Keeps other processes that ask for it from changing the directory until the lock is dropped.
+    fn lock(&self) -> io::Result<RegionLock>;
 }
 
 /// A directory of the host.
@@ -77,5 +85,17 @@ impl Directory for HostDirectory {
 
     fn sync(&self) -> io::Result<()> {
         File::open(&self.0)?.sync_all()
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.0)? {
+            names.extend(entry?.file_name().into_string().ok());
+        }
+        Ok(names)
+    }
+
+    fn lock(&self) -> io::Result<RegionLock> {
+        RegionLock::on(File::open(&self.0)?)
     }
 }

@@ -14,6 +14,7 @@ pub use drive::{Found, Runs, drive};
 pub use objects::{catalog, objects, os_release};
 pub use record::record;
 
+pub use crate::boot::bls::fuzzing::bls;
 pub use crate::boot::grub::fuzzing::grub_env;
 pub use crate::image::fuzzing::{answer, index, inspect, seek_table, write};
 pub(crate) use memory::MemoryTarget;
@@ -24,8 +25,9 @@ use crate::disk::gpt::{self, Table};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is that of its file in `fuzz/fuzz_targets/`.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("answer", answer),
+    ("bls", bls),
     ("catalog", catalog),
     ("gpt", gpt),
     ("grub_env", grub_env),

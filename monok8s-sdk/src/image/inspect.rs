@@ -169,15 +169,8 @@ impl InspectError {
 /// Reads the image in a verified slot, looking for these files of the guard. Blocks on the disk.
 pub fn inspect(slot: &VerifiedSlot, guard: &GuardFiles) -> Result<Inspection, InspectError> {
     let at = slot.slot();
-    check_geometry(slot)?;
-    let unreadable = |error: Ext4Error| match error {
-        Ext4Error::Io(source) => match source.downcast::<DiskError>() {
-            Ok(source) => InspectError::Read { slot: at, source: *source },
-            Err(source) => InspectError::NotReadable { slot: at, source },
-        },
-        error => InspectError::NotReadable { slot: at, source: Box::new(error) },
-    };
-    let image = Ext4::load(Box::new(Image(slot.reader()))).map_err(unreadable)?;
+    let unreadable = |error| unreadable(at, error);
+    let image = load(slot)?;
     let os_release = read_first(&image, &OS_RELEASE_PATHS)
         .map_err(unreadable)?
         .ok_or(InspectError::NoOsRelease { slot: at })?;
@@ -201,6 +194,22 @@ fn look_for(guard: &GuardFiles, image: &Ext4) -> Result<GuardFound, Ext4Error> {
         is_enabled = is_enabled || is_entry(image, path)?;
     }
     Ok(if is_enabled { GuardFound::Enabled { program } } else { GuardFound::NotEnabled { program } })
+}
+
+/// The file system in a verified slot, after a look at its sizes.
+pub(super) fn load(slot: &VerifiedSlot) -> Result<Ext4, InspectError> {
+    check_geometry(slot)?;
+    Ext4::load(Box::new(Image(slot.reader()))).map_err(|error| unreadable(slot.slot(), error))
+}
+
+pub(super) fn unreadable(slot: Slot, error: Ext4Error) -> InspectError {
+    match error {
+        Ext4Error::Io(source) => match source.downcast::<DiskError>() {
+            Ok(source) => InspectError::Read { slot, source: *source },
+            Err(source) => InspectError::NotReadable { slot, source },
+        },
+        error => InspectError::NotReadable { slot, source: Box::new(error) },
+    }
 }
 
 impl Inspection {
@@ -319,5 +328,8 @@ fn is_entry(image: &Ext4, path: &str) -> Result<bool, Ext4Error> {
 }
 
 fn is_absent(error: &Ext4Error) -> bool {
+}
+
+pub(super) fn is_absent(error: &Ext4Error) -> bool {
     matches!(error, Ext4Error::NotFound | Ext4Error::NotADirectory)
 }

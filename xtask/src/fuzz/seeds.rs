@@ -24,6 +24,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     partition_tables(&put)?;
     file_systems(&put)?;
     environments(&put)?;
+    boot_entries(&put)?;
     answers(&put)
 }
 
@@ -177,6 +178,32 @@ fn environments(put: Put<'_>) -> Result<()> {
     let counted = ["set", "MONOK8S_TRIES=3", "MONOK8S_REV=7", "MONOK8S_TRIAL=B:7:1:none", "MONOK8S_COUNTS=1"];
     let block = EnvBlock::parse(&editenv(&counted)?)?;
     put("grub_env", "ours", &block.encode()?)
+}
+
+/// A directory of boot entries in each state of an upgrade.
+fn boot_entries(put: Put<'_>) -> Result<()> {
+    let entry = |slot: char, key: u32, trial: &str| {
+        format!(
+            "title {slot}\nlinux /monok8s/{slot}/vmlinuz\noptions root=x ro\nsort-key monok8s-{key:09}\n{trial}"
+        )
+    };
+    let trial = "# monok8s-trial 7 1\n";
+    let (a, b) = (entry('a', 500_000_000, ""), entry('b', 499_999_999, trial));
+    for (name, files) in [
+        ("installed", vec![("monok8s-a+3.conf", &a)]),
+        ("armed", vec![("monok8s-a.conf", &a), ("monok8s-b+1.conf", &b), ("monok8s-counts", &String::new())]),
+        ("tried", vec![("monok8s-a+2-1.conf", &a), ("monok8s-b+0-1.conf", &b)]),
+        ("ended", vec![("monok8s-a.conf", &a), ("monok8s-b.ended-fell-back", &b)]),
+        ("confirmed", vec![("monok8s-a.conf", &a), ("monok8s-b.conf", &b)]),
+    ] {
+        let mut bytes = Vec::new();
+        for (name, content) in files {
+            bytes.extend([u8::try_from(name.len())?, u8::try_from(content.len())?]);
+            bytes.extend(name.bytes().chain(content.bytes()));
+        }
+        put("bls", name, &bytes)?;
+    }
+    Ok(())
 }
 
 fn answers(put: Put<'_>) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use monok8s_sdk::boot::grub::script::{self, Outcome};
@@ -11,15 +11,12 @@ use monok8s_sdk::boot::grub::{FILE, FILES, GrubEnv};
 use monok8s_sdk::disk::{HostRegion, Region};
 use monok8s_sdk::slot::Slot;
 use xtask::grub::{BiosBoot, GRUB_MKIMAGE, install_bios};
-use xtask::host::{MKE2FS, Program, SFDISK, workspace_root};
+use xtask::host::{MKE2FS, SFDISK, workspace_root};
 use xtask::process::Child;
 
 use super::teller;
+use super::tools::{MCOPY, MFORMAT, MIB, QEMU, run};
 
-const QEMU: Program = Program { name: "qemu-system-x86_64", package: "qemu-system-x86" };
-const MFORMAT: Program = Program { name: "mformat", package: "mtools" };
-const MCOPY: Program = Program { name: "mcopy", package: "mtools" };
-const MIB: u64 = 1 << 20;
 /// GRUB and a second of its waiting take three seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -65,13 +62,6 @@ pub(super) fn obstacle() -> Option<String> {
         })
     };
     missing.map(|error| error.to_string()).or_else(parts)
-}
-
-fn run(program: Program, arguments: impl FnOnce(&mut Command) -> &mut Command) -> Output {
-    let mut command = Command::new(program.locate().unwrap());
-    let output = arguments(command.stdin(Stdio::null())).output().unwrap();
-    assert!(output.status.success(), "{}: {}", program.name, String::from_utf8_lossy(&output.stderr));
-    output
 }
 
 impl Machine {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::directory::Directory;
+use super::super::region::RegionLock;
 use super::power::{Change, Content, Inode, Power, Scope, Tree, What};
 
 /// The files of a directory at one moment, by name.
@@ -118,5 +119,13 @@ impl Directory for FaultDirectory {
     fn sync(&self) -> io::Result<()> {
         self.power.act(self.device, What::Sync(Scope::Names));
         Ok(())
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        Ok(self.look(|tree| tree.names.keys().cloned().collect()))
+    }
+
+    fn lock(&self) -> io::Result<RegionLock> {
+        Ok(RegionLock::of_nothing())
     }
 }

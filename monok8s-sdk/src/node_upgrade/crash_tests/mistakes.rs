@@ -11,7 +11,9 @@ use super::*;
 use crate::boot::{BootBackend as _, Tries};
 use crate::digest::Sha256Digest;
 use crate::disk::fault::{Fault, FaultDirectory, FaultDisk, Power, ReadFault};
-use crate::disk::{Action as DiskAction, BlockTarget, Directory, DiskError, InactiveSlot, KnownGoodSlot};
+use crate::disk::{
+    Action as DiskAction, BlockTarget, Directory, DiskError, InactiveSlot, KnownGoodSlot, RegionLock,
+};
 use crate::image::{BodyWritten, Cancel, Expected, Progress, write_body};
 
 /// Writes, finishes and reads back on a disk with a fault. What came of it, and the disk.
@@ -257,6 +259,14 @@ impl Directory for Forgetful {
 
     fn sync(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        self.0.names()
+    }
+
+    fn lock(&self) -> io::Result<RegionLock> {
+        self.0.lock()
     }
 }
 
