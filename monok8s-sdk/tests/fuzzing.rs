@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use monok8s_sdk::boot::uboot::{EnvConfig, Environment, Layout};
 use monok8s_sdk::catalog::{Catalog, Limits};
 use monok8s_sdk::disk::gpt;
 use monok8s_sdk::fuzzing::{TARGETS, drive};
@@ -48,6 +49,15 @@ fn the_seeds_are_good_input() {
     for (path, seed) in inputs("corpus", "seek_table") {
         assert!(parse_seek_table(&seed).is_ok_and(|entries| !entries.is_empty()), "{}", path.display());
     }
+    for (path, seed) in inputs("corpus", "uboot_config") {
+        assert!(String::from_utf8(seed).unwrap().parse::<EnvConfig>().is_ok(), "{}", path.display());
+    }
+    for (path, seed) in inputs("corpus", "uboot_env") {
+        let second = 3 + usize::from(u16::from_le_bytes([seed[1], seed[2]]));
+        for copy in [&seed[3..second], &seed[second..]] {
+            assert!(Environment::decode(copy, Layout::Redundant).is_ok(), "{}", path.display());
+        }
+    }
     let (path, seed) = &inputs("corpus", "gpt")[0];
     assert_eq!(gpt::parse(&seed[1..]).unwrap().partitions.len(), 2, "{}", path.display());
 }
@@ -73,4 +83,4 @@ macro_rules! targets {
     };
 }
 
-targets!(answer bls catalog gpt grub_env index inspect objects os_release record seek_table write);
+targets!(answer bls catalog gpt grub_env index inspect objects os_release record seek_table uboot_config uboot_env write);

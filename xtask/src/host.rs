@@ -27,6 +27,22 @@ pub const SFDISK: Program = Program { name: "sfdisk", package: "fdisk" };
 pub const LOSETUP: Program = Program { name: "losetup", package: "mount" };
 /// Starts children that die with their parent.
 pub const SETPRIV: Program = Program { name: "setpriv", package: "util-linux" };
+/// Reads a U-Boot environment.
+pub const FW_PRINTENV: Program = Program { name: "fw_printenv", package: "libubootenv-tool" };
+/// Changes a U-Boot environment.
+pub const FW_SETENV: Program = Program { name: "fw_setenv", package: "libubootenv-tool" };
+/// Makes a U-Boot environment from text.
+pub const MKENVIMAGE: Program = Program { name: "mkenvimage", package: "u-boot-tools" };
+/// Makes a script that U-Boot runs.
+pub const MKIMAGE: Program = Program { name: "mkimage", package: "u-boot-tools" };
+/// Makes the file system that U-Boot reads its script from.
+pub const MKFS_VFAT: Program = Program { name: "mkfs.vfat", package: "dosfstools" };
+/// Writes files into such a file system.
+pub const MCOPY: Program = Program { name: "mcopy", package: "mtools" };
+/// Runs a 64-bit ARM machine.
+pub const QEMU_AARCH64: Program = Program { name: "qemu-system-aarch64", package: "qemu-system-arm" };
+/// Checks partition tables.
+pub const SGDISK: Program = Program { name: "sgdisk", package: "gdisk" };
 /// What the fixtures here need.
 pub const FIXTURES: [Program; 5] = [MKE2FS, DEBUGFS, SFDISK, LOSETUP, SETPRIV];
 

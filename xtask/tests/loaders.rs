@@ -12,4 +12,6 @@ mod loaders {
     mod sd_boot_machine;
     mod teller;
     mod tools;
+    mod uboot;
+    mod uboot_tools;
 }

@@ -11,6 +11,9 @@
 
 #[cfg(feature = "boot")]
 mod backend;
+#[cfg(test)]
+#[cfg(feature = "boot")]
+mod changes_fixture;
 #[cfg(feature = "boot")]
 pub mod bls;
 #[cfg(feature = "boot")]
@@ -20,6 +23,8 @@ pub mod record_store;
 #[cfg(feature = "boot")]
 pub mod simulated;
 mod status;
+#[cfg(feature = "boot")]
+pub mod uboot;
 
 #[cfg(feature = "boot")]
 pub use backend::{ArmableSlot, BootBackend, BootError, Capabilities, Change};

@@ -9,10 +9,12 @@ mod drive;
 mod memory;
 mod objects;
 mod record;
+mod uboot;
 
 pub use drive::{Found, Runs, drive};
 pub use objects::{catalog, objects, os_release};
 pub use record::record;
+pub use uboot::{uboot_config, uboot_env};
 
 pub use crate::boot::bls::fuzzing::bls;
 pub use crate::boot::grub::fuzzing::grub_env;
@@ -37,6 +39,8 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("os_release", os_release),
     ("record", record),
     ("seek_table", seek_table),
+    ("uboot_config", uboot_config),
+    ("uboot_env", uboot_env),
     ("write", write),
 ];
 

@@ -1,5 +1,7 @@
 //! Good input for every target, made by our own builders: `fuzz/corpus/`.
 
+mod uboot;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -22,6 +24,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     documents(&put)?;
     artifacts(&put)?;
     partition_tables(&put)?;
+    uboot::environments(&put)?;
     file_systems(&put)?;
     environments(&put)?;
     boot_entries(&put)?;
