@@ -58,6 +58,11 @@ fn the_seeds_are_good_input() {
             assert!(Environment::decode(copy, Layout::Redundant).is_ok(), "{}", path.display());
         }
     }
+    for (path, seed) in inputs("corpus", "gpt_edit") {
+        let table = gpt::parse(&seed[4..]).unwrap();
+        let has_partition = table.partitions.iter().any(|partition| partition.index == u32::from(seed[1]));
+        assert!(has_partition && table.copy == gpt::TableCopy::Primary, "{}", path.display());
+    }
     let (path, seed) = &inputs("corpus", "gpt")[0];
     assert_eq!(gpt::parse(&seed[1..]).unwrap().partitions.len(), 2, "{}", path.display());
 }
@@ -83,4 +88,4 @@ macro_rules! targets {
     };
 }
 
-targets!(answer bls catalog gpt grub_env index inspect objects os_release record seek_table uboot_config uboot_env write);
+targets!(answer bls catalog gpt gpt_edit grub_env index inspect objects os_release record seek_table uboot_config uboot_env write);

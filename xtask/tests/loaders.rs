@@ -5,6 +5,7 @@
 
 mod loaders {
     mod bootctl;
+    mod gpt_tools;
     mod grub;
     mod grub_editenv;
     mod grub_machine;

@@ -17,6 +17,8 @@ mod changes_fixture;
 #[cfg(feature = "boot")]
 pub mod bls;
 #[cfg(feature = "boot")]
+pub mod gpt_bits;
+#[cfg(feature = "boot")]
 pub mod grub;
 #[cfg(feature = "boot")]
 pub mod record_store;

@@ -1,4 +1,4 @@
-//! GUID partition tables, read-only.
+//! GUID partition tables, read. [`gpt_edit`](super::gpt_edit) changes their attribute bits.
 //!
 //! Format: UEFI 2.10, chapter 5. The primary copy is used if its header and its entries carry
 //! right checksums, else the backup at the end of the disk. A disk without a protective MBR has no
@@ -44,6 +44,8 @@ pub struct Partition {
     pub offset: u64,
     /// Its size in bytes.
     pub length: u64,
+    /// Its attribute bits: 0 to 47 are the standard's, 48 to 63 those of its kind of partition.
+    pub attributes: u64,
 }
 
 /// Which of the two copies was used.
@@ -53,6 +55,34 @@ pub enum TableCopy {
     Primary,
     /// The one at the end, because the primary is damaged.
     Backup,
+}
+
+impl TableCopy {
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Primary => Self::Backup,
+            Self::Backup => Self::Primary,
+        }
+    }
+
+    /// The block of its header, on a disk whose last block is `last`.
+    pub(super) fn lba(self, last: u64) -> u64 {
+        match self {
+            Self::Primary => 1,
+            Self::Backup => last,
+        }
+    }
+}
+
+impl fmt::Display for TableCopy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Primary => "primary",
+            Self::Backup => "backup",
+        })
+    }
 }
 
 /// A partition table that was found valid.
@@ -138,7 +168,7 @@ pub fn parse(disk: &[u8]) -> Result<Table, GptError> {
     })
 }
 
-fn read_with(
+pub(super) fn read_with(
     size: u64,
     mut read: impl FnMut(u64, &mut [u8]) -> Result<(), DiskError>,
 ) -> Result<Table, GptError> {
@@ -186,7 +216,7 @@ struct Header {
     entries_crc: u32,
 }
 
-fn read_copy(
+pub(super) fn read_copy(
     copy: TableCopy,
     sector_size: u32,
     size: u64,
@@ -194,10 +224,7 @@ fn read_copy(
 ) -> Result<Table, Flaw> {
     let sector = u64::from(sector_size);
     let sectors = size / sector;
-    let lba = match copy {
-        TableCopy::Primary => 1,
-        TableCopy::Backup => sectors.checked_sub(1).ok_or(Flaw::NoSignature)?,
-    };
+    let lba = copy.lba(sectors.checked_sub(1).ok_or(Flaw::NoSignature)?);
     if lba == 0 || lba >= sectors {
         return Err(Flaw::NoSignature);
     }
@@ -281,6 +308,7 @@ fn parse_entry(index: u32, entry: &[u8], header: &Header, sector: u64) -> Result
         kind,
         offset: first * sector,
         length: (last - first + 1) * sector,
+        attributes: u64_at(entry, 48)?,
     }))
 }
 

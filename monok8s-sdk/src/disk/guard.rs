@@ -298,7 +298,15 @@ mod tests {
         let number = DeviceNumber { major: 8, minor: 3 };
         let chosen = SlotPartition {
             slot: Slot::B,
-            partition: Partition { index: 3, name: "b".into(), guid, kind: guid, offset: 0, length: 512 },
+            partition: Partition {
+                index: 3,
+                name: "b".into(),
+                guid,
+                kind: guid,
+                offset: 0,
+                length: 512,
+                attributes: 0,
+            },
             device: SlotDevice::Device { path: "/dev/sda3".into(), number },
         };
         let device = |holders: &[&str]| BlockDevice {

@@ -4,7 +4,7 @@
 //!   device or a plain file behind it.
 //! - [`Directory`] is what small files are kept in, [`HostDirectory`] one of the host.
 //! - [`Region`] is what state is kept in that must stay where it is: a loader's.
-//! - [`gpt`] reads partition tables, [`HostView`] what the kernel says about devices.
+//! - [`gpt`] reads partition tables, [`gpt_edit`] changes their attribute bits, [`HostView`] what the kernel says about devices.
 //! - [`SlotMap`] finds the two slots and the booted one. [`SlotMap::open_for_writing`] is the only
 //!   way to a writable slot, and never gives out the booted one.
 //! - [`Throttle`] keeps a slot, and what is read to make it, to a [`Pace`].
@@ -22,6 +22,7 @@ pub mod fault;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fixture;
 pub mod gpt;
+pub mod gpt_edit;
 mod guard;
 mod host;
 mod layout;

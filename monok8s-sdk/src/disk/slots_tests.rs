@@ -119,7 +119,7 @@ fn device(name: &str, minor: u32, size: u64) -> BlockDevice {
 
 fn partition(index: u32, offset: u64, length: u64) -> Partition {
     let guid = "a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a0a0".parse().unwrap();
-    Partition { index, name: format!("p{index}"), guid, kind: guid, offset, length }
+    Partition { index, name: format!("p{index}"), guid, kind: guid, offset, length, attributes: 0 }
 }
 
 fn on_device(slot: Slot, index: u32) -> SlotPartition {

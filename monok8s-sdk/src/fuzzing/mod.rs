@@ -6,12 +6,14 @@
 #![allow(clippy::missing_panics_doc, reason = "a panic is how a target reports")]
 
 mod drive;
+mod gpt_edit;
 mod memory;
 mod objects;
 mod record;
 mod uboot;
 
 pub use drive::{Found, Runs, drive};
+pub use gpt_edit::gpt_edit;
 pub use objects::{catalog, objects, os_release};
 pub use record::record;
 pub use uboot::{uboot_config, uboot_env};
@@ -27,12 +29,13 @@ use crate::disk::gpt::{self, Table};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is that of its file in `fuzz/fuzz_targets/`.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("answer", answer),
     ("bls", bls),
     ("catalog", catalog),
     ("gpt", gpt),
     ("grub_env", grub_env),
+    ("gpt_edit", gpt_edit),
     ("index", index),
     ("inspect", inspect),
     ("objects", objects),
@@ -51,7 +54,7 @@ pub fn gpt(bytes: &[u8]) {
     let mut disk = disk.to_vec();
     if mode & 1 == 1 {
         // A disk that is too short for a header keeps what it has.
-        let _ = seal(&mut disk);
+        let _ = seal(&mut disk, 1);
     }
     let parsed = gpt::parse(&disk);
     if let Ok(table) = &parsed {
@@ -72,17 +75,18 @@ fn check_table(table: &Table, size: u64) {
     assert!(free_from <= size, "a partition ends behind the disk");
 }
 
-/// Makes the checksums of the primary copy right, with sectors of 512 bytes.
-fn seal(disk: &mut [u8]) -> Option<()> {
+/// Makes the checksums of the copy with its header in this block right, with sectors of 512 bytes.
+fn seal(disk: &mut [u8], header_lba: usize) -> Option<()> {
     let number = |bytes: &[u8], at: usize| {
         bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes).and_then(|n| usize::try_from(n).ok())
     };
-    let header = disk.get(512..1024)?;
+    let at = header_lba.checked_mul(512)?;
+    let header = disk.get(at..at + 512)?;
     let (length, lba) = (number(header, 12)?, number(header, 72)?);
     let table = number(header, 80)?.checked_mul(number(header, 84)?)?;
     let start = lba.checked_mul(512)?;
     let entries = crc32fast::hash(disk.get(start..start.checked_add(table)?)?);
-    let header = disk.get_mut(512..1024)?;
+    let header = disk.get_mut(at..at + 512)?;
     header.get_mut(88..92)?.copy_from_slice(&entries.to_le_bytes());
     header.get_mut(16..20)?.fill(0);
     let sum = crc32fast::hash(header.get(..length)?);

@@ -1,5 +1,6 @@
 //! Good input for every target, made by our own builders: `fuzz/corpus/`.
 
+mod gpt_edit;
 mod uboot;
 
 use std::fs;
@@ -24,6 +25,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     documents(&put)?;
     artifacts(&put)?;
     partition_tables(&put)?;
+    gpt_edit::tables(&put)?;
     uboot::environments(&put)?;
     file_systems(&put)?;
     environments(&put)?;
