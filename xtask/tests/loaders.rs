@@ -13,6 +13,7 @@ mod loaders {
     mod sd_boot_machine;
     mod teller;
     mod tools;
+    mod tiny_kernel;
     mod uboot;
     mod uboot_tools;
 }

@@ -15,14 +15,16 @@ use monok8s_sdk::disk::KnownGoodSlot;
 use monok8s_sdk::slot::Slot;
 use tokio::time::Instant;
 use xtask::host::{
-    FW_SETENV, MCOPY, MKENVIMAGE, MKFS_VFAT, MKIMAGE, Program, QEMU_AARCH64, SFDISK, workspace_root,
+    FW_SETENV, MCOPY, MKE2FS, MKENVIMAGE, MKFS_VFAT, MKIMAGE, Program, QEMU_AARCH64, SFDISK, workspace_root,
 };
 use xtask::process::Child;
 use xtask::scratch::Scratch;
 
+use super::tiny_kernel;
+
 /// From the package u-boot-qemu.
 const UBOOT: &str = "/usr/lib/u-boot/qemu_arm64/u-boot.bin";
-const NEEDED: [Program; 7] = [QEMU_AARCH64, MKIMAGE, MKENVIMAGE, FW_SETENV, MKFS_VFAT, MCOPY, SFDISK];
+const NEEDED: [Program; 8] = [MKE2FS, QEMU_AARCH64, MKIMAGE, MKENVIMAGE, FW_SETENV, MKFS_VFAT, MCOPY, SFDISK];
 
 const SECTOR: u64 = 512;
 const ENVIRONMENT: u64 = 20480 * SECTOR;
@@ -61,8 +63,13 @@ struct Board {
 }
 
 impl Board {
-    /// A board with this environment from the factory.
+    /// A board with this environment from the factory, which says what it would start.
     fn new(environment: &str) -> Result<Self> {
+        Self::with_script(environment, START)
+    }
+
+    /// The same with something else in front of our script.
+    fn with_script(environment: &str, front: &str) -> Result<Self> {
         let board = Self { root: Scratch::new("uboot")? };
         let path = |name: &str| board.root.path().join(name);
         File::create_new(board.disk())?.set_len(32 << 20)?;
@@ -73,7 +80,7 @@ impl Board {
         ensure!(partitioned.success(), "sfdisk: {partitioned}");
 
         let script = fs::read_to_string(workspace_root().join("deploy/host/u-boot/boot.cmd"))?;
-        fs::write(path("boot.cmd"), START.to_owned() + &script)?;
+        fs::write(path("boot.cmd"), front.to_owned() + &script)?;
         run(MKIMAGE, |command| {
             command
                 .args(["-A", "arm64", "-T", "script", "-C", "none", "-d"])
@@ -106,6 +113,20 @@ impl Board {
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         Ok(OpenOptions::new().write(true).open(self.disk())?.write_all_at(bytes, offset)?)
+    }
+
+    /// Puts a file system with these files in `/boot` into a slot.
+    fn install(&self, slot: Slot, files: &[(&str, &[u8])]) -> Result<()> {
+        let (tree, image) = (self.root.path().join("tree"), self.root.path().join("ext4"));
+        fs::create_dir_all(tree.join("boot"))?;
+        for (name, bytes) in files {
+            fs::write(tree.join("boot").join(name), bytes)?;
+        }
+        run(MKE2FS, |command| {
+            command.args(["-q", "-F", "-t", "ext4", "-d"]).args([&tree, &image]).arg("1M")
+        })?;
+        fs::remove_dir_all(&tree)?;
+        self.write([24576, 26624][slot as usize] * SECTOR, &fs::read(&image)?)
     }
 
     /// Both copies, as bytes.
@@ -156,12 +177,21 @@ impl Board {
         Child::spawn("qemu", qemu, &log)
     }
 
-    /// From power-on to where a kernel would be started: its slot, and what was said.
-    async fn boot_from(&self, drive: &str) -> Result<(Slot, String)> {
-        let mut machine = self.power_on(drive)?;
+    /// What is said from power-on until the machine is off, or would start again.
+    async fn console_until_off(&self) -> Result<String> {
+        self.console_of(self.power_on("")?).await
+    }
+
+    async fn console_of(&self, mut machine: Child) -> Result<String> {
         let status = machine.wait(PATIENCE).await?;
         let console = String::from_utf8_lossy(&fs::read(machine.log())?).into_owned();
         ensure!(status.is_some(), "it starts nothing: {console}");
+        Ok(console)
+    }
+
+    /// From power-on to where a kernel would be started: its slot, and what was said.
+    async fn boot_from(&self, drive: &str) -> Result<(Slot, String)> {
+        let console = self.console_of(self.power_on(drive)?).await?;
         let line = console.lines().find_map(|line| line.strip_prefix("STARTS "));
         let line = line.with_context(|| format!("it started nothing: {console}"))?;
         let slot: Slot = line.get(..1).unwrap_or_default().parse()?;
@@ -328,6 +358,35 @@ async fn with_both_copies_damaged_nothing_is_booted_or_written() -> Result<()> {
         "{console}"
     );
     assert!(fs::read(board.disk())? == before, "something was written");
+    Ok(())
+}
+
+/// With nothing in front of the script: the kernel of the slot, with its initial file system and its
+/// root, and the next slot if there is none.
+#[tokio::test]
+async fn each_slot_starts_its_own_kernel() -> Result<()> {
+    if let Some(obstacle) = obstacle() {
+        println!("SKIP: {obstacle}");
+        return Ok(());
+    }
+    let board = Board::with_script("BOOT_ORDER=B A\nBOOT_A_LEFT=3\nBOOT_B_LEFT=1\n", "")?;
+    let kernel = tiny_kernel::image();
+    board.install(Slot::A, &[("Image", &kernel), ("initrd.img", b"initial file system")])?;
+    board.install(Slot::B, &[])?;
+    let console = board.console_until_off().await?;
+    assert!(console.contains("monok8s: slot B does not start"), "{console}");
+
+    let console = board.console_until_off().await?;
+    let root = "root=PARTUUID=aaaaaaaa-0000-4000-8000-00000000000a ro rootwait panic=10";
+    assert!(console.contains("slot A, tries left: 2") && console.contains(root), "{console}");
+    assert!(console.contains("linux,initrd-start"), "{console}");
+
+    board.set("BOOT_B_LEFT", "2")?;
+    board.install(Slot::B, &[("Image", &kernel)])?;
+    let console = board.console_until_off().await?;
+    let root = "root=PARTUUID=bbbbbbbb-0000-4000-8000-00000000000b ro rootwait panic=10";
+    assert!(console.contains("slot B, tries left: 1") && console.contains(root), "{console}");
+    assert!(!console.contains("linux,initrd-start"), "{console}");
     Ok(())
 }
 
