@@ -18,9 +18,9 @@ test -n "${monok8s_part_a}" || setenv monok8s_part_a rootfs-a
 test -n "${monok8s_part_b}" || setenv monok8s_part_b rootfs-b
 test -n "${monok8s_kernel}" || setenv monok8s_kernel /boot/Image
 test -n "${monok8s_initrd}" || setenv monok8s_initrd /boot/initrd.img
-# A kernel that panics must not stand still: its slot gets no second chance otherwise.
+# A kernel that panics must restart by itself: only then the other slot gets its turn.
 test -n "${monok8s_args}" || setenv monok8s_args ro rootwait panic=10
-# How the slot is started that was chosen: slot, m_part (its partition's number) and bootargs are set.
+# How the chosen slot is started: slot, m_part (its partition's number) and bootargs are set by then.
 test -n "${monok8s_start}" || setenv monok8s_start 'run m_load_dtb; if load ${devtype} ${devnum}:${m_part} ${kernel_addr_r} ${monok8s_kernel}; then if load ${devtype} ${devnum}:${m_part} ${ramdisk_addr_r} ${monok8s_initrd}; then booti ${kernel_addr_r} ${ramdisk_addr_r}:${filesize} ${m_fdt}; else booti ${kernel_addr_r} - ${m_fdt}; fi; fi'
 setenv m_load_dtb 'setenv m_fdt ${fdtcontroladdr}; if test -n "${fdtfile}" && load ${devtype} ${devnum}:${m_part} ${fdt_addr_r} /boot/dtb/${fdtfile}; then setenv m_fdt ${fdt_addr_r}; fi'
 

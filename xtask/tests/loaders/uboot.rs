@@ -57,6 +57,15 @@ fn run(program: Program, arguments: impl FnOnce(&mut Command) -> &mut Command) -
     Ok(())
 }
 
+/// How the disk takes writes.
+#[derive(Clone, Copy)]
+enum Medium {
+    Good,
+    ReadOnly,
+    /// Not this sector.
+    BadSector(u64),
+}
+
 /// A machine that is off. Its disk is a file below a directory that stands for the host's root.
 struct Board {
     root: Scratch,
@@ -154,23 +163,21 @@ impl Board {
         run(FW_SETENV, |command| command.arg("-c").arg(config).args([name, value]))
     }
 
-    fn power_on(&self, drive: &str) -> Result<Child> {
+    fn power_on(&self, medium: Medium) -> Result<Child> {
         let mut qemu = Command::new(QEMU_AARCH64.locate()?);
-        qemu.args([
-            "-M",
-            "virt",
-            "-cpu",
-            "cortex-a57",
-            "-m",
-            "256",
-            "-nographic",
-            "-no-reboot",
-            "-net",
-            "none",
-            "-bios",
-            UBOOT,
-        ]);
-        qemu.arg("-drive").arg(format!("if=none,id=disk,format=raw{drive},file={}", self.disk().display()));
+        qemu.args(["-M", "virt", "-cpu", "cortex-a57", "-m", "256", "-nographic", "-no-reboot"]);
+        qemu.args(["-net", "none", "-bios", UBOOT, "-drive"]);
+        let disk = self.disk();
+        let disk = disk.display();
+        qemu.arg(match medium {
+            Medium::Good => format!("if=none,id=disk,format=raw,file={disk}"),
+            Medium::ReadOnly => format!("if=none,id=disk,format=raw,readonly=on,file={disk}"),
+            Medium::BadSector(sector) => format!(
+                "if=none,id=disk,driver=raw,file.driver=blkdebug,file.image.driver=file,\
+                 file.image.filename={disk},file.inject-error.0.event=none,\
+                 file.inject-error.0.iotype=write,file.inject-error.0.sector={sector}"
+            ),
+        });
         qemu.args(["-device", "virtio-blk-device,drive=disk"]);
         let log = self.root.path().join("console");
         let _ = fs::remove_file(&log);
@@ -179,7 +186,7 @@ impl Board {
 
     /// What is said from power-on until the machine is off, or would start again.
     async fn console_until_off(&self) -> Result<String> {
-        self.console_of(self.power_on("")?).await
+        self.console_of(self.power_on(Medium::Good)?).await
     }
 
     async fn console_of(&self, mut machine: Child) -> Result<String> {
@@ -190,8 +197,8 @@ impl Board {
     }
 
     /// From power-on to where a kernel would be started: its slot, and what was said.
-    async fn boot_from(&self, drive: &str) -> Result<(Slot, String)> {
-        let console = self.console_of(self.power_on(drive)?).await?;
+    async fn boot_from(&self, medium: Medium) -> Result<(Slot, String)> {
+        let console = self.console_of(self.power_on(medium)?).await?;
         let line = console.lines().find_map(|line| line.strip_prefix("STARTS "));
         let line = line.with_context(|| format!("it started nothing: {console}"))?;
         let slot: Slot = line.get(..1).unwrap_or_default().parse()?;
@@ -203,11 +210,14 @@ impl Board {
 
     /// A boot, after which both copies must have one state.
     async fn boot(&self) -> Result<Slot> {
-        let (slot, _) = self.boot_from("").await?;
+        let (slot, _) = self.boot_from(Medium::Good).await?;
         let copies = self.copies()?.map(|copy| Environment::decode(&copy, Layout::Redundant));
         let [Ok(first), Ok(second)] = copies else { anyhow::bail!("a copy is damaged: {copies:?}") };
         ensure!(first.environment == second.environment, "the copies differ: {first:?} {second:?}");
         ensure!(first.serial != second.serial, "one serial number: {first:?}");
+        for of_u_boot in ["arch", "bootcmd", "filesize", "m_left"] {
+            ensure!(first.environment.get(of_u_boot).is_none(), "{of_u_boot} was stored: {first:?}");
+        }
         ensure!(first.environment.get("site") == Some(b"north pole"), "a variable is gone: {first:?}");
         Ok(slot)
     }
@@ -321,12 +331,32 @@ async fn a_try_that_cannot_be_stored_is_no_trial() -> Result<()> {
     let board = proven().await?;
     board.arm()?;
     let before = board.copies()?;
-    let (slot, console) = board.boot_from(",readonly=on").await?;
+    let (slot, console) = board.boot_from(Medium::ReadOnly).await?;
     assert_eq!(slot, Slot::A, "{console}");
     assert!(console.contains("slot B is on trial and its try cannot be stored"), "{console}");
     assert!(console.contains("WARNING: the try of slot A cannot be stored"), "{console}");
     assert_eq!(board.copies()?, before);
     assert_eq!(board.boot().await?, Slot::B, "the disk takes writes again");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_copy_that_takes_no_writes_keeps_the_other_one_from_being_written() -> Result<()> {
+    if let Some(obstacle) = obstacle() {
+        println!("SKIP: {obstacle}");
+        return Ok(());
+    }
+    let board = Board::new(FACTORY)?;
+    let bad = Medium::BadSector(ENVIRONMENT / SECTOR);
+    // Of two equal ones the first counts: the second is replaced before it.
+    assert_eq!(board.boot_from(bad).await?.0, Slot::A);
+    assert_eq!(board.loader()?.status()?.a.tries_left, Tries(2));
+    let before = board.copies()?;
+    assert_ne!(before[0][..8], before[1][..8]);
+    // Now the first would have to be replaced before the only one with the newer state.
+    let (slot, console) = board.boot_from(bad).await?;
+    assert!(slot == Slot::A && console.contains("WARNING"), "{console}");
+    assert_eq!(board.copies()?, before);
     Ok(())
 }
 
@@ -340,7 +370,7 @@ async fn with_both_copies_damaged_nothing_is_booted_or_written() -> Result<()> {
     board.damage(0)?;
     board.damage(1)?;
     let before = fs::read(board.disk())?;
-    let mut machine = board.power_on("")?;
+    let mut machine = board.power_on(Medium::Good)?;
     let deadline = Instant::now() + PATIENCE;
     let console =
         || Ok::<_, anyhow::Error>(String::from_utf8_lossy(&fs::read(machine_log(&board))?).into_owned());

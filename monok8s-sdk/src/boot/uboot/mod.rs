@@ -219,12 +219,13 @@ impl UbootEnv {
         self.copies.store(self.size, &active, &environment)
     }
 
-    /// Keeps a person's `fw_setenv` away from the variables while they are read and written. Where
-    /// the host has no such directory, nobody has its lock.
-    fn lock_out_tools(&self) -> Option<io::Result<RegionLock>> {
-        let path = self.tools_lock.as_ref().filter(|path| path.parent().is_some_and(Path::is_dir))?;
-        let file = File::options().create(true).truncate(false).write(true).open(path);
-        Some(file.and_then(RegionLock::on))
+    /// Keeps a person's `fw_setenv` away from the variables while they are read and written. A host
+    /// that has no place for its lock, or shows it read-only, is left without: what was written is
+    /// read again anyway.
+    fn lock_out_tools(&self) -> io::Result<Option<RegionLock>> {
+        let Some(path) = &self.tools_lock else { return Ok(None) };
+        let file = File::options().create(true).truncate(false).write(true).open(path).ok();
+        file.map(RegionLock::on).transpose()
     }
 }
 
@@ -296,7 +297,7 @@ impl BootBackend for UbootEnv {
 
     fn store(&self, change: &Change) -> Result<(), BootError> {
         let locked = |source| BootError::Locked { backend: NAME, source };
-        let _lock = self.lock_out_tools().transpose().map_err(locked)?;
+        let _lock = self.lock_out_tools().map_err(locked)?;
         self.write(change.status()).map_err(|source| match source {
             UbootError::Damaged { .. } | UbootError::BothDamaged { .. } | UbootError::Variables(_) => {
                 BootError::Read { backend: NAME, source: source.into() }
