@@ -5,20 +5,14 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use monok8s_sdk::boot::BootBackend;
-use monok8s_sdk::boot::grub::GrubEnv;
 use monok8s_sdk::boot::record_store::RecordStore;
-use monok8s_sdk::boot::simulated::SimulatedLoader;
 use monok8s_sdk::disk::{DiskSource, HostView, PartitionId, SlotLayout, SlotMap, SlotsError};
 use monok8s_sdk::image::KeptIndexes;
 
 #[cfg(feature = "failpoints")]
 use crate::failpoints::watched;
-
-/// Where GRUB's prefix is on the host.
-const GRUB_DIRECTORY: &str = "/boot/grub";
+pub use crate::loader::{BootBackendChoice, Loader, LoaderError};
 
 /// Where things are. `ctl` takes the same flags and variables as the agent, so that in the agent's pod
 /// it need not be told.
@@ -44,8 +38,8 @@ pub struct MachineArgs {
     #[arg(long, value_name = "DIRECTORY", env = "MONOK8S_DATA_DIR", default_value = "/var/lib/monok8s")]
     pub data_dir: PathBuf,
 
-    /// Boot loader: auto, or grub:DIRECTORY of its environment on the host, or simulated:PATH of a
-    /// simulated loader's state file.
+    /// Boot loader: auto, grub:DIRECTORY of its environment, uboot:FILE with the places of its environment,
+    /// systemd-boot:DIRECTORY of the EFI system partition, gpt, or simulated:PATH of a state file.
     #[arg(long, value_name = "BACKEND", env = "MONOK8S_BOOT_BACKEND", default_value = "auto")]
     pub boot_backend: BootBackendChoice,
 }
@@ -73,18 +67,8 @@ impl MachineArgs {
     }
 
     /// The boot loader, if one is named or can be recognised.
-    #[must_use]
-    pub fn known_loader(&self) -> Option<Box<dyn BootBackend>> {
-        let host = self.host();
-        // Paths of the host, wherever it is for this process.
-        let on_host = |path: &Path| host.path(path.strip_prefix("/").unwrap_or(path));
-        match &self.boot_backend {
-            BootBackendChoice::Simulated(path) => Some(Box::new(simulated_loader(path))),
-            BootBackendChoice::Grub(directory) => Some(Box::new(GrubEnv::in_directory(on_host(directory)))),
-            BootBackendChoice::Auto => {
-                GrubEnv::detect(on_host(Path::new(GRUB_DIRECTORY))).map(|grub| Box::new(grub) as _)
-            }
-        }
+    pub fn loader(&self) -> Result<Option<Loader>, LoaderError> {
+        Loader::of(self)
     }
 
     /// Where the agent's record is, or will be.
@@ -124,56 +108,11 @@ impl MachineArgs {
     }
 }
 
-#[cfg(not(feature = "failpoints"))]
-fn simulated_loader(path: &Path) -> SimulatedLoader {
-    SimulatedLoader::open(path)
-}
-
-#[cfg(feature = "failpoints")]
-fn simulated_loader(path: &Path) -> SimulatedLoader {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let directory = watched::directory(path.parent().unwrap_or(path), watched::Keeps::Loader);
-    SimulatedLoader::in_directory(directory, &name)
-}
-
 /// The data directory is on the root file system of the host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the data directory {} is on the host's root file system, which is a slot, so an upgrade would leave the record behind: mount the partition that both slots share there, then restart the agent", path.display())]
 pub struct DataDirInSlot {
     path: PathBuf,
-}
-
-/// Which boot loader the host has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum BootBackendChoice {
-    /// Whatever is recognised: GRUB, by an environment in `/boot/grub` that tells of slots. Where
-    /// nothing is, the node reports itself, and refuses orders with `TrialUnsupported`.
-    Auto,
-    /// GRUB, with its environment in this directory of the host.
-    Grub(PathBuf),
-    /// A file that a simulated loader reads.
-    Simulated(PathBuf),
-}
-
-/// A text that names no boot loader.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no boot loader: write auto, grub:DIRECTORY or simulated:PATH")]
-pub struct BootBackendChoiceError {
-    text: String,
-}
-
-impl FromStr for BootBackendChoice {
-    type Err = BootBackendChoiceError;
-
-    fn from_str(text: &str) -> Result<Self, BootBackendChoiceError> {
-        match text.split_once(':') {
-            None if text == "auto" => Ok(Self::Auto),
-            Some(("grub", directory)) if !directory.is_empty() => Ok(Self::Grub(directory.into())),
-            Some(("simulated", path)) if !path.is_empty() => Ok(Self::Simulated(path.into())),
-            _ => Err(BootBackendChoiceError { text: text.to_owned() }),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -204,16 +143,5 @@ mod tests {
         assert_eq!(check(elsewhere, &data, "auto"), Ok(()), "another file system");
         assert_eq!(check(dir.path(), &data, "simulated:/run/loader"), Ok(()), "a machine in a directory");
         assert_eq!(check(dir.path(), &dir.path().join("absent"), "auto"), Ok(()), "said by the store");
-    }
-
-    #[test]
-    fn a_loader_is_named_or_looked_for() {
-        assert_eq!("auto".parse(), Ok(BootBackendChoice::Auto));
-        let simulated = BootBackendChoice::Simulated("/run/loader".into());
-        assert_eq!("simulated:/run/loader".parse(), Ok(simulated));
-        assert_eq!("grub:/boot/grub".parse(), Ok(BootBackendChoice::Grub("/boot/grub".into())));
-        for wrong in ["simulated:", "grub:", "auto:x", "grub9", ""] {
-            assert!(wrong.parse::<BootBackendChoice>().is_err(), "{wrong}");
-        }
     }
 }

@@ -14,7 +14,8 @@ use monok8s_sdk::boot::{AttemptId, BootBackend as _, Tries};
 use monok8s_sdk::disk::fixture::FileMachine;
 use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
 use monok8s_sdk::image::{
-    Cancel, Expected, GuardFiles, GuardFound, InspectError, Inspection, Progress, SlotFile, inspect, write_body,
+    Cancel, Expected, GuardFiles, GuardFound, InspectError, Inspection, Progress, SlotFile, inspect,
+    write_body,
 };
 use monok8s_sdk::slot::Slot;
 use proptest::prelude::*;

@@ -12,8 +12,8 @@ mod loaders {
     mod sd_boot;
     mod sd_boot_machine;
     mod teller;
-    mod tools;
     mod tiny_kernel;
+    mod tools;
     mod uboot;
     mod uboot_tools;
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use monok8s_sdk::api::OSUpgradeProgress;
+use monok8s_sdk::api::{FailureReason, OSUpgradeProgress};
 use monok8s_sdk::boot::{ArmableSlot, AttemptId, Reverter, Tries};
 use monok8s_sdk::causes::chain;
-use monok8s_sdk::disk::KnownGoodSlot;
+use monok8s_sdk::disk::{KnownGoodSlot, VerifiedSlot};
 use monok8s_sdk::node_upgrade::{Action, ArmedBy, NodeFacts, Order, Step};
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
@@ -22,6 +22,7 @@ use super::report::BYTES_INTERVAL;
 use super::work::{Job, Outcome, Standing};
 #[cfg(feature = "failpoints")]
 use crate::failpoints::{self, Point};
+use crate::loader::KernelError;
 use crate::reboot;
 
 /// How often the health of a trial is looked at.
@@ -80,21 +81,21 @@ impl Node {
             }
             Action::Record(step) => self.record(step)?,
             Action::Arm { slot, attempt, tries, by } => self.arm(*slot, *attempt, *tries, *by)?,
-            Action::MarkGood { slot } => block_in_place(|| self.backend.mark_good(*slot))?,
+            Action::MarkGood { slot } => block_in_place(|| self.loader.backend().mark_good(*slot))?,
             Action::Invalidate { slot } => {
                 self.token = None;
-                if let Err(error) = block_in_place(|| self.backend.invalidate(*slot)) {
+                if let Err(error) = block_in_place(|| self.loader.backend().invalidate(*slot)) {
                     self.fail(&Failure::lasting(error.reason(), chain(&error)))?;
                 }
             }
-            Action::Disarm => block_in_place(|| self.backend.disarm())?,
+            Action::Disarm => block_in_place(|| self.loader.backend().disarm())?,
             Action::Confirm { slot } => {
                 tracing::info!(%slot, "the trial holds: confirming");
-                block_in_place(|| self.backend.confirm())?;
+                block_in_place(|| self.loader.backend().confirm())?;
             }
             Action::RevertTrial { reason } => {
                 tracing::warn!(%reason, "the trial does not hold: going back");
-                block_in_place(|| self.backend.revert(Reverter::Agent))?;
+                block_in_place(|| self.loader.backend().revert(Reverter::Agent))?;
             }
             Action::Write { .. } | Action::Verify { .. } => {}
         }
@@ -165,7 +166,12 @@ impl Node {
         let token: ArmableSlot = match by {
             // Decided because the token is held; without it the next turn verifies again.
             ArmedBy::Verified => match self.token.take_if(|token| token.slot() == slot) {
-                Some(token) => token.into(),
+                Some(token) => {
+                    if let Err(error) = self.stage_kernel(&token) {
+                        return self.fail(&Failure::lasting(FailureReason::LoaderError, chain(&error)));
+                    }
+                    token.into()
+                }
                 None => return Ok(()),
             },
             ArmedBy::KnownGood => match self.record.slots.get(slot) {
@@ -176,11 +182,19 @@ impl Node {
                 None => return Ok(()),
             },
         };
-        if let Err(error) = block_in_place(|| self.backend.arm_trial(token, attempt, tries)) {
+        if let Err(error) = block_in_place(|| self.loader.backend().arm_trial(token, attempt, tries)) {
             return self.fail(&Failure::lasting(error.reason(), chain(&error)));
         }
         tracing::info!(%slot, %attempt, "armed");
         Ok(())
+    }
+
+    /// Lets a loader that cannot read slots have the kernel of this one.
+    fn stage_kernel(&self, slot: &VerifiedSlot) -> Result<(), KernelError> {
+        let Some(attempt) = &self.record.attempt else { return Ok(()) };
+        let Some(slots) = &self.slots else { return Ok(()) };
+        let root = format!("PARTUUID={}", slots.get(slot.slot()).partition.guid);
+        block_in_place(|| self.loader.stage(slot, &attempt.version, &root))
     }
 
     /// The point of no return: a write that fails if anything in the object changed since the grant

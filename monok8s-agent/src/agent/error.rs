@@ -5,7 +5,7 @@ use monok8s_sdk::boot::record_store::StoreError;
 use monok8s_sdk::disk::SlotsError;
 
 use crate::host::HostError;
-use crate::machine::DataDirInSlot;
+use crate::machine::{DataDirInSlot, LoaderError};
 use crate::reboot::RebootError;
 
 /// What is in the way on this node.
@@ -25,6 +25,8 @@ pub(super) enum NodeError {
         "no boot loader is found any more, but an upgrade is under way through one: mount the partition with its state, or name it with --boot-backend"
     )]
     LoaderGone,
+    #[error("cannot use the boot loader")]
+    FindLoader(#[from] LoaderError),
     #[error("cannot reboot")]
     Reboot(#[from] RebootError),
     #[error(

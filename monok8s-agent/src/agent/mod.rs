@@ -24,7 +24,6 @@ mod report;
 mod resolve;
 mod select;
 mod status;
-mod unknown_loader;
 mod work;
 
 use std::sync::Arc;
@@ -32,7 +31,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kube::Client;
-use monok8s_sdk::boot::BootBackend;
 use monok8s_sdk::catalog::source::{CatalogFetcher, ConfigMaps, FetchLimits};
 use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::image::GuardFiles;
@@ -48,9 +46,9 @@ use known::Known;
 use node::{Node, Parts};
 use orders::{Orders, watch_orders};
 use resolve::Resolver;
-use unknown_loader::UnknownLoader;
 use work::{Effort, Workshop};
 
+use crate::machine::Loader;
 use crate::politeness::PressureLimit;
 
 /// Runs until SIGTERM or SIGINT.
@@ -109,17 +107,15 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
     if let Some(missing) = workshop.politeness.missing(&workshop.host) {
         tracing::warn!("{missing}");
     }
-    let unknown = || -> Box<dyn BootBackend> {
-        Box::new(UnknownLoader { host: workshop.host.clone(), layout: workshop.layout.clone() })
-    };
-    let backend = machine.known_loader().unwrap_or_else(unknown);
+    // Looked for in the first turn, and in every one until it is found.
+    let loader = Loader::unknown(&machine);
     let config_maps = Some(ConfigMaps { client: client.clone(), namespace });
     let node = Node::new(Parts {
         cluster: Cluster::new(client, node_name),
         known: Known::new(orders),
         workshop,
         machine,
-        backend,
+        loader,
         probe: HealthProbe::new(kubelet_healthz, apiserver_readyz)?,
         reboot_command,
         resolver: Resolver {

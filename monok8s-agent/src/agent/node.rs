@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use monok8s_sdk::api::{OSUpgradeProgress, TrialSpec};
-use monok8s_sdk::boot::BootBackend;
 use monok8s_sdk::boot::record_store::{RecordLock, RecordStore};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::{SlotMap, VerifiedSlot};
@@ -27,7 +26,7 @@ use super::resolve::Resolver;
 use super::select::{Selection, select};
 use super::status::{Report, acknowledged, troubled};
 use super::work::{Effort, Workshop};
-use crate::machine::MachineArgs;
+use crate::machine::{Loader, MachineArgs};
 use crate::reboot::RebootCommand;
 
 /// How long to rest when nothing is expected. Facts of the host that nobody announces are looked
@@ -54,7 +53,7 @@ pub(super) struct Node {
     is_record_read: bool,
     /// Where the slots are, and which is booted: neither changes within a boot.
     pub(super) slots: Option<SlotMap>,
-    pub(super) backend: Box<dyn BootBackend>,
+    pub(super) loader: Loader,
     pub(super) probe: HealthProbe,
     pub(super) reboot_command: Option<RebootCommand>,
     /// Whether the host was asked to reboot, in this boot.
@@ -78,7 +77,7 @@ pub(super) struct Parts {
     pub(super) known: Known,
     pub(super) workshop: Workshop,
     pub(super) machine: MachineArgs,
-    pub(super) backend: Box<dyn BootBackend>,
+    pub(super) loader: Loader,
     pub(super) probe: HealthProbe,
     pub(super) reboot_command: Option<RebootCommand>,
     pub(super) resolver: Resolver,
@@ -92,7 +91,7 @@ struct KnownUid {
 
 impl Node {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { cluster, known, workshop, machine, backend, probe, reboot_command, resolver, effort } =
+        let Parts { cluster, known, workshop, machine, loader, probe, reboot_command, resolver, effort } =
             parts;
         Self {
             cluster,
@@ -104,7 +103,7 @@ impl Node {
             record: Record::default(),
             is_record_read: false,
             slots: None,
-            backend,
+            loader,
             probe,
             reboot_command,
             reboot_asked: false,
@@ -280,7 +279,7 @@ impl Node {
 
     async fn keep_os_node(&mut self, facts: &NodeFacts, slots: &SlotMap) {
         let guard = self.guard_state(&facts.booted.boot_id);
-        let inventory = Inventory { facts, slots, backend: self.backend.name(), guard };
+        let inventory = Inventory { facts, slots, backend: self.loader.backend().name(), guard };
         self.inventory.keep(&self.cluster, &osnode::status(&inventory)).await;
     }
 
@@ -341,7 +340,7 @@ mod tests {
                 data_dir: dir.to_owned(),
                 boot_backend: BootBackendChoice::Simulated(dir.join("loader")),
             },
-            backend: Box::new(
+            loader: Loader::Simulated(
                 SimulatedLoader::install(&dir.join("loader"), Slot::A, Tries::DEFAULT_FULL).unwrap(),
             ),
             probe: HealthProbe::new(Endpoint::None, Endpoint::None).unwrap(),

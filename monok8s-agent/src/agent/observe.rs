@@ -13,11 +13,11 @@ use tokio::task::block_in_place;
 use super::error::NodeError;
 use super::health::OnTrial;
 use super::node::Node;
-use super::unknown_loader;
 #[cfg(feature = "failpoints")]
 use crate::failpoints::{Point, reached};
 use crate::guard::{GuardReport, Seen};
 use crate::host;
+use crate::machine::Loader;
 
 /// What is looked at on the host itself.
 pub(super) struct Sight {
@@ -40,7 +40,7 @@ impl Node {
             self.slots.insert(found).clone()
         };
         self.look_for_loader()?;
-        let loader = block_in_place(|| self.backend.status())?;
+        let loader = block_in_place(|| self.loader.backend().status())?;
         let slot = slots.booted().slot;
         let (version, known) = self.booted_version(slot, &boot_id).await.ok_or(NodeError::NoVersion)?;
         let on_trial = loader.trial.is_some_and(|trial| trial.slot == slot);
@@ -73,11 +73,11 @@ impl Node {
     /// A loader that was not there may be by now. One that is gone in the middle of an upgrade must
     /// not pass for one on which every slot is confirmed.
     fn look_for_loader(&mut self) -> Result<(), NodeError> {
-        if self.backend.name() != unknown_loader::NAME {
+        if !matches!(self.loader, Loader::Unknown(_)) {
             return Ok(());
         }
-        if let Some(found) = block_in_place(|| self.machine.known_loader()) {
-            self.backend = found;
+        if let Some(found) = block_in_place(|| self.machine.loader())? {
+            self.loader = found;
             return Ok(());
         }
         let under_way = self.record.attempt.as_ref().is_some_and(Attempt::may_be_committed);

@@ -27,7 +27,7 @@ use serde::Serialize;
 use super::Outcome;
 use super::hold::hold;
 use super::output::Format;
-use crate::machine::MachineArgs;
+use crate::machine::{Loader, MachineArgs};
 use crate::politeness::{Politeness, PolitenessArgs, PressureLimit};
 
 /// Interruptions of a download in a row after which it is given up: a person waits for the answer.
@@ -218,8 +218,9 @@ impl Flash {
     /// Makes sure that nothing needs the slot, and that nothing will boot it or trust it from now on.
     fn take(&self, slots: &SlotMap) -> Result<InactiveSlot> {
         let slot = slots.open_for_writing(&self.machine.host(), self.slot)?;
-        let loader = self.machine.known_loader();
-        if let Some(loader) = &loader {
+        let known = self.machine.loader()?;
+        let loader = known.as_ref().map(Loader::backend);
+        if let Some(loader) = loader {
             let status = loader.status()?;
             let booted = slots.booted().slot;
             if status.trial.is_some() || !status.is_confirmed(booted) {

@@ -60,16 +60,17 @@ struct RolledBack {
 impl Rollback {
     pub(super) fn run(self) -> Result<Outcome> {
         let booted = self.machine.slots()?.booted().slot;
-        let Some(backend) = self.machine.known_loader() else {
+        let Some(loader) = self.machine.loader()? else {
             bail!("no boot loader that can be told is known on this machine: set --boot-backend");
         };
+        let backend = loader.backend();
         let status = backend.status()?;
         let done = if status.trial.is_some_and(|trial| trial.slot == booted) {
             // The agent has the record all through a trial. The loader's word is enough here.
             backend.revert(Reverter::Person)?;
             RolledBack { next_boot: booted.other(), version: None, done: "SentBack" }
         } else {
-            self.arm(booted, backend.as_ref())?
+            self.arm(booted, backend)?
         };
         self.output.print(&done, || done.text(self.reboot))?;
         if self.reboot {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use indicatif::HumanBytes;
 use monok8s_sdk::api::TryCounting;
-use monok8s_sdk::boot::LoaderStatus;
+use monok8s_sdk::boot::{BootBackend, LoaderStatus};
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::disk::{HostView, SlotDevice, SlotPartition};
 use monok8s_sdk::node_upgrade::{BootId, SlotContent, SlotContentState};
@@ -19,7 +19,7 @@ use super::output::Format;
 use super::{Outcome, output};
 use crate::guard::{GuardReport, Seen};
 use crate::host::{self, booted_version};
-use crate::machine::MachineArgs;
+use crate::machine::{Loader, MachineArgs};
 
 /// Shows where the slots are, what they hold and what the boot loader thinks of them.
 #[derive(Debug, Args)]
@@ -97,8 +97,9 @@ struct LoaderView {
 impl Slots {
     pub(super) fn run(self) -> Result<Outcome> {
         let map = self.machine.slots()?;
-        let backend = self.machine.known_loader();
-        let loader = backend.as_ref().map(|loader| loader.status()).transpose()?;
+        let known = self.machine.loader()?;
+        let backend = known.as_ref().map(Loader::backend);
+        let loader = backend.map(BootBackend::status).transpose()?;
         let record = self.machine.kept_record().map(|store| store.load()).transpose()?;
         let booted = map.booted().slot;
         let report = |slot: Slot| {
@@ -114,7 +115,7 @@ impl Slots {
             disk: map.disk().display().to_string(),
             next_boot: loader.as_ref().and_then(LoaderStatus::next_boot),
             slots: Slot::BOTH.map(report).into(),
-            loader: backend.as_ref().zip(loader.as_ref()).map(|(backend, status)| LoaderReport {
+            loader: backend.zip(loader.as_ref()).map(|(backend, status)| LoaderReport {
                 backend: backend.name(),
                 counts_tries: status.try_counting().into(),
             }),

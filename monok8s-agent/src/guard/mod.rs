@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use monok8s_sdk::boot::{BootBackend, LoaderStatus, Reset, Reverter};
+use monok8s_sdk::boot::{LoaderStatus, Reset, Reverter};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::node_upgrade::{
@@ -20,7 +20,7 @@ use monok8s_sdk::node_upgrade::{
 use monok8s_sdk::slot::Slot;
 
 use crate::host;
-use crate::machine::MachineArgs;
+use crate::machine::{Loader, MachineArgs};
 use crate::reboot::{self, RebootCommand};
 
 pub(crate) use report::{GuardReport, Seen};
@@ -84,7 +84,7 @@ struct Guard {
 struct Sight {
     booted: Slot,
     loader: Option<LoaderStatus>,
-    backend: Option<Box<dyn BootBackend>>,
+    backend: Option<Loader>,
     record: Option<Record>,
     uptime: Duration,
 }
@@ -163,8 +163,8 @@ impl Guard {
                 return Ok(Next::Done);
             }
             GuardAction::MarkGood => {
-                let backend = sight.backend.context("the loader is gone")?;
-                backend.mark_good_after(sight.booted, self.reset)?;
+                let loader = sight.backend.context("the loader is gone")?;
+                loader.backend().mark_good_after(sight.booted, self.reset)?;
                 tracing::info!(slot = %sight.booted, "marked good");
             }
             GuardAction::Watch { remaining } => {
@@ -194,8 +194,11 @@ impl Guard {
             },
         };
         // Not cached: the partition with the loader's state may be mounted later than this starts.
-        let backend = machine.known_loader();
-        let status = backend.as_ref().map(|backend| backend.status());
+        let backend = machine.loader().unwrap_or_else(|error| {
+            troubles.tell(&chain(&error));
+            None
+        });
+        let status = backend.as_ref().map(|loader| loader.backend().status());
         let loader = match status {
             Some(Ok(status)) => Some(status),
             Some(Err(error)) => {
@@ -254,7 +257,9 @@ impl Guard {
     /// Tells the loader, and goes down even if it cannot be told: the burnt try then has to do.
     fn send_back(&mut self, sight: &Sight) -> Result<()> {
         tracing::warn!(slot = %sight.booted, "not confirmed in time: going back");
-        if let Some(Err(error)) = sight.backend.as_ref().map(|backend| backend.revert(Reverter::Guard)) {
+        if let Some(Err(error)) =
+            sight.backend.as_ref().map(|loader| loader.backend().revert(Reverter::Guard))
+        {
             tracing::error!(error = %chain(&error), "the loader was not told");
         }
         self.go_down()

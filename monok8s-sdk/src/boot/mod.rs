@@ -11,11 +11,11 @@
 
 #[cfg(feature = "boot")]
 mod backend;
+#[cfg(feature = "boot")]
+pub mod bls;
 #[cfg(test)]
 #[cfg(feature = "boot")]
 mod changes_fixture;
-#[cfg(feature = "boot")]
-pub mod bls;
 #[cfg(feature = "boot")]
 pub mod gpt_bits;
 #[cfg(feature = "boot")]

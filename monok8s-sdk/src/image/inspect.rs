@@ -327,9 +327,6 @@ fn is_entry(image: &Ext4, path: &str) -> Result<bool, Ext4Error> {
     }
 }
 
-fn is_absent(error: &Ext4Error) -> bool {
-}
-
 pub(super) fn is_absent(error: &Ext4Error) -> bool {
     matches!(error, Ext4Error::NotFound | Ext4Error::NotADirectory)
 }

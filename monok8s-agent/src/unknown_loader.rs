@@ -3,13 +3,14 @@
 use monok8s_sdk::boot::{BootBackend, BootError, Capabilities, Change, LoaderStatus, Tries};
 use monok8s_sdk::disk::{HostView, RegionLock, SlotLayout, SlotMap};
 
-pub(super) const NAME: &str = "unknown";
+const NAME: &str = "unknown";
 
 /// Stands where no known loader is. The booted slot is taken for the only good one, tries are taken
 /// for not counted, and every change is refused: a trial that might never fall back is never begun.
-pub(super) struct UnknownLoader {
-    pub(super) host: HostView,
-    pub(super) layout: SlotLayout,
+#[derive(Debug)]
+pub struct UnknownLoader {
+    pub(crate) host: HostView,
+    pub(crate) layout: SlotLayout,
 }
 
 impl BootBackend for UnknownLoader {
