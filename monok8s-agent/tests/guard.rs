@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use monok8s_sdk::api::TrialSpec;
+use monok8s_sdk::api::{ApiUnavailable, TrialSpec};
 use monok8s_sdk::boot::record_store::RecordStore;
 use monok8s_sdk::boot::simulated::SimulatedLoader;
 use monok8s_sdk::boot::{ArmableSlot, AttemptId, BootBackend as _, TrialEvidence, Tries};
@@ -72,13 +72,21 @@ impl Machine {
 
     /// The agent's record of a trial of A that may last so long.
     fn recorded(&self, timeout_seconds: i32) {
+        self.recorded_with(timeout_seconds, ApiUnavailable::Revert);
+    }
+
+    fn recorded_with(&self, timeout_seconds: i32, api_unavailable: ApiUnavailable) {
         fs::create_dir(self.path("data")).unwrap();
         let record = Record::default().after(&Step::Begun {
             object: ObjectIdentity::new("one", "u-1"),
             version: "v1.35.4".parse().unwrap(),
             checksum: Sha256Digest::of(b"artifact"),
             slot: Slot::A,
-            trial: TrialSpec { timeout_seconds: Some(timeout_seconds), ..TrialSpec::default() },
+            trial: TrialSpec {
+                timeout_seconds: Some(timeout_seconds),
+                api_unavailable: Some(api_unavailable),
+                ..TrialSpec::default()
+            },
         });
         RecordStore::in_dir(self.path("data")).save(&record).unwrap();
     }
@@ -92,10 +100,19 @@ impl Machine {
             .arg(format!("--data-dir={}", path("data")))
             .arg(format!("--boot-backend=simulated:{}", path("loader")))
             .arg(format!("--reboot-command=touch {}", path("rebooted")))
+            .arg("--kubelet-healthz=none")
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
         Guard(child)
+    }
+
+    /// The kubelet's API server is at this address, and the image is the ordered version.
+    fn api_server_at(&self, url: &str) {
+        fs::create_dir_all(self.path("host/etc/kubernetes")).unwrap();
+        let cluster = format!("clusters: [{{name: c, cluster: {{server: '{url}'}}}}]\n");
+        fs::write(self.path("host/etc/kubernetes/kubelet.conf"), cluster).unwrap();
+        fs::write(self.path("host/etc/os-release"), "MONOK8S_VERSION=v1.35.4\n").unwrap();
     }
 
     fn said(&self) -> String {
@@ -165,6 +182,66 @@ fn without_a_data_partition_its_own_deadline_holds() {
     machine.at(116);
     until("it reboots", || machine.rebooted());
     assert_eq!(machine.evidence(), Some(TrialEvidence::RevertedByGuard));
+}
+
+/// An address on which nothing listens.
+fn nobody() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("https://{}", listener.local_addr().unwrap())
+}
+
+#[test]
+fn with_the_api_server_away_no_agent_starts_and_the_upgrade_says_what_becomes_of_it() {
+    let reverts = Machine::on_trial();
+    reverts.recorded_with(30, ApiUnavailable::Revert);
+    let confirms = Machine::on_trial();
+    confirms.recorded_with(30, ApiUnavailable::ConfirmLocally);
+    let wrong_version = Machine::on_trial();
+    wrong_version.recorded_with(30, ApiUnavailable::ConfirmLocally);
+    let machines = [&reverts, &confirms, &wrong_version];
+    for machine in machines {
+        machine.api_server_at(&nobody());
+    }
+    fs::write(wrong_version.path("host/etc/os-release"), "MONOK8S_VERSION=v1.35.3\n").unwrap();
+    let mut guards = machines.map(Machine::guard);
+    for machine in machines {
+        until("it counts", || machine.said().contains("OnTrial"));
+        machine.at(45);
+    }
+    until("it goes back", || reverts.rebooted() && wrong_version.rebooted());
+    assert_eq!(reverts.evidence(), Some(TrialEvidence::RevertedWithoutApi));
+    assert_eq!(wrong_version.evidence(), Some(TrialEvidence::RevertedByGuard));
+    assert!(guards[1].0.wait().unwrap().success());
+    assert!(!confirms.rebooted());
+    assert!(confirms.loader.status().unwrap().is_confirmed(Slot::A));
+}
+
+#[test]
+fn an_api_server_that_answers_excuses_nothing_and_neither_does_an_agent_that_is_there() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
+            let answer = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = std::io::Write::write_all(&mut stream, answer.as_bytes());
+        }
+    });
+    let answered = Machine::on_trial();
+    answered.recorded_with(30, ApiUnavailable::ConfirmLocally);
+    answered.api_server_at(&url);
+    let with_agent = Machine::on_trial();
+    with_agent.recorded_with(30, ApiUnavailable::ConfirmLocally);
+    with_agent.api_server_at(&nobody());
+    let _agent = RecordStore::in_dir(with_agent.path("data")).lock("the agent").unwrap();
+    for machine in [&answered, &with_agent] {
+        let _guard = machine.guard();
+        until("it counts", || machine.said().contains("OnTrial"));
+        machine.at(45);
+        until("it goes back", || machine.rebooted());
+        assert_eq!(machine.evidence(), Some(TrialEvidence::RevertedByGuard));
+    }
 }
 
 #[test]

@@ -17,14 +17,15 @@ const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What checks are made with.
 #[derive(Clone, Copy)]
-pub(super) struct Means<'a> {
-    pub(super) http: &'a reqwest::Client,
-    pub(super) host: &'a HostView,
-    pub(super) cluster: &'a Cluster,
+pub(crate) struct Means<'a> {
+    pub(crate) http: &'a reqwest::Client,
+    pub(crate) host: &'a HostView,
+    /// `None` where nobody can ask the API server.
+    pub(crate) cluster: Option<&'a Cluster>,
 }
 
 /// Looks at all of `checks` at once, and takes in what was seen at this uptime.
-pub(super) async fn observe(
+pub(crate) async fn observe(
     holds: &mut Holds,
     checks: &[TrialCheck],
     means: Means<'_>,
@@ -67,7 +68,8 @@ async fn execute(check: &ExecCheck, host: &HostView) -> CheckSight {
     }
 }
 
-async fn look_at_pods(check: &PodsCheck, cluster: &Cluster) -> CheckSight {
+async fn look_at_pods(check: &PodsCheck, cluster: Option<&Cluster>) -> CheckSight {
+    let Some(cluster) = cluster else { return CheckSight::ApiUnreachable };
     let selector = match check.label_selector.parse() {
         Ok(selector) => selector,
         Err(error) => return CheckSight::Unwell(error.to_string()),

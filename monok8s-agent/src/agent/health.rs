@@ -17,7 +17,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 const API_SERVER_MANIFEST: &str = "etc/kubernetes/manifests/kube-apiserver.yaml";
 
 /// Asks the node's own endpoints and the API server.
-pub(super) struct HealthProbe {
+pub(crate) struct HealthProbe {
     http: reqwest::Client,
     kubelet: Endpoint,
     api_server: Endpoint,
@@ -26,15 +26,15 @@ pub(super) struct HealthProbe {
 
 /// What a trial is judged by.
 #[derive(Clone, Copy)]
-pub(super) struct OnTrial<'a> {
-    pub(super) boot_id: &'a BootId,
+pub(crate) struct OnTrial<'a> {
+    pub(crate) boot_id: &'a BootId,
     /// The checks that its upgrade configures.
-    pub(super) checks: &'a [TrialCheck],
-    pub(super) uptime: Duration,
+    pub(crate) checks: &'a [TrialCheck],
+    pub(crate) uptime: Duration,
 }
 
 impl HealthProbe {
-    pub(super) fn new(kubelet: Endpoint, api_server: Endpoint) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(kubelet: Endpoint, api_server: Endpoint) -> Result<Self, reqwest::Error> {
         let http = reqwest::Client::builder()
             .timeout(ANSWER_TIMEOUT)
             .no_proxy()
@@ -45,24 +45,28 @@ impl HealthProbe {
         Ok(Self { http, kubelet, api_server, holds: Holds::default() })
     }
 
-    /// What holds right now, beside what is known of the version.
-    pub(super) async fn observe(
+    /// What holds right now, beside what is known of the version. Without `cluster`, what can be told
+    /// without the API server.
+    pub(crate) async fn observe(
         &mut self,
         host: &HostView,
-        cluster: &Cluster,
+        cluster: Option<&Cluster>,
         trial: OnTrial<'_>,
         version: Check,
     ) -> TrialHealth {
         let means = Means { http: &self.http.clone(), host, cluster };
         let configured = checks::observe(&mut self.holds, trial.checks, means, trial.uptime).await;
-        let node = cluster.node().await;
-        let controls = node.as_ref().is_ok_and(is_control_plane)
-            || host::holds_any(host, &[API_SERVER_MANIFEST.to_owned()]);
+        let node = match cluster {
+            Some(cluster) => Some(cluster.node().await),
+            None => None,
+        };
+        let labelled = node.as_ref().and_then(|node| node.as_ref().ok()).is_some_and(is_control_plane);
+        let controls = labelled || host::holds_any(host, &[API_SERVER_MANIFEST.to_owned()]);
         let control_plane = async {
             if controls { self.ask("the local API server", &self.api_server).await } else { Check::NotNeeded }
         };
         let (kubelet, control_plane) = futures::join!(self.ask("the kubelet", &self.kubelet), control_plane);
-        let node = view(node, trial.boot_id);
+        let node = node.map_or(NodeView::ApiUnreachable, |node| view(node, trial.boot_id));
         TrialHealth { version, kubelet, control_plane, configured, node }
     }
 

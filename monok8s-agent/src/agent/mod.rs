@@ -6,13 +6,13 @@
 //! beside it and end when the decision asks for something else.
 
 mod act;
-mod checks;
+pub(crate) mod checks;
 mod cluster;
 mod commit;
 mod config;
 mod error;
 mod failure;
-mod health;
+pub(crate) mod health;
 mod known;
 mod node;
 mod observe;

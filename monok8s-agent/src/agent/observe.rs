@@ -53,7 +53,7 @@ impl Node {
             let attempt = self.record.attempt.as_ref().filter(|attempt| Some(attempt.id) == trial);
             let checks = attempt.map_or(&[][..], |attempt| &attempt.trial.checks);
             let on_trial = OnTrial { boot_id: &boot_id, checks, uptime };
-            self.probe.observe(host, &self.cluster, on_trial, known).await
+            self.probe.observe(host, Some(&self.cluster), on_trial, known).await
         } else {
             TrialHealth::unknown()
         };

@@ -4,9 +4,11 @@
 //! loader, asks `monok8s_sdk::node_upgrade::guard`, and does what that says. It needs no API server,
 //! no kubelet, no network and no data partition. See `deploy/host/` for its service definitions.
 
+mod alone;
 mod report;
 mod watchdog;
 
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,14 +17,17 @@ use monok8s_sdk::boot::{LoaderStatus, Reset, Reverter};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::node_upgrade::{
-    BootId, CameBack, GuardAction, GuardFacts, Record, TrialHint, guard, guard_deadline, passed_trial,
+    Attempt, BootId, CameBack, GuardAction, GuardFacts, Record, TrialHint, guard, guard_deadline,
+    passed_trial,
 };
 use monok8s_sdk::slot::Slot;
 
+use crate::agent::Endpoint;
 use crate::host;
 use crate::machine::{Loader, MachineArgs};
 use crate::reboot::{self, RebootCommand};
 
+use alone::Alone;
 pub(crate) use report::{GuardReport, Seen};
 use watchdog::Watchdog;
 
@@ -52,6 +57,23 @@ pub struct GuardArgs {
     #[arg(long, value_enum, default_value_t)]
     pub when_done: WhenDone,
 
+    /// URL that answers 2xx while the kubelet is healthy, or `none`.
+    #[arg(long, env = "MONOK8S_KUBELET_HEALTHZ", default_value = "http://127.0.0.1:10248/healthz")]
+    pub kubelet_healthz: Endpoint,
+
+    /// URL that answers 2xx while a control-plane node's own API server and etcd are ready, or `none`.
+    #[arg(long, env = "MONOK8S_APISERVER_READYZ", default_value = "https://127.0.0.1:6443/readyz")]
+    pub apiserver_readyz: Endpoint,
+
+    /// Kubeconfigs of the kubelet, separated by commas; the first that is there says where the API server is.
+    #[arg(
+        long,
+        env = "MONOK8S_KUBELET_KUBECONFIG",
+        value_delimiter = ',',
+        default_value = "/etc/kubernetes/kubelet.conf,/var/lib/kubelet/kubeconfig"
+    )]
+    pub kubelet_kubeconfig: Vec<PathBuf>,
+
     /// Hardware watchdog that is kept running during a trial, below /dev, or `none`.
     #[arg(long, env = "MONOK8S_WATCHDOG", default_value = "watchdog")]
     pub watchdog: String,
@@ -77,6 +99,7 @@ struct Guard {
     sent_back_at: Option<Duration>,
     reset: Reset,
     watchdog: Option<Watchdog>,
+    alone: Alone,
     report: GuardReport,
 }
 
@@ -110,6 +133,8 @@ fn watch(args: GuardArgs) -> Result<()> {
     let command_line = host.kernel_command_line().ok().flatten().unwrap_or_default();
     let reset = watchdog::last_reset(&host, &args.watchdog);
     let report = GuardReport::new(&host, &boot_id);
+    let (kubelet, api_server) = (args.kubelet_healthz.clone(), args.apiserver_readyz.clone());
+    let alone = Alone::new(kubelet, api_server, args.kubelet_kubeconfig.clone())?;
     let mut guard = Guard {
         args,
         boot_id,
@@ -119,6 +144,7 @@ fn watch(args: GuardArgs) -> Result<()> {
         sent_back_at: None,
         reset,
         watchdog: None,
+        alone,
         report,
     };
     let began = Instant::now();
@@ -150,9 +176,20 @@ enum Next {
     Done,
 }
 
+impl Sight {
+    /// The attempt whose trial this boot is, as far as the record tells.
+    fn trial(&self) -> Option<&Attempt> {
+        let trial = self.loader.as_ref()?.trial.filter(|trial| trial.slot == self.booted)?;
+        self.record.as_ref()?.attempt.as_ref().filter(|attempt| attempt.id == trial.attempt)
+    }
+}
+
 impl Guard {
     fn turn(&mut self, troubles: &mut Troubles) -> Result<Next> {
         let Some(sight) = self.look(troubles)? else { return Ok(Next::Lost) };
+        if let Some(attempt) = sight.trial() {
+            self.alone.look(&self.args.machine, attempt, &self.boot_id, sight.uptime);
+        }
         let facts = self.facts(&sight);
         let action = guard(&facts);
         let deadline = guard_deadline(&facts);
@@ -163,7 +200,7 @@ impl Guard {
                 return Ok(Next::Done);
             }
             GuardAction::MarkGood => {
-                let loader = sight.backend.context("the loader is gone")?;
+                let loader = sight.backend.as_ref().context("the loader is gone")?;
                 loader.backend().mark_good_after(sight.booted, self.reset)?;
                 tracing::info!(slot = %sight.booted, "marked good");
             }
@@ -171,7 +208,12 @@ impl Guard {
                 self.watch(&sight, deadline);
                 tracing::debug!(?remaining, "on trial");
             }
-            GuardAction::SendBack => self.send_back(&sight)?,
+            GuardAction::SendBack { by } => self.send_back(&sight, by)?,
+            GuardAction::Confirm => {
+                tracing::warn!(slot = %sight.booted, "the API server is away, and all is well otherwise: confirming");
+                let loader = sight.backend.as_ref().context("the loader is gone")?;
+                loader.backend().confirm()?;
+            }
             GuardAction::Reboot => self.go_down()?,
         }
         Ok(Next::Again)
@@ -219,7 +261,7 @@ impl Guard {
         Ok(Some(Sight { booted, loader, backend, record, uptime }))
     }
 
-    fn facts<'a>(&self, sight: &'a Sight) -> GuardFacts<'a> {
+    fn facts<'a>(&'a self, sight: &'a Sight) -> GuardFacts<'a> {
         let record = sight.record.as_ref();
         GuardFacts {
             booted: sight.booted,
@@ -230,6 +272,7 @@ impl Guard {
             default_limit: Duration::from_secs(self.args.timeout_seconds.into()),
             sent_back_at: self.sent_back_at,
             came_back: self.came_back.unwrap_or(CameBack::No),
+            without_agent: self.alone.without_agent(sight.uptime),
         }
     }
 
@@ -255,11 +298,9 @@ impl Guard {
     }
 
     /// Tells the loader, and goes down even if it cannot be told: the burnt try then has to do.
-    fn send_back(&mut self, sight: &Sight) -> Result<()> {
+    fn send_back(&mut self, sight: &Sight, by: Reverter) -> Result<()> {
         tracing::warn!(slot = %sight.booted, "not confirmed in time: going back");
-        if let Some(Err(error)) =
-            sight.backend.as_ref().map(|loader| loader.backend().revert(Reverter::Guard))
-        {
+        if let Some(Err(error)) = sight.backend.as_ref().map(|loader| loader.backend().revert(by)) {
             tracing::error!(error = %chain(&error), "the loader was not told");
         }
         self.go_down()

@@ -71,6 +71,8 @@ pub enum TrialEvidence {
     Reverted,
     /// The guard sent the running trial back at its deadline.
     RevertedByGuard,
+    /// The same, and what was missing was the API server, without which no agent started.
+    RevertedWithoutApi,
     /// A person sent the running trial back.
     RevertedByPerson,
 }
@@ -82,6 +84,8 @@ pub enum Reverter {
     Agent,
     /// The host's guard, at the deadline.
     Guard,
+    /// The host's guard, because the API server stayed away until then.
+    GuardWithoutApi,
     /// A person at the node.
     Person,
 }
@@ -99,7 +103,10 @@ impl TrialEvidence {
     /// Whether the running trial was sent back on purpose.
     #[must_use]
     pub fn is_reverted(self) -> bool {
-        matches!(self, Self::Reverted | Self::RevertedByGuard | Self::RevertedByPerson)
+        matches!(
+            self,
+            Self::Reverted | Self::RevertedByGuard | Self::RevertedWithoutApi | Self::RevertedByPerson
+        )
     }
 }
 
@@ -108,6 +115,7 @@ impl From<Reverter> for TrialEvidence {
         match by {
             Reverter::Agent => Self::Reverted,
             Reverter::Guard => Self::RevertedByGuard,
+            Reverter::GuardWithoutApi => Self::RevertedWithoutApi,
             Reverter::Person => Self::RevertedByPerson,
         }
     }
@@ -127,12 +135,13 @@ pub struct TrialState {
 }
 
 /// The words for the evidence, as loaders keep it.
-const EVIDENCE: [(TrialEvidence, &str); 6] = [
+const EVIDENCE: [(TrialEvidence, &str); 7] = [
     (TrialEvidence::None, "none"),
     (TrialEvidence::FellBack, "fell-back"),
     (TrialEvidence::WatchdogReset, "watchdog"),
     (TrialEvidence::Reverted, "agent"),
     (TrialEvidence::RevertedByGuard, "guard"),
+    (TrialEvidence::RevertedWithoutApi, "no-api"),
     (TrialEvidence::RevertedByPerson, "person"),
 ];
 

@@ -55,8 +55,7 @@ fn in_target(facts: &NodeFacts, attempt: &Attempt) -> Action {
 }
 
 fn rolled_back(facts: &NodeFacts, attempt: &Attempt, evidence: TrialEvidence, at: Timestamp) -> Action {
-    let unknown = if evidence.is_reverted() { FailureReason::TrialTimedOut } else { FailureReason::FellBack };
-    let reason = attempt.reason.clone().unwrap_or(unknown);
+    let reason = attempt.reason.clone().unwrap_or_else(|| reason(evidence));
     let message = attempt.message.clone().unwrap_or_else(|| {
         let (version, slot) = (&attempt.version, attempt.slot);
         match evidence {
@@ -70,6 +69,9 @@ fn rolled_back(facts: &NodeFacts, attempt: &Attempt, evidence: TrialEvidence, at
             TrialEvidence::RevertedByGuard => format!(
                 "{version} in slot {slot} was not confirmed in time, and the host's guard sent it back; see what its console and journal say"
             ),
+            TrialEvidence::RevertedWithoutApi => format!(
+                "{version} in slot {slot} was not confirmed in time, because the API server did not answer, and the host's guard sent it back"
+            ),
             TrialEvidence::RevertedByPerson => {
                 format!("a person sent {version} in slot {slot} back before it was confirmed")
             }
@@ -79,13 +81,26 @@ fn rolled_back(facts: &NodeFacts, attempt: &Attempt, evidence: TrialEvidence, at
     Action::Record(Step::RolledBack { reason, message, evidence })
 }
 
+/// Why a trial ended, as far as the loader's evidence tells.
+pub(super) fn reason(evidence: TrialEvidence) -> FailureReason {
+    match evidence {
+        TrialEvidence::None | TrialEvidence::FellBack | TrialEvidence::WatchdogReset => {
+            FailureReason::FellBack
+        }
+        TrialEvidence::RevertedWithoutApi => FailureReason::ApiUnavailable,
+        TrialEvidence::Reverted | TrialEvidence::RevertedByGuard | TrialEvidence::RevertedByPerson => {
+            FailureReason::TrialTimedOut
+        }
+    }
+}
+
 fn gather(facts: &NodeFacts, attempt: &Attempt, evidence: TrialEvidence, at: Timestamp) -> RollbackEvidence {
     let armed = facts.loader.trial.map_or(Tries::TRIAL, |trial| trial.tries_armed);
     let by = match evidence {
         TrialEvidence::None | TrialEvidence::FellBack => RolledBackBy::Loader,
         TrialEvidence::WatchdogReset => RolledBackBy::Watchdog,
         TrialEvidence::Reverted => RolledBackBy::Agent,
-        TrialEvidence::RevertedByGuard => RolledBackBy::Guard,
+        TrialEvidence::RevertedByGuard | TrialEvidence::RevertedWithoutApi => RolledBackBy::Guard,
         TrialEvidence::RevertedByPerson => RolledBackBy::Person,
     };
     // The agent in the trial recorded its boot beside the one in which it was armed.

@@ -7,9 +7,11 @@
 
 use std::time::Duration;
 
-use super::facts::BootId;
-use super::record::{AttemptState, Record};
-use crate::boot::{LoaderStatus, TrialState};
+use super::facts::{BootId, TrialHealth};
+use super::record::{Attempt, AttemptState, Record};
+use super::trial::{Verdict, judge};
+use crate::api::FailureReason;
+use crate::boot::{LoaderStatus, Reverter, TrialState};
 use crate::slot::Slot;
 
 /// How much later than the agent the guard acts, so that the agent's word on why comes first.
@@ -36,6 +38,9 @@ pub struct GuardFacts<'a> {
     pub sent_back_at: Option<Duration>,
     /// Whether it had been sent back before this boot began.
     pub came_back: CameBack,
+    /// What the guard itself saw of the slot, where no agent can tell because the API server that
+    /// would have it started is away; `None` where that is not so, or nobody looked.
+    pub without_agent: Option<&'a TrialHealth>,
 }
 
 /// What the kernel command line and the record say about this boot, for as long as the loader's
@@ -69,8 +74,13 @@ pub enum GuardAction {
         /// How much is left.
         remaining: Duration,
     },
-    /// Tell the loader to go back, then reboot.
-    SendBack,
+    /// Tell the loader to go back on behalf of this one, then reboot.
+    SendBack {
+        /// The guard, and for what.
+        by: Reverter,
+    },
+    /// Tell the loader to keep the slot: its upgrade says that what is well locally is enough.
+    Confirm,
     /// Reboot without telling the loader: somebody else did and is still here, or nobody can, and
     /// its burnt try has to do.
     Reboot,
@@ -99,7 +109,34 @@ pub fn guard(facts: &GuardFacts<'_>) -> GuardAction {
         return if remaining.is_zero() { GuardAction::Reboot } else { GuardAction::Watch { remaining } };
     }
     let remaining = guard_deadline(facts).saturating_sub(facts.uptime);
-    if remaining.is_zero() { GuardAction::SendBack } else { GuardAction::Watch { remaining } }
+    if remaining.is_zero() { at_the_end(facts) } else { GuardAction::Watch { remaining } }
+}
+
+/// A kubelet starts no agent while the API server is away. Then the trial is judged as the agent
+/// would have judged it.
+fn at_the_end(facts: &GuardFacts<'_>) -> GuardAction {
+    let verdict = facts.without_agent.zip(attempt(facts)).map(|(health, attempt)| {
+        let spec = &attempt.trial;
+        // One look long after the deadline: no check can still be waited for.
+        judge(spec, health, spec.timeout().max(facts.uptime))
+    });
+    match verdict {
+        Some(Verdict::Confirm) => GuardAction::Confirm,
+        Some(Verdict::Revert { reason: FailureReason::ApiUnavailable, .. }) => {
+            GuardAction::SendBack { by: Reverter::GuardWithoutApi }
+        }
+        _ => GuardAction::SendBack { by: Reverter::Guard },
+    }
+}
+
+/// The record's attempt, if it is what is on trial.
+fn attempt<'a>(facts: &GuardFacts<'a>) -> Option<&'a Attempt> {
+    let attempt = facts.record.and_then(|record| record.attempt.as_ref())?;
+    let is_on_trial = match facts.loader.and_then(|loader| loader.trial) {
+        Some(trial) => trial.attempt == attempt.id && trial.slot == attempt.slot,
+        None => attempt.slot == facts.booted,
+    };
+    is_on_trial.then_some(attempt)
 }
 
 /// Without the loader's state nobody can confirm either, so a trial ends with its time.
@@ -121,12 +158,7 @@ pub fn passed_trial(command_line: &str) -> Option<TrialState> {
 /// The uptime at which an unconfirmed trial of the booted slot is sent back.
 #[must_use]
 pub fn guard_deadline(facts: &GuardFacts<'_>) -> Duration {
-    let attempt = facts.record.and_then(|record| record.attempt.as_ref());
-    let of_trial = attempt.filter(|attempt| match facts.loader.and_then(|loader| loader.trial) {
-        Some(trial) => trial.attempt == attempt.id && trial.slot == attempt.slot,
-        None => attempt.slot == facts.booted,
-    });
-    let limit = of_trial.map_or(facts.default_limit, |attempt| attempt.trial.timeout());
+    let limit = attempt(facts).map_or(facts.default_limit, |attempt| attempt.trial.timeout());
     limit.saturating_add(GUARD_GRACE)
 }
 
@@ -161,11 +193,12 @@ impl TrialHint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::TrialSpec;
-    use crate::boot::{AttemptId, Reverter, Tries};
+    use crate::api::{ApiUnavailable, TrialSpec};
+    use crate::boot::{AttemptId, Tries};
     use crate::digest::Sha256Digest;
-    use crate::node_upgrade::{ObjectIdentity, Step};
+    use crate::node_upgrade::{Check, NodeView, ObjectIdentity, Step};
 
+    const SEND_BACK: GuardAction = GuardAction::SendBack { by: Reverter::Guard };
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn on_trial() -> LoaderStatus {
@@ -196,6 +229,7 @@ mod tests {
             default_limit: HOUR,
             sent_back_at: None,
             came_back: CameBack::No,
+            without_agent: None,
         }
     }
 
@@ -205,7 +239,7 @@ mod tests {
         let watch = |seconds| GuardAction::Watch { remaining: Duration::from_secs(seconds) };
         assert_eq!(guard(&facts(&loader, Some(&record), 10)), watch(65));
         assert_eq!(guard(&facts(&loader, Some(&record), 74)), watch(1));
-        assert_eq!(guard(&facts(&loader, Some(&record), 75)), GuardAction::SendBack);
+        assert_eq!(guard(&facts(&loader, Some(&record), 75)), SEND_BACK);
     }
 
     #[test]
@@ -215,7 +249,36 @@ mod tests {
         other.attempt.as_mut().unwrap().id = AttemptId(2);
         for record in [None, Some(&other)] {
             assert!(matches!(guard(&facts(&loader, record, 100)), GuardAction::Watch { .. }));
-            assert_eq!(guard(&facts(&loader, record, 3700)), GuardAction::SendBack);
+            assert_eq!(guard(&facts(&loader, record, 3700)), SEND_BACK);
+        }
+    }
+
+    #[test]
+    fn a_slot_without_an_agent_because_the_api_server_is_away_is_judged_by_its_upgrade() {
+        let loader = on_trial();
+        let well = TrialHealth {
+            version: Check::Holds,
+            kubelet: Check::Holds,
+            control_plane: Check::NotNeeded,
+            configured: Vec::new(),
+            node: NodeView::ApiUnreachable,
+        };
+        let unwell = TrialHealth { kubelet: Check::Fails("it is silent".to_owned()), ..well.clone() };
+        let without_api = GuardAction::SendBack { by: Reverter::GuardWithoutApi };
+        for (policy, health, expected) in [
+            (ApiUnavailable::Revert, &well, without_api),
+            (ApiUnavailable::ConfirmLocally, &well, GuardAction::Confirm),
+            (ApiUnavailable::Revert, &unwell, SEND_BACK),
+            (ApiUnavailable::ConfirmLocally, &unwell, SEND_BACK),
+        ] {
+            let mut record = record(60);
+            record.attempt.as_mut().unwrap().trial.api_unavailable = Some(policy);
+            let facts = GuardFacts { without_agent: Some(health), ..facts(&loader, Some(&record), 75) };
+            assert_eq!(guard(&facts), expected, "{policy:?} {health:?}");
+            let early = GuardFacts { uptime: Duration::from_secs(70), ..facts };
+            assert!(matches!(guard(&early), GuardAction::Watch { .. }), "not before the deadline");
+            // Without the record nobody knows what the upgrade says.
+            assert_eq!(guard(&GuardFacts { record: None, uptime: 2 * HOUR, ..facts }), SEND_BACK);
         }
     }
 

@@ -82,7 +82,7 @@ pub(super) fn running(facts: &NodeFacts) -> Option<Action> {
         (evidence, AttemptState::Failed) if evidence.is_reverted() => return None,
         // The guard was faster; it reboots too.
         (evidence, _) if evidence.is_reverted() => {
-            reverting(facts, FailureReason::TrialTimedOut, "not confirmed in time".to_owned())
+            reverting(facts, super::commit::reason(evidence), "not confirmed in time".to_owned())
         }
         // Also of an attempt that failed and was not disarmed before the power did: what runs is
         // what was verified and committed to, so it is judged like any other.

@@ -1,0 +1,108 @@
+//! Judging a trial where no agent can: a kubelet starts no pods after a boot in which it has not reached
+//! the API server.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use kube::config::Kubeconfig;
+use monok8s_sdk::boot::record_store::StoreError;
+use monok8s_sdk::disk::HostView;
+use monok8s_sdk::node_upgrade::{Attempt, BootId, Check, TrialHealth};
+use tokio::runtime::Runtime;
+
+use crate::agent::Endpoint;
+use crate::agent::health::{HealthProbe, OnTrial};
+use crate::host;
+use crate::machine::MachineArgs;
+
+/// How long an API server that is back may take to have an agent started.
+const AGENT_STARTS: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What the agent would look at, looked at by the guard.
+pub(super) struct Alone {
+    runtime: Runtime,
+    http: reqwest::Client,
+    probe: HealthProbe,
+    /// Kubeconfigs of kubelets, on the host.
+    kubeconfigs: Vec<PathBuf>,
+    /// The uptime at which the API server was last seen not to answer.
+    away_at: Option<Duration>,
+    health: Option<TrialHealth>,
+}
+
+impl Alone {
+    pub(super) fn new(kubelet: Endpoint, api_server: Endpoint, kubeconfigs: Vec<PathBuf>) -> Result<Self> {
+        // Clients built before a provider is chosen fail; somebody may have chosen one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let http = reqwest::Client::builder()
+            .timeout(ANSWER_TIMEOUT)
+            .no_proxy()
+            // Whether anybody answers is all that is asked.
+            .tls_danger_accept_invalid_certs(true)
+            .build()
+            .context("cannot make an HTTP client")?;
+        let probe = HealthProbe::new(kubelet, api_server).context("cannot make an HTTP client")?;
+        Ok(Self { runtime, http, probe, kubeconfigs, away_at: None, health: None })
+    }
+
+    /// One more look at the trial of `attempt`.
+    pub(super) fn look(
+        &mut self,
+        machine: &MachineArgs,
+        attempt: &Attempt,
+        boot_id: &BootId,
+        uptime: Duration,
+    ) {
+        let host = machine.host();
+        if has_agent(machine) {
+            (self.away_at, self.health) = (None, None);
+            return;
+        }
+        if self.api_server_is_away(&host) {
+            self.away_at = Some(uptime);
+        }
+        let version = match host::booted_version(&host) {
+            Some(booted) if booted == attempt.version => Check::Holds,
+            // Nothing excuses another version.
+            Some(_) => {
+                self.health = None;
+                return;
+            }
+            None => Check::Fails("the image states no version".to_owned()),
+        };
+        let trial = OnTrial { boot_id, checks: &attempt.trial.checks, uptime };
+        self.health = Some(self.runtime.block_on(self.probe.observe(&host, None, trial, version)));
+    }
+
+    /// What was seen last, if it is the API server's absence that leaves the slot without an agent.
+    pub(super) fn without_agent(&self, uptime: Duration) -> Option<&TrialHealth> {
+        let away = self.away_at.is_some_and(|at| uptime.saturating_sub(at) < AGENT_STARTS);
+        self.health.as_ref().filter(|_| away)
+    }
+
+    /// An API server whose address is not known is not away: its absence excuses nothing then.
+    fn api_server_is_away(&self, host: &HostView) -> bool {
+        let Some(url) = self.kubeconfigs.iter().find_map(|path| server(host, path)) else { return false };
+        let url = format!("{}/readyz", url.trim_end_matches('/'));
+        let answer = self.runtime.block_on(async { self.http.get(&url).send().await });
+        // Whatever it says, be it that it does not know us, it is there; a balancer without an API
+        // server behind it answers 502, 503 or 504.
+        answer.map_or(true, |answer| answer.status().is_server_error())
+    }
+}
+
+/// An agent has the record all through a trial.
+fn has_agent(machine: &MachineArgs) -> bool {
+    let Some(store) = machine.kept_record() else { return false };
+    let holder = format!("monok8s-agent guard (process {})", std::process::id());
+    matches!(store.lock(&holder), Err(StoreError::Held { .. }))
+}
+
+fn server(host: &HostView, path: &PathBuf) -> Option<String> {
+    let path = host.path(path.strip_prefix("/").unwrap_or(path));
+    let kubeconfig = Kubeconfig::read_from(path).ok()?;
+    kubeconfig.clusters.into_iter().find_map(|named| named.cluster?.server)
+}
