@@ -283,7 +283,7 @@ fn a_kernel_is_taken_out_of_its_slot_to_where_the_loader_reads_it() {
     assert_eq!(
         entry,
         "# Written when the slot was.\ntitle MonoK8s v1.35.4 (slot B)\nversion v1.35.4\n\
-         linux /monok8s/b/vmlinuz\ninitrd /monok8s/b/initrd.img\noptions quiet root=PARTUUID=bb ro panic=5\n\
+         linux /monok8s/b/vmlinuz\ninitrd /monok8s/b/initrd.img\noptions quiet root=PARTUUID=bb ro panic=5 monok8s.trial=B:3:1:none\n\
          sort-key monok8s-499999999\n# monok8s-trial 3 1\n"
     );
 }

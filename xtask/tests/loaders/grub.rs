@@ -12,7 +12,7 @@ use xtask::grub::GRUB_SCRIPT_CHECK;
 use xtask::host::workspace_root;
 
 use super::grub_editenv::block;
-use super::grub_machine::{Machine, ONE, TWO, obstacle};
+use super::grub_machine::{Firmware, Machine, ONE, TWO, obstacle};
 
 const INSTALLED: &[&str] = &[
     "ORDER=A",
@@ -30,11 +30,15 @@ fn token(slot: Slot) -> ArmableSlot {
 }
 
 fn machine(files: &'static [&'static str], variables: &[&str]) -> Option<Machine> {
-    if let Some(reason) = obstacle() {
+    machine_with(Firmware::Bios, files, variables)
+}
+
+fn machine_with(firmware: Firmware, files: &'static [&'static str], variables: &[&str]) -> Option<Machine> {
+    if let Some(reason) = obstacle(firmware) {
         println!("SKIP: {reason}");
         return None;
     }
-    Some(Machine::with(files, &block(variables)?))
+    Some(Machine::with(firmware, files, &block(variables)?))
 }
 
 #[test]
@@ -91,6 +95,24 @@ fn a_slot_that_nobody_marks_good_is_passed_over_until_nothing_else_is_left() {
     }
     let status = machine.loader().status().unwrap();
     assert_eq!((status.a.tries_left, status.b.tries_left), (Tries(3), Tries(2)));
+
+    // Unless it was on trial: nobody boots that again.
+    let variables = [
+        "ORDER=B A",
+        "A_OK=1",
+        "A_TRY=2",
+        "B_OK=1",
+        "B_TRY=2",
+        "MONOK8S_TRIES=3",
+        "MONOK8S_REV=8",
+        "MONOK8S_TRIAL=B:1:1:none",
+    ];
+    for name in TWO {
+        machine.put(name, &block(&variables).unwrap());
+    }
+    for slot in [Slot::B, Slot::A, Slot::A] {
+        assert_eq!(machine.power_on(), Outcome::Entered(slot));
+    }
 }
 
 #[test]
@@ -141,4 +163,12 @@ fn one_file_does_for_a_node_that_has_no_more() {
     assert_eq!(machine.power_on(), Outcome::Entered(Slot::A));
     machine.put("grubenv", &block(&["ORDER=", "A_OK=0", "A_TRY=0", "B_OK=0", "B_TRY=0"]).unwrap());
     assert_eq!(machine.power_on(), Outcome::NothingMayBoot);
+}
+
+#[test]
+fn the_script_is_the_same_for_uefi() {
+    let Some(mut machine) = machine_with(Firmware::Uefi, TWO, INSTALLED) else { return };
+    machine.loader().arm_trial(token(Slot::B), AttemptId(1), Tries::TRIAL).unwrap();
+    assert_eq!(machine.power_on(), Outcome::Entered(Slot::B));
+    assert_eq!(machine.power_on(), Outcome::Entered(Slot::A));
 }

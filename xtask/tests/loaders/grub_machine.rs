@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use monok8s_sdk::boot::grub::script::{self, Outcome};
 use monok8s_sdk::boot::grub::{FILE, FILES, GrubEnv};
 use monok8s_sdk::disk::{HostRegion, Region};
 use monok8s_sdk::slot::Slot;
-use xtask::grub::{BiosBoot, GRUB_MKIMAGE, install_bios};
+use xtask::grub::{BiosBoot, GRUB_MKIMAGE, MODULES, install_bios};
 use xtask::host::{MKE2FS, SFDISK, workspace_root};
 use xtask::process::Child;
 
 use super::teller;
-use super::tools::{MCOPY, MFORMAT, MIB, QEMU, run};
+use super::tools::{MCOPY, MFORMAT, MIB, MMD, QEMU, run};
 
 /// GRUB and a second of its waiting take three seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -27,61 +27,93 @@ struct Partition {
     uuid: &'static str,
 }
 
+const BIOS_BOOT: &str = "21686148-6449-6E6F-744E-656564454649";
+const ESP: &str = "C12A7328-F81F-11D2-BA4B-00C93EC93B00";
 const LINUX: &str = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";
 const PARTITIONS: [Partition; 4] = [
     Partition {
-        name: "grub",
-        kind: "21686148-6449-6E6F-744E-656564454649",
-        mib: (1, 1),
+        name: "firmware",
+        kind: BIOS_BOOT,
+        mib: (1, 4),
         uuid: "10000000-0000-4000-8000-000000000001",
     },
     Partition {
         name: "monok8s-boot",
         kind: LINUX,
-        mib: (2, 4),
+        mib: (5, 4),
         uuid: "10000000-0000-4000-8000-000000000002",
     },
-    Partition { name: "rootfs-a", kind: LINUX, mib: (6, 4), uuid: "10000000-0000-4000-8000-00000000000a" },
-    Partition { name: "rootfs-b", kind: LINUX, mib: (10, 4), uuid: "10000000-0000-4000-8000-00000000000b" },
+    Partition { name: "rootfs-a", kind: LINUX, mib: (9, 4), uuid: "10000000-0000-4000-8000-00000000000a" },
+    Partition { name: "rootfs-b", kind: LINUX, mib: (13, 4), uuid: "10000000-0000-4000-8000-00000000000b" },
 ];
+
+/// What starts GRUB.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Firmware {
+    Bios,
+    Uefi,
+}
+
+const OVMF: &str = "/usr/share/ovmf/OVMF.fd";
 
 pub(super) struct Machine {
     dir: tempfile::TempDir,
+    firmware: Firmware,
     files: &'static [&'static str],
     has_kernel: [bool; 2],
     boots: usize,
 }
 
 /// Why there can be no such machine here.
-pub(super) fn obstacle() -> Option<String> {
-    let programs = [QEMU, MFORMAT, MCOPY, MKE2FS, SFDISK, GRUB_MKIMAGE];
+pub(super) fn obstacle(firmware: Firmware) -> Option<String> {
+    let programs = [QEMU, MFORMAT, MMD, MCOPY, MKE2FS, SFDISK, GRUB_MKIMAGE];
     let missing = programs.into_iter().find_map(|program| program.locate().err());
-    let parts = || {
-        (!std::path::Path::new("/usr/lib/grub/i386-pc/boot.img").exists()).then(|| {
-            "GRUB for BIOS machines is not installed: run `apt-get install grub-pc-bin` as root".to_owned()
-        })
+    let parts = match firmware {
+        Firmware::Bios => vec![("/usr/lib/grub/i386-pc/boot.img", "grub-pc-bin")],
+        Firmware::Uefi => vec![("/usr/lib/grub/x86_64-efi/normal.mod", "grub-efi-amd64-bin"), (OVMF, "ovmf")],
     };
-    missing.map(|error| error.to_string()).or_else(parts)
+    let absent = parts.into_iter().find(|(path, _)| !Path::new(path).exists());
+    missing.map(|error| error.to_string()).or_else(|| {
+        absent.map(|(path, package)| format!("no {path}: run `apt-get install {package}` as root"))
+    })
 }
 
 impl Machine {
     /// A machine whose environment is in these files, and says this.
-    pub(super) fn with(files: &'static [&'static str], block: &[u8]) -> Self {
+    pub(super) fn with(firmware: Firmware, files: &'static [&'static str], block: &[u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let machine = Self { dir, files, has_kernel: [true; 2], boots: 0 };
-        File::create(machine.disk()).unwrap().set_len(15 * MIB).unwrap();
+        let machine = Self { dir, firmware, files, has_kernel: [true; 2], boots: 0 };
+        File::create(machine.disk()).unwrap().set_len(18 * MIB).unwrap();
         machine.partition();
         machine.format_boot();
         for slot in Slot::BOTH {
             machine.fill(slot);
         }
-        let grub = &PARTITIONS[0].mib;
-        let partition = BiosBoot { offset: grub.0 * MIB, bytes: grub.1 * MIB };
-        install_bios(&machine.disk(), partition, "(hd0,gpt2)").unwrap();
+        machine.install_grub();
         for name in files {
             fs::write(machine.path(name), block).unwrap();
         }
         machine
+    }
+
+    fn install_grub(&self) {
+        let (offset, bytes) = PARTITIONS[0].mib;
+        let place = BiosBoot { offset: offset * MIB, bytes: bytes * MIB };
+        match self.firmware {
+            Firmware::Bios => install_bios(&self.disk(), place, "(hd0,gpt2)").unwrap(),
+            Firmware::Uefi => {
+                run(GRUB_MKIMAGE, |mkimage| {
+                    mkimage.args(["--format=x86_64-efi", "--prefix=(,gpt2)/", "--output"]);
+                    mkimage.arg(self.path("BOOTX64.EFI")).args(MODULES)
+                });
+                let esp = format!("{}@@{offset}M", self.disk().display());
+                run(MFORMAT, |mformat| {
+                    mformat.args(["-i", &esp, "-T", "8192", "-h", "16", "-s", "32", "::"])
+                });
+                run(MMD, |mmd| mmd.args(["-i", &esp, "::EFI", "::EFI/BOOT"]));
+                run(MCOPY, |mcopy| mcopy.args(["-i", &esp]).arg(self.path("BOOTX64.EFI")).arg("::EFI/BOOT"));
+            }
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -94,6 +126,7 @@ impl Machine {
 
     fn partition(&self) {
         let lines = PARTITIONS.iter().map(|Partition { name, kind, mib: (start, size), uuid }| {
+            let kind = if (*kind, self.firmware) == (BIOS_BOOT, Firmware::Uefi) { ESP } else { kind };
             format!("start={start}MiB, size={size}MiB, type={kind}, uuid={uuid}, name={name}\n")
         });
         fs::write(self.path("table"), "label: gpt\n".to_owned() + &lines.collect::<String>()).unwrap();
@@ -191,7 +224,10 @@ impl Machine {
         let serial = self.path("serial");
         let _ = fs::remove_file(&serial);
         let mut qemu = Command::new(QEMU.locate().unwrap());
-        qemu.args(["-accel", "tcg", "-m", "64", "-display", "none", "-no-reboot", "-nic", "none"]);
+        if self.firmware == Firmware::Uefi {
+            qemu.args(["-bios", OVMF]);
+        }
+        qemu.args(["-accel", "tcg", "-m", "128", "-display", "none", "-no-reboot", "-nic", "none"]);
         qemu.arg("-serial").arg(format!("file:{}", serial.display()));
         qemu.arg("-drive").arg(format!("file={},format=raw,if=ide", self.disk().display()));
         let mut machine = Child::spawn("qemu", qemu, &self.path("qemu.log")).unwrap();

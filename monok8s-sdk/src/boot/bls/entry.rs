@@ -14,6 +14,7 @@ use crate::slot::Slot;
 /// The largest entry that is read, in bytes.
 pub const MAX_ENTRY_LEN: usize = 16 * 1024;
 const TRIAL: &str = "# monok8s-trial ";
+const TRIAL_OPTION: &str = "monok8s.trial=";
 const SORT_KEY: &str = "sort-key";
 const SORT_KEY_PREFIX: &str = "monok8s-";
 const SORT_KEY_DIGITS: usize = 9;
@@ -165,6 +166,22 @@ impl EntryText {
     /// An entry that is nothing but these lines.
     pub(super) fn of(lines: Vec<String>) -> Self {
         Self { lines, key: None, trial: None }
+    }
+
+    /// Tells the kernel of a trial, or of none: what the guard goes by where it cannot read the entries.
+    pub(super) fn tell(&mut self, trial: Option<TrialState>) {
+        for line in &mut self.lines {
+            let Some(options) = value(line, "options") else { continue };
+            let known = options.split_whitespace().filter(|word| !word.starts_with(TRIAL_OPTION));
+            let told = trial.map(|trial| format!("{TRIAL_OPTION}{trial}"));
+            let words: Vec<_> = known.map(str::to_owned).chain(told).collect();
+            *line = format!("options {}", words.join(" "));
+        }
+    }
+
+    /// Whether it tells the kernel of a trial.
+    pub(super) fn tells(&self) -> bool {
+        self.get("options").is_some_and(|options| options.contains(TRIAL_OPTION))
     }
 
     /// The value of the first line with this key.

@@ -60,7 +60,10 @@ fn reaches(files: &[(String, Vec<u8>)], target: &LoaderStatus) {
     let mut files = files.to_vec();
     for change in changes {
         match change {
-            Change::Place { name, content } => files.push((name, content.into_bytes())),
+            Change::Place { name, content } => {
+                files.retain(|(known, _)| *known != name);
+                files.push((name, content.into_bytes()));
+            }
             Change::Rename { from, to } => {
                 files.retain(|(name, _)| *name != to);
                 for (name, _) in files.iter_mut().filter(|(name, _)| *name == from) {

@@ -130,7 +130,7 @@ impl BlsEntries {
     /// Puts the kernel and the initrd of a slot on the partition, in place of those that it had, and
     /// reads them back. The slot must have been invalidated; afterwards it can be armed. Blocks on
     /// the disk.
-    pub fn stage(&self, verified: &VerifiedSlot, files: BootFiles<'_>) -> Result<(), StageError> {
+    pub fn stage(&self, verified: &VerifiedSlot, mut files: BootFiles<'_>) -> Result<(), StageError> {
         let slot = verified.slot();
         let entries = self.load()?;
         if entries.has(slot) {
@@ -146,8 +146,8 @@ impl BlsEntries {
         require_space(slot, dir, length)?;
 
         let has_initrd = files.initrd.is_some();
-        copy(slot, dir, KERNEL, files.kernel)?;
-        if let Some(initrd) = files.initrd {
+        copy(slot, dir, KERNEL, &mut files.kernel)?;
+        if let Some(initrd) = &mut files.initrd {
             copy(slot, dir, INITRD, initrd)?;
         }
         let text = EntryText::of(lines(slot, files.version, has_initrd, &options)).to_string();
@@ -224,7 +224,7 @@ fn require_space(slot: Slot, dir: &Path, length: u64) -> Result<(), StageError> 
 }
 
 /// Copies a file and compares what the medium holds afterwards.
-fn copy(slot: Slot, dir: &Path, name: &'static str, source: Source<'_>) -> Result<(), StageError> {
+fn copy(slot: Slot, dir: &Path, name: &'static str, source: &mut Source<'_>) -> Result<(), StageError> {
     let expected = source.length;
     if expected == 0 || expected > MAX_FILE_LEN {
         return Err(StageError::Length { slot, name, found: expected, expected });
@@ -236,7 +236,7 @@ fn copy(slot: Slot, dir: &Path, name: &'static str, source: Source<'_>) -> Resul
     let mut buf = vec![0; STEP];
     let mut found = 0;
     // One byte more than expected is enough to know.
-    let mut bytes = source.bytes.take(expected + 1);
+    let mut bytes = (&mut *source.bytes).take(expected + 1);
     loop {
         let read = bytes.read(&mut buf).map_err(|source| StageError::Source { slot, name, source })?;
         let part = buf.get(..read).unwrap_or_default();

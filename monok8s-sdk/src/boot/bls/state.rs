@@ -32,10 +32,9 @@ impl Entry {
         let full = TRIES_FULL.0;
         let small = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
         match self.counter {
-            None => TRIES_FULL,
             Some(Counter { left, .. }) if self.trial().is_some() => Tries(small(left)),
             Some(Counter { left: 0, .. }) => Tries::NONE,
-            Some(Counter { done: 0, .. }) => TRIES_FULL,
+            None | Some(Counter { done: 0, .. }) => TRIES_FULL,
             // Whatever it began with, one try is missing, and the loader still takes it.
             Some(Counter { done, .. }) => Tries(full.saturating_sub(small(done)).max(1)),
         }
@@ -61,7 +60,7 @@ pub(super) struct Entries {
 /// One change of the directory, to be flushed before the next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// A file with this content appears under a name that was free.
+    /// A file with this content appears under a name, instead of what that named.
     Place {
         name: String,
         content: String,
@@ -235,6 +234,7 @@ impl Entries {
                     .ok_or(BlsError::NothingStaged { slot })?;
                 text.key = Some(self.key_before(slot)?);
                 text.trial = Some((trial.attempt, trial.tries_armed));
+                text.tell(Some(trial));
                 if let Some(entry) = entry {
                     changes.push(Change::Remove { name: entry.name.clone() });
                 }
@@ -250,7 +250,13 @@ impl Entries {
                 let full = Counter { left: u32::from(TRIES_FULL.0), done: 0 };
                 let counter = if is_over { None } else { Some(full) };
                 let to = EntryName::Entry { slot, counter }.to_string();
-                changes.push(Change::Rename { from: entry.name.clone(), to });
+                changes.push(Change::Rename { from: entry.name.clone(), to: to.clone() });
+                // The name counts. Until this, too, is done, the kernel is told of a trial that is over.
+                if entry.text.tells() {
+                    let mut text = entry.text.clone();
+                    text.tell(None);
+                    changes.push(Change::Place { name: to, content: text.to_string() });
+                }
             }
         }
         Ok(())

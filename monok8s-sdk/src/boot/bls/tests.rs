@@ -101,10 +101,15 @@ fn an_entry_that_is_armed_keeps_what_it_boots() {
     let loader = esp.loader();
     loader.arm_trial(token(Slot::B), AttemptId(7), Tries(2)).unwrap();
     let read = |name: &str| fs::read_to_string(esp.0.path().join(ENTRIES).join(name)).unwrap();
-    let lines = format!("{STAGED_B}sort-key monok8s-499999999\n# monok8s-trial 7 2\n");
+    let told = STAGED_B.replace("panic=5", "panic=5 monok8s.trial=B:7:2:none");
+    let lines = format!("{told}sort-key monok8s-499999999\n# monok8s-trial 7 2\n");
     assert_eq!(read("monok8s-b+2.conf"), lines);
     assert_eq!(esp.power_on(), Slot::B);
     loader.confirm().unwrap();
+    assert_eq!(
+        read("monok8s-b.conf"),
+        format!("{STAGED_B}sort-key monok8s-499999999\n# monok8s-trial 7 2\n")
+    );
     // Its own entry is the model for going back to A, which has no staged lines.
     loader.arm_trial(token(Slot::A), AttemptId(8), Tries(1)).unwrap();
     assert!(read("monok8s-a+1.conf").starts_with("title A\n"));
@@ -136,8 +141,8 @@ fn what_cannot_be_told_is_an_error_and_changes_nothing() {
         let esp = Esp::with(&entries);
         let before = esp.names();
         let error = esp.loader().status().unwrap_err();
-        let causes = crate::causes::chain(&error);
-        assert!(matches!(error, BootError::Read { .. }) && causes.contains(what), "{what}: {causes}");
+        let line = crate::causes::chain(&error);
+        assert!(matches!(error, BootError::Read { .. }) && line.contains(what), "{what}: {line}");
         assert!(esp.loader().mark_good(Slot::A).is_err());
         assert_eq!(esp.names(), before);
     }

@@ -29,11 +29,14 @@ pub fn power_on(files: &[&dyn Region], mut has_kernel: impl FnMut(Slot) -> bool)
     let Some((at, mut block)) = choose(files) else { return Ok(Outcome::NoEnvironment) };
     // Chosen blocks are readable.
     let Ok(status) = variables::status(&block) else { return Ok(Outcome::NoEnvironment) };
+    let full = status.tries_full.0;
+    let on_trial = |slot| status.trial.is_some_and(|trial| trial.slot == slot);
     let mut tried = false;
     for refilled in [false, true] {
         for slot in status.order.iter().copied() {
-            let burnt: u8 = if refilled { 0 } else { status.tries_full.0 - status.slot(slot).tries_left.0 };
-            if status.slot(slot).health == SlotHealth::Bad || burnt >= status.tries_full.0 {
+            let may_start_again = refilled && !on_trial(slot);
+            let burnt = if may_start_again { 0 } else { full - status.slot(slot).tries_left.0 };
+            if status.slot(slot).health == SlotHealth::Bad || burnt >= full {
                 continue;
             }
             tried = true;
@@ -46,7 +49,7 @@ pub fn power_on(files: &[&dyn Region], mut has_kernel: impl FnMut(Slot) -> bool)
         if tried {
             return Ok(Outcome::NothingStarted);
         }
-        for slot in &status.order {
+        for slot in status.order.iter().filter(|slot| !on_trial(**slot)) {
             block.set(counter(*slot), "0");
         }
     }
