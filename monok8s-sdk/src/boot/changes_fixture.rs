@@ -49,7 +49,8 @@ fn booted() -> LoaderStatus {
     status
 }
 
-fn token() -> ArmableSlot {
+/// Slot B, which ran at some time.
+pub(crate) fn token() -> ArmableSlot {
     KnownGoodSlot::from_confirm_record(Slot::B, "v1.35.3".parse().unwrap(), None).into()
 }
 

@@ -1,9 +1,8 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::boot::changes_fixture::{ATTEMPT, STEPS, armed, both_good, fell_back, invalidated, tried};
-use crate::boot::{ArmableSlot, AttemptId, Reverter, SlotHealth, TrialProgress, TrialState, Tries};
-use crate::disk::KnownGoodSlot;
+use crate::boot::changes_fixture::{ATTEMPT, STEPS, armed, both_good, fell_back, invalidated, token, tried};
+use crate::boot::{AttemptId, Reverter, SlotHealth, TrialProgress, TrialState, Tries};
 use crate::disk::fault::{Crashes, FaultDirectory, FaultDisk, Files, Medium, Power};
 use crate::disk::fixture::{TestPartition, write_gpt};
 
@@ -90,10 +89,6 @@ impl Node {
     fn arm(&self) -> Result<(), BootError> {
         self.loader.arm_trial(token(), ATTEMPT, Tries::TRIAL)
     }
-}
-
-fn token() -> ArmableSlot {
-    KnownGoodSlot::from_confirm_record(Slot::B, "v1.35.3".parse().unwrap(), None).into()
 }
 
 const fn bits(priority: u8, tries: u8, successful: bool) -> SlotBits {

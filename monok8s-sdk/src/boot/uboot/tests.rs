@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::boot::changes_fixture::{armed, both_good, fell_back, invalidated, tried};
+use crate::boot::changes_fixture::{armed, both_good, fell_back, invalidated, token, tried};
 use crate::boot::{AttemptId, Reverter, SlotHealth, Tries, TryCounting};
 use crate::slot::Slot;
 
@@ -199,6 +199,25 @@ fn a_configured_environment_is_changed_and_nothing_else_of_its_file() {
     // The older copy first: it got 5, the other one 6.
     assert_eq!((changed[4], changed[1512 + 4]), (6, 5));
     assert_eq!(changed[5..512], changed[1517..]);
+}
+
+#[test]
+fn a_running_fw_setenv_is_waited_for() {
+    let copy = environment(&FACTORY).encode(512, Layout::Redundant, 4).unwrap();
+    let host = host(TWO, &[copy.as_slice(), &copy].concat());
+    let loader = open(&host, Redundancy::Required).unwrap();
+    let file = File::create(host.path().join(TOOLS_LOCK)).unwrap();
+    let setting = RegionLock::on(file).unwrap();
+    let other = loader.clone();
+    let change = std::thread::spawn(move || other.arm_trial(token(), AttemptId(7), Tries::TRIAL));
+    std::thread::sleep(std::time::Duration::from_millis(60));
+    assert!(!change.is_finished() && loader.status().unwrap().trial.is_none());
+    drop(setting);
+    change.join().unwrap().unwrap();
+    // Without a directory for the lock there is nobody to wait for.
+    fs::remove_dir_all(host.path().join("run")).unwrap();
+    loader.confirm().unwrap();
+    assert_eq!(loader.status().unwrap().order, [Slot::B, Slot::A]);
 }
 
 #[test]
