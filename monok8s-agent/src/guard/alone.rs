@@ -1,7 +1,7 @@
 //! Judging a trial where no agent can: a kubelet starts no pods after a boot in which it has not reached
 //! the API server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -101,7 +101,7 @@ fn has_agent(machine: &MachineArgs) -> bool {
     matches!(store.lock(&holder), Err(StoreError::Held { .. }))
 }
 
-fn server(host: &HostView, path: &PathBuf) -> Option<String> {
+fn server(host: &HostView, path: &Path) -> Option<String> {
     let path = host.path(path.strip_prefix("/").unwrap_or(path));
     let kubeconfig = Kubeconfig::read_from(path).ok()?;
     kubeconfig.clusters.into_iter().find_map(|named| named.cluster?.server)
