@@ -40,7 +40,7 @@ use state::COUNTS;
 pub use state::TRIES_FULL;
 use state::{Change as FileChange, Entries};
 
-use super::{BootBackend, BootError, Capabilities, Change, LoaderStatus, Tries};
+use super::{BootBackend, BootError, Capabilities, Change, LoaderStatus, TrialEvidence, Tries};
 use crate::disk::{Directory, HostDirectory, RegionLock};
 use crate::slot::Slot;
 
@@ -180,8 +180,27 @@ impl BlsEntries {
         EntryText::parse(&bytes).ok()
     }
 
+    /// An entry that is armed gives way to another one. What it boots is kept first: an installer's
+    /// entry was never staged.
+    fn keep_lines(&self, entries: &Entries, target: &LoaderStatus) -> Result<(), BlsError> {
+        let armed = target.trial.filter(|trial| trial.evidence == TrialEvidence::None);
+        let Some((slot, text)) = armed.and_then(|trial| Some((trial.slot, entries.text(trial.slot)?))) else {
+            return Ok(());
+        };
+        if self.staged(slot).is_some() {
+            return Ok(());
+        }
+        let directory = self.kernels(slot);
+        place(directory, STAGED, text.plain().to_string().as_bytes())
+            .and_then(|()| directory.sync())
+            .map_err(|source| BlsError::Write { path: directory.path().join(STAGED), source })
+    }
+
     fn save(&self, target: &LoaderStatus) -> Result<(), BlsError> {
-        for change in self.load()?.changes(target, |slot| self.staged(slot))? {
+        let entries = self.load()?;
+        let changes = entries.changes(target, |slot| self.staged(slot))?;
+        self.keep_lines(&entries, target)?;
+        for change in changes {
             let (name, done) = match &change {
                 FileChange::Place { name, content } => {
                     (name, place(self.entries.as_ref(), name, content.as_bytes()))

@@ -179,6 +179,13 @@ impl EntryText {
         }
     }
 
+    /// What is left without its place and its trial: what the slot boots.
+    pub(super) fn plain(&self) -> Self {
+        let mut plain = Self::of(self.lines.clone());
+        plain.tell(None);
+        plain
+    }
+
     /// Whether it tells the kernel of a trial.
     pub(super) fn tells(&self) -> bool {
         self.get("options").is_some_and(|options| options.contains(TRIAL_OPTION))

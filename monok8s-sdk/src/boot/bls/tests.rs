@@ -20,7 +20,9 @@ impl Esp {
     fn with(entries: &[(&str, &str)]) -> Self {
         let esp = Self(tempfile::tempdir().unwrap());
         fs::create_dir_all(esp.0.path().join(ENTRIES)).unwrap();
-        fs::create_dir_all(esp.0.path().join("monok8s/b")).unwrap();
+        for slot in ["a", "b"] {
+            fs::create_dir_all(esp.0.path().join("monok8s").join(slot)).unwrap();
+        }
         fs::write(esp.0.path().join("monok8s/b/entry"), STAGED_B).unwrap();
         for (name, text) in entries {
             fs::write(esp.0.path().join(ENTRIES).join(name), text).unwrap();
