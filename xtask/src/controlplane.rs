@@ -1,5 +1,5 @@
-//! A real Kubernetes control plane on loopback: etcd, kube-apiserver, and kube-controller-manager if
-//! asked for. No kubelet and no scheduler; Nodes are objects that somebody else keeps.
+//! A real Kubernetes control plane on loopback: etcd, kube-apiserver, and kube-controller-manager and
+//! kube-scheduler if asked for. No kubelet; Nodes are objects that somebody else keeps.
 
 mod audit;
 mod binaries;
@@ -21,7 +21,7 @@ use monok8s_sdk::api::crds_yaml;
 use tokio::time::Instant;
 
 pub use audit::{AuditLog, AuditMark, AuditedWrite};
-pub use binaries::{Binaries, Tool, pinned_version};
+pub use binaries::{Binaries, Tool, kubelet, pinned_version, scheduler};
 pub use kubectl::{Kubectl, Output};
 
 use crate::process::Child;
@@ -58,6 +58,7 @@ pub struct Options {
 /// A running control plane. Dropping it ends every process and removes every file.
 pub struct ControlPlane {
     // Dropped in this order: clients of a server before the server, files last.
+    scheduler: Option<Child>,
     controllers: Option<Child>,
     apiserver: Option<Child>,
     _etcd: Child,
@@ -97,6 +98,7 @@ impl ControlPlane {
         let apiserver = layout.start_apiserver_on_a_free_port(&admin).await?;
         let client = kubeconfig::client(&layout.admin_kubeconfig()).await?;
         let mut this = Self {
+            scheduler: None,
             controllers: None,
             apiserver: Some(apiserver),
             _etcd: etcd,
@@ -168,6 +170,38 @@ impl ControlPlane {
     pub fn user_kubeconfig(&self, user: &str, group: Option<&str>) -> Result<PathBuf> {
         let credential = Credential::Certificate(self.authority.client(user, group)?);
         self.write_kubeconfig(user, &credential)
+    }
+
+    /// Kubeconfig of the kubelet on `node`, for a machine that knows the loopback interface of this one
+    /// as `host`.
+    pub fn kubelet_kubeconfig(&self, node: &str, host: &str) -> Result<PathBuf> {
+        let user = format!("system:node:{node}");
+        let credential = Credential::Certificate(self.authority.client(&user, Some("system:nodes"))?);
+        let server = format!("https://{host}:{}", self.layout.port);
+        let cluster = Cluster { server, ..self.layout.cluster.clone() };
+        let path = self.layout.directory.join(format!("kubelet-{node}.kubeconfig"));
+        kubeconfig::write(&path, &cluster, &credential)?;
+        Ok(path)
+    }
+
+    /// The API server's port on loopback; the same after a restart.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.layout.port
+    }
+
+    /// Builds kube-scheduler if need be, and starts it: pods get a node, those of a `DaemonSet` too.
+    pub async fn start_scheduler(&mut self) -> Result<()> {
+        let program = scheduler().await?;
+        let kubeconfig = self.user_kubeconfig("system:kube-scheduler", None)?;
+        let mut command = Command::new(program);
+        command
+            .arg(format!("--kubeconfig={}", kubeconfig.display()))
+            .args(["--leader-elect=false", "--secure-port=0"])
+            .current_dir(&self.layout.directory);
+        let log = self.layout.directory.join("kube-scheduler.log");
+        self.scheduler = Some(Child::spawn("kube-scheduler", command, &log)?);
+        Ok(())
     }
 
     /// Kubeconfig of an existing `ServiceAccount`, with a token from the `TokenRequest` API. Bound to a

@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: three nodes move from v1.35.1 to v1.35.4, before your eyes and on real parts.
 
+mod vm;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,8 @@ use crate::kubelet::NodeSpec;
 use crate::machine::{Machine, Medium};
 use crate::rootfs::RootfsSpec;
 use crate::testbed::Testbed;
+
+pub use vm::run as run_vm;
 
 const OLD: &str = "v1.35.1";
 const NEW: &str = "v1.35.4";
@@ -50,10 +54,10 @@ pub async fn run(afterwards: Afterwards) -> Result<()> {
     testbed.add_machine(NodeSpec::worker("node-1", OLD), OLD).await?;
     testbed.add_machine(NodeSpec::worker("node-2", OLD), OLD).await?;
     testbed.start_operator().await?;
-    let manifest = write_upgrade(&testbed)?;
+    let manifest = write_upgrade(&testbed, OLD, NEW)?;
     say(&format!("kubectl apply -f {}", manifest.display()));
     testbed.kubectl().succeed(&["apply", "-f", &manifest.to_string_lossy()]).await?;
-    watch(&testbed).await?;
+    watch(&testbed, TIMEOUT).await?;
     say("what the nodes fetched; the rest was in the slot that they ran from");
     for line in fetched(&testbed).await? {
         println!("  {line}");
@@ -64,11 +68,16 @@ pub async fn run(afterwards: Afterwards) -> Result<()> {
     }
     say(&format!("done: three nodes on {NEW} in {:.0?}", started.elapsed()));
     if afterwards == Afterwards::Keep {
-        println!("export KUBECONFIG={}", testbed.control_plane().kubeconfig_path().display());
-        say("running until Ctrl-C");
-        std::future::pending::<()>().await;
+        keep_running(&testbed).await;
     }
     Ok(())
+}
+
+/// Says how to get at the cluster, and waits for Ctrl-C.
+async fn keep_running(testbed: &Testbed) {
+    println!("export KUBECONFIG={}", testbed.control_plane().kubeconfig_path().display());
+    say("running until Ctrl-C");
+    std::future::pending::<()>().await;
 }
 
 fn say(step: &str) {
@@ -82,11 +91,11 @@ fn medium() -> &'static str {
     }
 }
 
-fn write_upgrade(testbed: &Testbed) -> Result<PathBuf> {
-    let catalog = testbed.catalog(OLD).trim_end().replace('\n', "\n      ");
+fn write_upgrade(testbed: &Testbed, old: &str, new: &str) -> Result<PathBuf> {
+    let catalog = testbed.catalog(old).trim_end().replace('\n', "\n      ");
     let text = format!(
         "apiVersion: monok8s.io/v1alpha1\nkind: OSUpgrade\nmetadata:\n  name: {UPGRADE}\nspec:\n  \
-         version: {NEW}\n  nodeSelector: {{}}\n  catalog:\n    inline: |\n      {catalog}\n"
+         version: {new}\n  nodeSelector: {{}}\n  catalog:\n    inline: |\n      {catalog}\n"
     );
     let path = testbed.directory().join("upgrade.yaml");
     std::fs::write(&path, text)?;
@@ -94,8 +103,8 @@ fn write_upgrade(testbed: &Testbed) -> Result<PathBuf> {
 }
 
 /// Prints the two tables whenever they change, until the upgrade has ended.
-async fn watch(testbed: &Testbed) -> Result<()> {
-    let deadline = Instant::now() + TIMEOUT;
+async fn watch(testbed: &Testbed, timeout: Duration) -> Result<()> {
+    let deadline = Instant::now() + timeout;
     let mut shown = String::new();
     loop {
         let tables = format!(
@@ -115,7 +124,7 @@ async fn watch(testbed: &Testbed) -> Result<()> {
                 anyhow::bail!("the upgrade has failed\n{}", testbed.describe().await)
             }
             _ if Instant::now() > deadline => {
-                anyhow::bail!("the upgrade did not end in {TIMEOUT:?}\n{}", testbed.describe().await)
+                anyhow::bail!("the upgrade did not end in {timeout:?}\n{}", testbed.describe().await)
             }
             _ => tokio::time::sleep(POLL).await,
         }

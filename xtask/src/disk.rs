@@ -319,7 +319,8 @@ fn losetup(arguments: impl FnOnce(&mut Command) -> &mut Command) -> Result<Strin
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn sfdisk(target: &Path, script: &str) -> Result<()> {
+/// Partitions a disk as a script of `sfdisk` says.
+pub(crate) fn sfdisk(target: &Path, script: &str) -> Result<()> {
     let mut child = Command::new(SFDISK.locate()?)
         .args(["--quiet", "--no-reread", "--no-tell-kernel"])
         .arg(target)
@@ -339,7 +340,7 @@ fn sfdisk(target: &Path, script: &str) -> Result<()> {
 }
 
 /// A UUID that follows from `name`: version 8 of RFC 9562, custom content.
-fn uuid(name: &str) -> String {
+pub(crate) fn uuid(name: &str) -> String {
     let mut bytes = [0; 16];
     for (byte, from) in bytes.iter_mut().zip(Sha256Digest::of(name.as_bytes()).as_bytes()) {
         *byte = *from;

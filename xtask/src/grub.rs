@@ -17,7 +17,7 @@ pub const GRUB_EDITENV: Program = Program { name: "grub-editenv", package: "grub
 pub const GRUB_SCRIPT_CHECK: Program = Program { name: "grub-script-check", package: "grub-common" };
 
 /// Where Debian's package `grub-pc-bin` keeps GRUB's parts for BIOS machines.
-const PARTS: &str = "/usr/lib/grub/i386-pc";
+pub const PARTS: &str = "/usr/lib/grub/i386-pc";
 /// What `deploy/host/grub/grub.cfg` needs, beside the disk driver of the platform.
 pub const MODULES: [&str; 18] = [
     "boot",

@@ -71,7 +71,24 @@ impl Program {
 /// # Errors
 /// Something is missing and could not be installed; the message names the command that would.
 pub fn provide(programs: &[Program]) -> Result<()> {
-    let packages = missing_packages(programs, |program| program.locate().is_ok());
+    provide_by(programs, Program::locate)
+}
+
+/// The same for what is no program: `name` is the path of a directory.
+///
+/// # Errors
+/// As [`provide`].
+pub fn provide_directory(directory: Program) -> Result<()> {
+    provide_by(&[directory], |Program { name, package }| {
+        if !Path::new(name).is_dir() {
+            bail!("{name} is missing: run `apt-get install {package}` as root");
+        }
+        Ok(PathBuf::from(name))
+    })
+}
+
+fn provide_by(programs: &[Program], locate_one: impl Fn(Program) -> Result<PathBuf>) -> Result<()> {
+    let packages = missing_packages(programs, |program| locate_one(program).is_ok());
     if packages.is_empty() {
         return Ok(());
     }
@@ -85,7 +102,7 @@ pub fn provide(programs: &[Program]) -> Result<()> {
         run(Command::new(&apt).args(["-q", "update"]))?;
         install(&apt, &packages)?;
     }
-    match programs.iter().find_map(|program| program.locate().err()) {
+    match programs.iter().find_map(|program| locate_one(*program).err()) {
         None => Ok(()),
         Some(error) => Err(error.context(format!("`apt-get install {list}` did not help"))),
     }

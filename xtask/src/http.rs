@@ -121,6 +121,12 @@ impl FileServer {
         format!("http://{}{path}", self.address)
     }
 
+    /// The same for those who know the loopback interface as `host`.
+    #[must_use]
+    pub fn url_at(&self, host: &str, path: &str) -> String {
+        format!("http://{host}:{}{path}", self.address.port())
+    }
+
     /// Serves a file, as it is at the time of each request.
     pub fn serve_file(&self, path: &str, file: &Path) {
         self.state().contents.insert(path.to_owned(), Content::File(file.to_owned()));

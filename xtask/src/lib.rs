@@ -5,6 +5,7 @@
 //! its work under [`process::until_interrupted`], so that Ctrl-C drops them too.
 
 pub mod bench;
+pub mod cache;
 pub mod controlplane;
 pub mod demo;
 pub mod digest;
@@ -22,3 +23,4 @@ pub mod rootfs;
 pub mod scratch;
 pub mod test;
 pub mod testbed;
+pub mod vm;

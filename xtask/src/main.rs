@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything that people who build this project run.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -9,6 +10,7 @@ use xtask::demo::{self, Afterwards};
 use xtask::fuzz;
 use xtask::generate::{self, Mode, Scope};
 use xtask::process::{Interrupted, until_interrupted};
+use xtask::test::Selection;
 
 /// Generate, demonstrate and test MonoK8s OS upgrades.
 #[derive(Debug, Parser)]
@@ -25,9 +27,19 @@ enum Task {
         /// Leave everything running at the end, with a kubeconfig to play with, until Ctrl-C.
         #[arg(long)]
         keep: bool,
+        /// With two machines that really start, in QEMU: GRUB, a kernel, a kubelet. Takes root.
+        #[arg(long)]
+        vm: bool,
     },
     /// Prove everything that this machine can run, and say what was skipped and why.
-    Test,
+    Test {
+        /// Only what is shown by machines that really start.
+        #[arg(long)]
+        vm: bool,
+        /// How often a machine loses its power at a random moment [default: 20].
+        #[arg(long, requires = "vm", value_name = "N")]
+        kills: Option<u32>,
+    },
     /// Run every parser of outside bytes on bytes that nobody thought of, with libFuzzer.
     Fuzz {
         /// How long each target runs.
@@ -48,6 +60,15 @@ enum Task {
     Bench {
         #[command(subcommand)]
         what: BenchWhat,
+    },
+    /// Build images of nodes that QEMU starts, and print what was built. Takes root.
+    Image {
+        /// Versions to build, such as v1.35.4.
+        #[arg(required = true)]
+        versions: Vec<String>,
+        /// Directory that gets an ext4 image, its artifact and the artifact's index for each.
+        #[arg(long, default_value = "target/vm/images")]
+        output: PathBuf,
     },
     /// Find or build the pinned Kubernetes programs and print where they are.
     Controlplane {
@@ -91,11 +112,13 @@ async fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<()> {
     match task {
-        Task::Demo { keep } => {
+        Task::Demo { keep, vm } => {
             let afterwards = if keep { Afterwards::Keep } else { Afterwards::TakeDown };
-            Box::pin(demo::run(afterwards)).await
+            if vm { Box::pin(demo::run_vm(afterwards)).await } else { Box::pin(demo::run(afterwards)).await }
         }
-        Task::Test => xtask::test::run().await,
+        Task::Test { vm: true, kills } => xtask::test::run(Selection::Vm { kills }).await,
+        Task::Test { .. } => xtask::test::run(Selection::All).await,
+        Task::Image { versions, output } => xtask::vm::build_images(&versions, &output).await,
         Task::Bench { what: BenchWhat::Image(options) } => Box::pin(xtask::bench::run(options)).await,
         Task::Fuzz { write_seeds: true, .. } => {
             fuzz::seeds::write(&xtask::host::workspace_root().join("fuzz/corpus"))

@@ -75,6 +75,19 @@ impl Program {
     }
 }
 
+/// The directory with all of them as virtual machines run them: profile `node` of the root Cargo.toml.
+///
+/// # Errors
+/// The build fails.
+pub(crate) fn for_nodes() -> Result<PathBuf> {
+    static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let directory = own_profile().map(|profile| profile.with_file_name("node"));
+        directory.and_then(|directory| build(directory, SHIPPED)).map_err(|error| format!("{error:#}"))
+    });
+    built.clone().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
 /// Where this process was built, which tells the profile.
 fn own_profile() -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot tell where this program is")?;
@@ -88,8 +101,8 @@ fn own_profile() -> Result<PathBuf> {
 fn build(directory: PathBuf, command: &[&str]) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(command).arg("--quiet");
-    if directory.ends_with("release") {
-        cargo.arg("--release");
+    if let Some(profile) = ["release", "node"].into_iter().find(|profile| directory.ends_with(profile)) {
+        cargo.args(["--profile", profile]);
     }
     // Build scripts watch what cargo tells a program of its package (ring's does). With ours passed on,
     // half the dependencies would be built anew here, and once more outside.

@@ -23,11 +23,15 @@ pub struct Scratch {
 impl Scratch {
     /// A new directory; `purpose` becomes part of its name.
     pub fn new(purpose: &str) -> Result<Self> {
-        let parent = std::env::temp_dir();
-        sweep(&parent);
+        Self::new_in(&std::env::temp_dir(), purpose)
+    }
+
+    /// The same in a directory of the caller's choice, such as one on a certain file system.
+    pub fn new_in(parent: &Path, purpose: &str) -> Result<Self> {
+        sweep(parent);
         let directory = tempfile::Builder::new()
             .prefix(&format!("{PREFIX}{purpose}-"))
-            .tempdir_in(&parent)
+            .tempdir_in(parent)
             .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
         let lock = File::create(directory.path().join(LOCK))?;
         lock.lock()?;

@@ -76,13 +76,40 @@ const STEPS: &[Step] = &[
     step("package", &["package", "--package", "monok8s-sdk", "--allow-dirty"], Counting::Whole),
 ];
 
-/// Runs every step, prints the summary, and fails if anything failed or, in CI, was skipped.
-pub async fn run() -> Result<()> {
+/// The tests that start machines, which the step `tests` runs too.
+const VM_STEPS: &[Step] = &[
+    step("programs", SHIPPED, Counting::Whole),
+    step(
+        "virtual machines",
+        &["test", "--package", "xtask", "--test", "vm", "--", "--show-output", "--test-threads=1"],
+        Counting::Libtest,
+    ),
+];
+
+/// What is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// Every step.
+    All,
+    /// The tests with machines that really start, with this many power cuts at random moments.
+    Vm {
+        /// As many as the test takes by itself, if nothing is said.
+        kills: Option<u32>,
+    },
+}
+
+/// Runs the selected steps, prints the summary, and fails if anything failed or, in CI, was skipped.
+pub async fn run(selection: Selection) -> Result<()> {
+    let (steps, kills) = match selection {
+        Selection::All => (STEPS, None),
+        Selection::Vm { kills } => (VM_STEPS, kills),
+    };
+    let settings: Vec<_> = kills.map(|kills| ("MONOK8S_VM_KILLS", kills.to_string())).into_iter().collect();
     let root = crate::host::workspace_root();
     crate::host::provide(&crate::host::FIXTURES)?;
     crate::controlplane::Binaries::find().await?;
     let started = Instant::now();
-    let tally = run_steps(root, STEPS).await?;
+    let tally = run_steps(root, steps, &settings).await?;
     let ci = std::env::var("CI").is_ok_and(|value| value == "true");
     print!("{}", Summary { tally: &tally, took: started.elapsed() });
     std::io::stdout().flush()?;
@@ -91,12 +118,12 @@ pub async fn run() -> Result<()> {
     Ok(())
 }
 
-async fn run_steps(root: &Path, steps: &[Step]) -> Result<Tally> {
+async fn run_steps(root: &Path, steps: &[Step], settings: &[(&str, String)]) -> Result<Tally> {
     let mut total = Tally::default();
     for step in steps {
         let began = Instant::now();
         println!("==> {}: {} {}", step.name, step.program, step.args.join(" "));
-        let tally = run_step(root, step).await?;
+        let tally = run_step(root, step, settings).await?;
         println!("==> {}: {} in {:.0?}", step.name, verdict(&tally), began.elapsed());
         total.passed += tally.passed;
         total.failed += tally.failed;
@@ -111,10 +138,11 @@ fn verdict(tally: &Tally) -> &'static str {
 }
 
 /// Runs one step with its output passed on as it comes.
-async fn run_step(root: &Path, step: &Step) -> Result<Tally> {
+async fn run_step(root: &Path, step: &Step, settings: &[(&str, String)]) -> Result<Tally> {
     let mut child = Command::new(step.program)
         .args(step.args)
         .envs(step.env.iter().copied())
+        .envs(settings.iter().map(|(name, value)| (*name, value.as_str())))
         .current_dir(root)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -39,6 +39,8 @@ pub struct Testbed {
     server: FileServer,
     artifacts: BTreeMap<String, Artifact>,
     accounts: Accounts,
+    /// What the nodes know this machine's loopback interface as.
+    host: &'static str,
     control_plane: ControlPlane,
     scratch: Scratch,
 }
@@ -62,15 +64,27 @@ impl Testbed {
             server: FileServer::start().await?,
             artifacts: BTreeMap::new(),
             accounts: Accounts { operator, agent },
+            host: "127.0.0.1",
             control_plane,
             scratch: Scratch::new("testbed")?,
         })
+    }
+
+    /// With nodes that know the loopback interface of this machine as `host`.
+    #[must_use]
+    pub fn seen_as(self, host: &'static str) -> Self {
+        Self { host, ..self }
     }
 
     /// The control plane.
     #[must_use]
     pub fn control_plane(&self) -> &ControlPlane {
         &self.control_plane
+    }
+
+    /// The same, to stop and start parts of it.
+    pub fn control_plane_mut(&mut self) -> &mut ControlPlane {
+        &mut self.control_plane
     }
 
     /// A client for the administrator.
@@ -111,7 +125,8 @@ impl Testbed {
         self.serve(name, artifact)
     }
 
-    fn serve(&mut self, name: &str, artifact: Artifact) -> Result<&Artifact> {
+    /// Serves an artifact, and its index if it has one, as what is published under a name.
+    pub fn serve(&mut self, name: &str, artifact: Artifact) -> Result<&Artifact> {
         self.server.serve_file(&artifact_path(name), &artifact.path);
         if let Some(index) = &artifact.index {
             self.server.serve_file(&index_path(name), &index.path);
@@ -128,7 +143,7 @@ impl Testbed {
     /// The address of what was published under a name.
     #[must_use]
     pub fn artifact_url(&self, name: &str) -> String {
-        self.server.url(&artifact_path(name))
+        self.server.url_at(self.host, &artifact_path(name))
     }
 
     /// A catalog of everything that was published under its version.
@@ -150,7 +165,7 @@ impl Testbed {
         let _ = writeln!(entry, "    checksum: {}", artifact.digest);
         let _ = writeln!(entry, "    size: {}", artifact.image.bytes);
         if let Some(index) = &artifact.index {
-            let url = self.server.url(&index_path(name));
+            let url = self.server.url_at(self.host, &index_path(name));
             let _ = writeln!(entry, "    index: {{url: \"{url}\", checksum: \"{}\"}}", index.digest);
         }
         entry

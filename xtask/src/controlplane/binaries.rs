@@ -4,13 +4,14 @@
 //! whose `go.sum` pins every source: built once and kept in `target/controlplane/`, in a directory
 //! named for the version and for a digest of everything that decides what is built.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use monok8s_sdk::digest::Sha256Digest;
 
+use crate::cache::{lock, target_directory};
 use crate::host;
 use anyhow::{Context as _, Result, bail};
 
@@ -114,7 +115,8 @@ impl Binaries {
         let [etcd, apiserver, controllers, kubectl] = Tool::ALL;
         let paths = [locate(etcd)?, locate(apiserver)?, locate(controllers)?, locate(kubectl)?];
         if !missing.is_empty() {
-            build(&missing, &built).await?;
+            let missing: Vec<Executable> = missing.into_iter().map(Executable::of).collect();
+            build(&missing, pinned_version()?, &built).await?;
         }
         Ok(Self { paths })
     }
@@ -129,6 +131,56 @@ impl Binaries {
             Tool::KubeControllerManager => controllers,
             Tool::Kubectl => kubectl,
         }
+    }
+}
+
+/// The pinned kubelet, built to say that it is `version`. `KUBEBUILDER_ASSETS` has none.
+///
+/// # Errors
+/// Go is missing or the build failed.
+pub async fn kubelet(version: &str) -> Result<PathBuf> {
+    let executable = Executable {
+        package: "k8s.io/kubernetes/cmd/kubelet",
+        built_name: "kubelet",
+        name: format!("kubelet-{version}"),
+    };
+    built_as(executable, version).await
+}
+
+/// The pinned scheduler. `KUBEBUILDER_ASSETS` has none.
+///
+/// # Errors
+/// Go is missing or the build failed.
+pub async fn scheduler() -> Result<PathBuf> {
+    let name = "kube-scheduler";
+    let executable = Executable {
+        package: "k8s.io/kubernetes/cmd/kube-scheduler",
+        built_name: name,
+        name: name.to_owned(),
+    };
+    built_as(executable, pinned_version()?).await
+}
+
+async fn built_as(executable: Executable, version: &str) -> Result<PathBuf> {
+    let directory = built_directory()?;
+    let path = directory.join(&executable.name);
+    if !path.is_file() {
+        build(&[executable], version, &directory).await?;
+    }
+    Ok(path)
+}
+
+/// Something to build, and what it is kept as.
+#[derive(Debug, Clone)]
+struct Executable {
+    package: &'static str,
+    built_name: &'static str,
+    name: String,
+}
+
+impl Executable {
+    fn of(tool: Tool) -> Self {
+        Self { package: tool.package(), built_name: tool.built_name(), name: tool.name().to_owned() }
     }
 }
 
@@ -147,30 +199,22 @@ fn built_directory() -> Result<PathBuf> {
     Ok(target_directory().join("controlplane").join(format!("{}-{key}", pinned_version()?)))
 }
 
-/// Cargo's target directory, as Cargo itself was told.
-fn target_directory() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(directory) => workspace.join(directory),
-        None => workspace.canonicalize().unwrap_or(workspace).join("target"),
-    }
-}
-
-/// Builds `tools` into `directory`. Each appears there complete or not at all.
-async fn build(tools: &[Tool], directory: &Path) -> Result<()> {
+/// Builds what is not yet in `directory`, stamped with `version`. Each appears there complete or not at
+/// all.
+async fn build(executables: &[Executable], version: &str, directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let _lock = lock(&directory.join("lock")).await?;
-    let missing: Vec<Tool> =
-        tools.iter().copied().filter(|tool| !directory.join(tool.name()).is_file()).collect();
+    let _lock = lock(&directory.join("lock"), "the control plane").await?;
+    let missing: Vec<&Executable> =
+        executables.iter().filter(|executable| !directory.join(&executable.name).is_file()).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let go = go().await?;
-    let version = pinned_version()?;
-    let names: Vec<&str> = missing.iter().map(|tool| tool.name()).collect();
+    let names: Vec<&str> = missing.iter().map(|executable| executable.name.as_str()).collect();
     eprintln!(
-        "building {} of Kubernetes {version} from xtask/controlplane: not yet in {} (about 5 minutes the first time)",
+        "building {} of Kubernetes {} from xtask/controlplane: not yet in {} (minutes the first time)",
         names.join(", "),
+        pinned_version()?,
         directory.display()
     );
     let started = Instant::now();
@@ -179,7 +223,7 @@ async fn build(tools: &[Tool], directory: &Path) -> Result<()> {
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("controlplane"))
         .args(["build", "-mod=readonly", "-buildvcs=false", "-ldflags", &stamp(version), "-o"])
         .arg(fresh.path())
-        .args(missing.iter().map(|tool| tool.package()))
+        .args(missing.iter().map(|executable| executable.package))
         .env("CGO_ENABLED", "0")
         .env("GOWORK", "off")
         .stdin(Stdio::null())
@@ -191,10 +235,10 @@ async fn build(tools: &[Tool], directory: &Path) -> Result<()> {
     if !status.success() {
         bail!("`go build` of {} failed ({status}); its messages are above", names.join(", "));
     }
-    for tool in &missing {
-        let built = fresh.path().join(tool.built_name());
-        fs::rename(&built, directory.join(tool.name()))
-            .with_context(|| format!("cannot keep {} as {}", built.display(), tool.name()))?;
+    for executable in &missing {
+        let built = fresh.path().join(executable.built_name);
+        fs::rename(&built, directory.join(&executable.name))
+            .with_context(|| format!("cannot keep {} as {}", built.display(), executable.name))?;
     }
     eprintln!("built {} in {} s", names.join(", "), started.elapsed().as_secs());
     Ok(())
@@ -238,29 +282,6 @@ async fn go() -> Result<PathBuf> {
 /// The 26 of `go1.26.8`.
 fn minor(version: &str) -> Option<u32> {
     version.strip_prefix("go1.")?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// Holds `path` locked until the file is dropped, so that two processes do not build at once.
-async fn lock(path: &Path) -> Result<File> {
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-    let mut announced = false;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
-            }
-        }
-        if !announced {
-            eprintln!(
-                "waiting for another process that builds the control plane ({} is locked)",
-                path.display()
-            );
-            announced = true;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
 }
 
 #[cfg(test)]

@@ -42,9 +42,12 @@ impl Authority {
         self.certificate.pem()
     }
 
-    /// Serving certificate of the API server on loopback.
+    /// Serving certificate of the API server on loopback, under every address that clients have for it:
+    /// QEMU's guests know the host's loopback as 10.0.2.2, and pods the Service by the first address of
+    /// its range.
     pub(super) fn server(&self) -> Result<Identity> {
-        let names = ["localhost", "127.0.0.1", "kubernetes.default.svc"].map(str::to_owned);
+        let names = ["localhost", "127.0.0.1", "10.0.2.2", "10.96.0.1", "kubernetes.default.svc"];
+        let names = names.map(str::to_owned);
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name = name("kube-apiserver", None);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

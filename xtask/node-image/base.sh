@@ -1,0 +1,45 @@
+# The part of a node image that does not change with its version: Debian with a kernel, systemd and
+# containerd, cut down to what a node runs. Called with the directory to make and the one with our files.
+set -eu
+root=$1 ours=$2
+export LC_ALL=C
+
+packages=usr-is-merged,systemd,systemd-sysv,dbus,udev,kmod,iproute2,nftables,containerd,runc
+packages=$packages,containernetworking-plugins,initramfs-tools,busybox,zstd,linux-image-cloud-amd64
+packages=$packages,ca-certificates,qemu-guest-agent
+
+exclude() {
+    for path in "$@"; do printf '%s\n' "path-exclude=$path"; done
+}
+excluded=$(mktemp)
+trap 'rm -f "$excluded"' EXIT
+exclude '/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*' '/usr/share/info/*' \
+    '/usr/share/bash-completion/*' '/usr/share/zoneinfo/*' '/usr/lib/udev/hwdb.d/*' '/lib/udev/hwdb.d/*' \
+    > "$excluded"
+
+# Our initramfs-tools configuration has to be there when the kernel is installed.
+mmdebstrap --mode=root --variant=minbase --format=directory \
+    --aptopt='APT::Install-Recommends "false"' --dpkgopt="$excluded" \
+    --essential-hook="mkdir -p \"\$1/usr/share\" && cp -a '$ours/usr/share/initramfs-tools' \"\$1/usr/share/\"" \
+    --include="$packages" bookworm "$root" http://deb.debian.org/debian
+
+# What installed the packages is not needed to run them.
+cd "$root"
+rm -rf var/cache/* var/lib/apt var/lib/dpkg var/log/* usr/share/perl usr/share/perl5 usr/lib/apt \
+    usr/lib/x86_64-linux-gnu/perl-base usr/share/keyrings usr/share/lintian usr/share/common-licenses
+for plugin in usr/lib/cni/*; do
+    case ${plugin##*/} in host-local | loopback | ptp) ;; *) rm "$plugin" ;; esac
+done
+# Of the drivers, those of the machines that QEMU makes.
+cd usr/lib/modules/*/kernel
+rm -rf sound fs/btrfs fs/xfs fs/nfs fs/nfsd fs/cifs fs/smb fs/ceph fs/ocfs2 fs/gfs2 fs/f2fs fs/ubifs fs/jfs \
+    fs/reiserfs fs/udf fs/lockd fs/dlm fs/fscache fs/cachefiles drivers/infiniband drivers/scsi drivers/md \
+    drivers/hid drivers/comedi drivers/target drivers/nvme drivers/ata drivers/input drivers/gpu \
+    drivers/media drivers/iio drivers/usb drivers/tty net/sunrpc net/ceph net/openvswitch net/sctp net/tipc
+cd "$root"
+for release in usr/lib/modules/*; do chroot . depmod "${release##*/}"; done
+mkdir -p boot/grub
+mv boot/vmlinuz-* boot/vmlinuz
+mv boot/initrd.img-* boot/initrd.img
+rm -f boot/config-* boot/System.map-* vmlinuz* initrd.img* etc/resolv.conf etc/hostname
+ln -s /run/resolv.conf etc/resolv.conf

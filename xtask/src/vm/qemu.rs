@@ -1,0 +1,140 @@
+//! A machine in QEMU.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::time::Instant;
+
+use crate::process::Child;
+use crate::vm::{GuestAgent, QEMU, VmDisk};
+
+const POLL: Duration = Duration::from_millis(100);
+const MEMORY_MIB: u32 = 2048;
+
+/// A machine with a disk, a serial line and the user network, on or off. Dropping it cuts the power.
+#[derive(Debug)]
+pub struct Vm {
+    name: String,
+    disk: VmDisk,
+    serial: PathBuf,
+    directory: PathBuf,
+    process: Option<Child>,
+}
+
+impl Vm {
+    /// A machine that is off. What comes over its serial line goes to `logs`; what else it needs, such as
+    /// sockets, whose paths must be short, to `directory`.
+    pub fn new(name: &str, disk: VmDisk, logs: &Path, directory: &Path) -> Result<Self> {
+        let serial = logs.join(format!("{name}-serial.log"));
+        std::fs::write(&serial, "").with_context(|| format!("cannot create {}", serial.display()))?;
+        Ok(Self { name: name.to_owned(), disk, serial, directory: directory.to_owned(), process: None })
+    }
+
+    /// Name of its Node.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its disk.
+    #[must_use]
+    pub fn disk(&self) -> &VmDisk {
+        &self.disk
+    }
+
+    /// Everything that came over the serial line, of all boots.
+    #[must_use]
+    pub fn serial_log(&self) -> &Path {
+        &self.serial
+    }
+
+    /// What came over the serial line so far.
+    #[must_use]
+    pub fn serial(&self) -> String {
+        let bytes = std::fs::read(self.serial_log()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Whether the power is on.
+    pub fn is_on(&mut self) -> Result<bool> {
+        let Some(process) = &mut self.process else { return Ok(false) };
+        Ok(process.exit_status()?.is_none())
+    }
+
+    /// Switches it on.
+    pub fn power_on(&mut self) -> Result<()> {
+        if self.is_on()? {
+            bail!("{} is on already", self.name);
+        }
+        // QEMU makes it anew.
+        let _ = std::fs::remove_file(self.agent_socket());
+        let mut command = Command::new(QEMU.locate()?);
+        command
+            .args(["-name", &self.name, "-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
+            .args(["-m", &MEMORY_MIB.to_string()])
+            .arg("-drive")
+            // What a guest has flushed is safe from the end of this process in any case; flushing it
+            // further, to the medium of the host, would only take time.
+            .arg(format!(
+                "file={},format=raw,if=virtio,cache=unsafe,discard=unmap",
+                self.disk.path().display()
+            ))
+            .args(["-nic", "user,model=virtio-net-pci"])
+            .arg("-chardev")
+            .arg(format!("file,id=serial,append=on,path={}", self.serial_log().display()))
+            .args(["-serial", "chardev:serial", "-device", "virtio-serial-pci", "-chardev"])
+            .arg(format!("socket,id=agent,server=on,wait=off,path={}", self.agent_socket().display()))
+            .args(["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"])
+            .args(["-device", "virtio-rng-pci"]);
+        let log = self.directory.join(format!("{}-qemu.log", self.name));
+        self.process = Some(Child::spawn(&format!("QEMU of {}", self.name), command, &log)?);
+        Ok(())
+    }
+
+    /// Cuts the power: QEMU is killed with SIGKILL, and what the guest had not written is gone.
+    pub fn power_cut(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(process) => process.kill().map(drop),
+            None => bail!("{} is off", self.name),
+        }
+    }
+
+    /// How QEMU ended, if it did by itself: the machine was switched off from inside.
+    pub fn went_off(&mut self) -> Result<Option<ExitStatus>> {
+        match &mut self.process {
+            Some(process) => process.exit_status(),
+            None => Ok(None),
+        }
+    }
+
+    /// Fails if QEMU is not running.
+    pub fn expect_on(&mut self) -> Result<()> {
+        match &mut self.process {
+            Some(process) => process.expect_running(),
+            None => bail!("{} is off", self.name),
+        }
+    }
+
+    /// The agent inside that takes commands. It answers once the machine has booted.
+    pub async fn guest(&self, timeout: Duration) -> Result<GuestAgent> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match GuestAgent::connect(&self.agent_socket()).await {
+                Ok(agent) => return Ok(agent),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error).with_context(|| {
+                        format!("the guest agent of {} did not answer in {timeout:?}", self.name)
+                    });
+                }
+                Err(_) => tokio::time::sleep(POLL).await,
+            }
+        }
+    }
+
+    fn agent_socket(&self) -> PathBuf {
+        self.directory.join(format!("{}-agent.sock", self.name))
+    }
+}
