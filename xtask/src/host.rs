@@ -46,6 +46,28 @@ pub const SGDISK: Program = Program { name: "sgdisk", package: "gdisk" };
 /// What the fixtures here need.
 pub const FIXTURES: [Program; 5] = [MKE2FS, DEBUGFS, SFDISK, LOSETUP, SETPRIV];
 
+/// What the tests of boot loaders run, and run it in.
+pub const LOADERS: [Program; 18] = [
+    Program { name: "qemu-system-x86_64", package: "qemu-system-x86" },
+    QEMU_AARCH64,
+    MCOPY,
+    MKFS_VFAT,
+    SGDISK,
+    FW_PRINTENV,
+    FW_SETENV,
+    MKENVIMAGE,
+    MKIMAGE,
+    Program { name: "bootctl", package: "systemd-boot" },
+    Program { name: "grub-mkimage", package: "grub-common" },
+    Program { name: "grub-editenv", package: "grub-common" },
+    Program { name: "grub-script-check", package: "grub-common" },
+    Program { name: "/usr/lib/grub/i386-pc/boot.img", package: "grub-pc-bin" },
+    Program { name: "/usr/lib/grub/x86_64-efi/normal.mod", package: "grub-efi-amd64-bin" },
+    Program { name: "/usr/lib/systemd/boot/efi/systemd-bootx64.efi", package: "systemd-boot-efi" },
+    Program { name: "/usr/share/ovmf/OVMF.fd", package: "ovmf" },
+    Program { name: "/usr/lib/u-boot/qemu_arm64/u-boot.bin", package: "u-boot-qemu" },
+];
+
 /// The root of this workspace.
 #[must_use]
 pub fn workspace_root() -> &'static Path {
@@ -85,6 +107,25 @@ pub fn provide_directory(directory: Program) -> Result<()> {
         }
         Ok(PathBuf::from(name))
     })
+}
+
+/// Installs those of `things` that are not here and can be: programs by their names, other files by
+/// their paths. What cannot be installed is left to the tests that use it, which say so.
+pub fn provide_where_possible(things: &[Program]) {
+    let find = |Program { name, package }: Program| {
+        let found = if name.starts_with('/') {
+            Some(PathBuf::from(name)).filter(|path| path.exists())
+        } else {
+            locate(name)
+        };
+        found.with_context(|| format!("{name} is missing: run `apt-get install {package}` as root"))
+    };
+    if is_root()
+        && locate("apt-get").is_some()
+        && let Err(error) = provide_by(things, find)
+    {
+        eprintln!("{error:#}");
+    }
 }
 
 fn provide_by(programs: &[Program], locate_one: impl Fn(Program) -> Result<PathBuf>) -> Result<()> {

@@ -107,6 +107,7 @@ pub async fn run(selection: Selection) -> Result<()> {
     let settings: Vec<_> = kills.map(|kills| ("MONOK8S_VM_KILLS", kills.to_string())).into_iter().collect();
     let root = crate::host::workspace_root();
     crate::host::provide(&crate::host::FIXTURES)?;
+    crate::host::provide_where_possible(&crate::host::LOADERS);
     crate::controlplane::Binaries::find().await?;
     let started = Instant::now();
     let tally = run_steps(root, steps, &settings).await?;
