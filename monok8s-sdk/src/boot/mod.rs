@@ -25,6 +25,7 @@ pub mod record_store;
 #[cfg(feature = "boot")]
 pub mod simulated;
 mod status;
+mod trial_text;
 #[cfg(feature = "boot")]
 pub mod uboot;
 
@@ -32,5 +33,6 @@ pub mod uboot;
 pub use backend::{ArmableSlot, BootBackend, BootError, Capabilities, Change};
 pub use status::{
     AttemptId, LoaderStatus, Reset, Reverter, SlotHealth, SlotState, TrialEvidence, TrialProgress,
-    TrialState, TrialStateError, Tries, TryCounting,
+    TrialState, Tries, TryCounting,
 };
+pub use trial_text::TrialStateError;
