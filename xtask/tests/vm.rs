@@ -2,8 +2,18 @@
 //! a pod in it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+#[path = "vm/api_away.rs"]
+mod api_away;
 #[path = "vm/boot.rs"]
 mod boot;
+#[path = "vm/failures.rs"]
+mod failures;
+#[path = "vm/kills.rs"]
+mod kills;
+#[path = "vm/scene.rs"]
+mod scene;
+#[path = "vm/upgrade.rs"]
+mod upgrade;
 
 use anyhow::Result;
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};

@@ -33,7 +33,12 @@ async fn a_machine_starts_through_grub_and_its_agent_reports() -> Result<()> {
     ensure!(serial.contains("Booting slot A in (hd0,gpt3)."), "{serial}");
     the_pod_runs(&cluster).await?;
     println!("power-on to the agent's pod: {:.1?}", began.elapsed());
-    the_agent_reports(&cluster).await
+    the_agent_reports(&cluster).await?;
+    // Nothing leaves for any place but the machine that it runs on.
+    let mut guest = cluster.vm(NODE)?.guest(PATIENCE).await?;
+    let routes = guest.succeed("ip route", PATIENCE).await?;
+    ensure!(!routes.contains("default"), "{routes}");
+    Ok(())
 }
 
 async fn the_pod_runs(cluster: &VmCluster) -> Result<()> {

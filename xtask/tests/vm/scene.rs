@@ -1,0 +1,131 @@
+//! What the tests have in common: one or two machines, orders made by hand, and what is looked at.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kube::Api;
+use monok8s_sdk::api::{OSUpgradeProgress, OSUpgradeProgressStatus, ProgressPhase};
+use serde_json::json;
+use xtask::kubelet::Role;
+use xtask::vm::{ImageLibrary, NodeImage, VmCluster};
+
+/// An upgrade under emulation: write, reboot, confirm.
+pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(600);
+/// A command in a machine.
+pub(crate) const COMMAND: Duration = Duration::from_secs(30);
+
+/// A control plane with the agents' `DaemonSet`, and machines that run `version` and are Ready.
+pub(crate) async fn machines(
+    library: &mut ImageLibrary,
+    version: &str,
+    nodes: &[(&str, Role)],
+) -> Result<VmCluster> {
+    let mut cluster = VmCluster::start().await?;
+    cluster.create_agents(&[]).await?;
+    publish(&mut cluster, library, version, &NodeImage::of(version)).await?;
+    for (name, role) in nodes {
+        cluster.add(name, *role, version)?;
+    }
+    for (name, role) in nodes {
+        cluster.ready(name, version, None).await?;
+        if *role == Role::ControlPlane {
+            cluster.label_control_plane(name).await?;
+        }
+    }
+    Ok(cluster)
+}
+
+/// Serves an image under a name.
+pub(crate) async fn publish(
+    cluster: &mut VmCluster,
+    library: &mut ImageLibrary,
+    name: &str,
+    image: &NodeImage,
+) -> Result<()> {
+    let artifact = library.artifact(image).await?;
+    cluster.testbed_mut().serve(name, artifact).map(drop)
+}
+
+/// An order made by hand: an upgrade for one node to `version`, with the image published as `artifact`.
+pub(crate) struct ByHand<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) node: &'a str,
+    pub(crate) version: &'a str,
+    pub(crate) artifact: &'a str,
+    /// `spec.rollout.trial`.
+    pub(crate) trial: serde_json::Value,
+}
+
+impl ByHand<'_> {
+    /// Applies the upgrade, or applies it again as it now is, and the node's object.
+    pub(crate) async fn apply(&self, cluster: &VmCluster) -> Result<()> {
+        let testbed = cluster.testbed();
+        let entry = testbed.catalog_entry(self.version, self.artifact, testbed.artifact(self.artifact)?);
+        let upgrade = json!({
+            "apiVersion": "monok8s.io/v1alpha1",
+            "kind": "OSUpgrade",
+            "metadata": { "name": self.name },
+            "spec": {
+                "version": self.version,
+                "nodeSelector": { "kubernetes.io/hostname": self.node },
+                "catalog": { "inline": format!("images:\n{entry}") },
+                "rollout": { "trial": self.trial },
+            },
+        });
+        let progress = json!({
+            "apiVersion": "monok8s.io/v1alpha1",
+            "kind": "OSUpgradeProgress",
+            "metadata": { "name": self.name },
+            "spec": { "sourceRef": { "name": self.name }, "nodeName": self.node },
+        });
+        for object in [upgrade, progress] {
+            let arguments = ["apply", "-f", "-"];
+            testbed.kubectl().succeed_with_stdin(&arguments, &object.to_string()).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the node's object is in a phase; fails at once if it ends in another one.
+    pub(crate) async fn reaches(
+        &self,
+        cluster: &VmCluster,
+        phase: &ProgressPhase,
+    ) -> Result<OSUpgradeProgressStatus> {
+        reaches(cluster, self.name, phase).await
+    }
+}
+
+/// The same for any object.
+pub(crate) async fn reaches(
+    cluster: &VmCluster,
+    name: &str,
+    phase: &ProgressPhase,
+) -> Result<OSUpgradeProgressStatus> {
+    let objects: Api<OSUpgradeProgress> = Api::all(cluster.testbed().client());
+    let ends = [ProgressPhase::Completed, ProgressPhase::Failed, ProgressPhase::RolledBack];
+    let status = cluster
+        .wait_for(&format!("{name} to be {phase}"), UPGRADE_TIMEOUT, || async {
+            let status = objects.get(name).await?.status.unwrap_or_default();
+            let there = status.phase.as_ref().is_some_and(|now| now == phase || ends.contains(now));
+            Ok(there.then_some(status))
+        })
+        .await?;
+    let described = format!("{:?} {:?}", status.failure_reason, status.message);
+    ensure!(
+        status.phase.as_ref() == Some(phase),
+        "{name} is {:?} instead of {phase}: {described}",
+        status.phase
+    );
+    Ok(status)
+}
+
+/// Runs a command in a machine.
+pub(crate) async fn inside(cluster: &VmCluster, node: &str, command: &str) -> Result<String> {
+    let mut guest = cluster.vm(node)?.guest(Duration::from_secs(120)).await?;
+    guest.succeed(command, COMMAND).await
+}
+
+/// How often GRUB said that it boots a slot.
+pub(crate) fn boots_of(serial: &str, slot: char) -> usize {
+    serial.matches(&format!("Booting slot {slot} ")).count()
+}
