@@ -76,12 +76,21 @@ const STEPS: &[Step] = &[
     step("package", &["package", "--package", "monok8s-sdk", "--allow-dirty"], Counting::Whole),
 ];
 
-/// The tests that start machines, which the step `tests` runs too.
+/// The tests that start machines: the short one, which the step `tests` runs too, and the long ones.
 const VM_STEPS: &[Step] = &[
     step("programs", SHIPPED, Counting::Whole),
     step(
         "virtual machines",
-        &["test", "--package", "xtask", "--test", "vm", "--", "--show-output", "--test-threads=1"],
+        &[
+            "test",
+            "--package",
+            "xtask",
+            "--test=vm",
+            "--test=vm_upgrades",
+            "--",
+            "--show-output",
+            "--test-threads=1",
+        ],
         Counting::Libtest,
     ),
 ];

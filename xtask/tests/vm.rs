@@ -1,37 +1,10 @@
-//! Machines that really start, in QEMU: GRUB, a kernel, systemd, containerd, a kubelet, and the agent as
+//! A machine that really starts, in QEMU: GRUB, a kernel, systemd, containerd, a kubelet, and the agent as
 //! a pod in it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-#[path = "vm/api_away.rs"]
-mod api_away;
 #[path = "vm/boot.rs"]
 mod boot;
-#[path = "vm/failures.rs"]
-mod failures;
-#[path = "vm/kills.rs"]
-mod kills;
-#[path = "vm/scene.rs"]
-mod scene;
-#[path = "vm/upgrade.rs"]
-mod upgrade;
+#[path = "vm/library.rs"]
+mod library;
 
-use anyhow::Result;
-use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
-use xtask::vm::{self, ImageLibrary};
-
-/// The images that the tests share. Held for the length of a test: two of them at once would only take
-/// each other's processors.
-static LIBRARY: Mutex<Option<ImageLibrary>> = Mutex::const_new(None);
-
-/// The images; `None`, with the reason said, where no machine can be started.
-async fn library() -> Result<Option<MappedMutexGuard<'static, ImageLibrary>>> {
-    if let Some(reason) = vm::obstacle() {
-        println!("SKIP: {reason}");
-        return Ok(None);
-    }
-    let mut shared = LIBRARY.lock().await;
-    if shared.is_none() {
-        *shared = Some(ImageLibrary::open().await?);
-    }
-    Ok(MutexGuard::try_map(shared, Option::as_mut).ok())
-}
+use library::library;

@@ -163,7 +163,10 @@ impl Parts {
         libraries.link("lib64", "usr/lib/x86_64-linux-gnu")?;
         let authorities = "etc/ssl/certs/ca-certificates.crt";
         libraries.install(&base.join(authorities), authorities)?;
-        pause.install(&base.join("usr/bin/sleep"), "usr/bin/sleep")?;
+        for program in ["usr/bin/sleep", "usr/bin/dash"] {
+            pause.install(&base.join(program), program)?;
+        }
+        pause.link("bin/sh", "../usr/bin/dash")?;
         let programs = programs::for_nodes()?;
         agent.install(&programs.join("monok8s-agent"), "usr/bin/monok8s-agent")?;
         agent.install(&programs.join("ctl"), "usr/bin/ctl")?;
@@ -174,7 +177,9 @@ impl Parts {
         let pause = archive.layer(pause.root())?;
         let agent = archive.layer(agent.root())?;
         let controller = archive.layer(controller.root())?;
-        archive.image(PAUSE_IMAGE, &[&shared, &pause], &["/usr/bin/sleep", "infinity"])?;
+        // As the first process of its container `sleep` would ignore the signal that ends it.
+        let pause_command = ["/bin/sh", "-c", "trap exit TERM INT; /usr/bin/sleep infinity & wait"];
+        archive.image(PAUSE_IMAGE, &[&shared, &pause], &pause_command)?;
         archive.image(LOCAL_AGENT_IMAGE, &[&shared, &agent], &["/usr/bin/monok8s-agent"])?;
         archive.image(LOCAL_CONTROLLER_IMAGE, &[&shared, &controller], &["/usr/bin/monok8s-operator"])?;
         archive.finish(&self.directory.join("containers.tar"))?;
