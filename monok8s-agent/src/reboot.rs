@@ -143,7 +143,9 @@ fn knows_inhibitors(host: &HostView) -> bool {
 
 impl Drop for Inhibitor {
     fn drop(&mut self) {
+        // `cat` ends with its input. Whatever systemd-inhibit waits for, it is not waited for here.
         drop(self.0.stdin.take());
+        let _ = self.0.kill();
         if let Err(error) = self.0.wait() {
             tracing::warn!(%error, "cannot wait for systemd-inhibit");
         }
