@@ -93,8 +93,16 @@ async fn an_image_whose_kernel_panics_falls_back_and_is_not_tried_again_without_
     bench.retry("progress", "retry-1").await;
     bench.wait_for_phase(&machine, "progress", ProgressPhase::Completed).await;
     assert_eq!(booted(&machine), [Slot::A, Slot::A, Slot::B]);
-    let node = nodes.get("node-1").await.unwrap().status.unwrap();
-    assert_eq!((node.booted_slot, node.booted_version.as_deref()), (Some(Slot::B), Some(NEW)));
+    // The inventory is written after the object.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let node = nodes.get("node-1").await.unwrap().status.unwrap();
+        if (node.booted_slot, node.booted_version.as_deref()) == (Some(Slot::B), Some(NEW)) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{node:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
