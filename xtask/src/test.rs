@@ -76,7 +76,7 @@ const STEPS: &[Step] = &[
     step("package", &["package", "--package", "monok8s-sdk", "--allow-dirty"], Counting::Whole),
 ];
 
-/// The tests that start machines: the short one, which the step `tests` runs too, and the long ones.
+/// The tests that start machines. They take too long for the step `tests`.
 const VM_STEPS: &[Step] = &[
     step("programs", SHIPPED, Counting::Whole),
     step(

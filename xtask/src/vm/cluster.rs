@@ -20,7 +20,7 @@ use crate::vm::{Identity, Vm, VmDisk};
 /// What QEMU's user network calls the loopback interface of the machine that it runs on.
 const HOST: &str = "10.0.2.2";
 /// An emulated machine starts in half a minute when it has the processors for itself.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 /// Set, it names the directory that serial logs are kept in, whatever happens.
 const LOGS: &str = "MONOK8S_VM_LOGS";
 const TAIL_LINES: usize = 60;
