@@ -41,6 +41,8 @@ pub const MKFS_VFAT: Program = Program { name: "mkfs.vfat", package: "dosfstools
 pub const MCOPY: Program = Program { name: "mcopy", package: "mtools" };
 /// Runs a 64-bit ARM machine.
 pub const QEMU_AARCH64: Program = Program { name: "qemu-system-aarch64", package: "qemu-system-arm" };
+/// Emulates PCs.
+pub const QEMU_X86_64: Program = Program { name: "qemu-system-x86_64", package: "qemu-system-x86" };
 /// Checks partition tables.
 pub const SGDISK: Program = Program { name: "sgdisk", package: "gdisk" };
 /// What the fixtures here need.
@@ -48,7 +50,7 @@ pub const FIXTURES: [Program; 5] = [MKE2FS, DEBUGFS, SFDISK, LOSETUP, SETPRIV];
 
 /// What the tests of boot loaders run, and run it in.
 pub const LOADERS: [Program; 18] = [
-    Program { name: "qemu-system-x86_64", package: "qemu-system-x86" },
+    QEMU_X86_64,
     QEMU_AARCH64,
     MCOPY,
     MKFS_VFAT,
@@ -58,9 +60,9 @@ pub const LOADERS: [Program; 18] = [
     MKENVIMAGE,
     MKIMAGE,
     Program { name: "bootctl", package: "systemd-boot" },
-    Program { name: "grub-mkimage", package: "grub-common" },
-    Program { name: "grub-editenv", package: "grub-common" },
-    Program { name: "grub-script-check", package: "grub-common" },
+    crate::grub::GRUB_MKIMAGE,
+    crate::grub::GRUB_EDITENV,
+    crate::grub::GRUB_SCRIPT_CHECK,
     Program { name: "/usr/lib/grub/i386-pc/boot.img", package: "grub-pc-bin" },
     Program { name: "/usr/lib/grub/x86_64-efi/normal.mod", package: "grub-efi-amd64-bin" },
     Program { name: "/usr/lib/systemd/boot/efi/systemd-bootx64.efi", package: "systemd-boot-efi" },

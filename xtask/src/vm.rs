@@ -49,12 +49,7 @@ pub const PROGRAMS: [Program; 12] = [
     TAR,
 ];
 
-/// The emulator.
-pub(crate) const QEMU: Program = Program { name: "qemu-system-x86_64", package: "qemu-system-x86" };
-/// Makes FAT file systems.
-pub(crate) const MKFS_FAT: Program = Program { name: "mkfs.fat", package: "dosfstools" };
-/// Copies files into a FAT file system that is not mounted.
-pub(crate) const MCOPY: Program = Program { name: "mcopy", package: "mtools" };
+pub(crate) use crate::host::{MCOPY, MKFS_VFAT as MKFS_FAT, QEMU_X86_64 as QEMU};
 /// Writes the layers of container images.
 pub(crate) const TAR: Program = Program { name: "tar", package: "tar" };
 

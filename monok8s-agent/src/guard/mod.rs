@@ -99,7 +99,8 @@ struct Guard {
     sent_back_at: Option<Duration>,
     reset: Reset,
     watchdog: Option<Watchdog>,
-    alone: Alone,
+    /// `None` where it cannot be had: the guard must not depend on it.
+    alone: Option<Alone>,
     report: GuardReport,
 }
 
@@ -134,7 +135,9 @@ fn watch(args: GuardArgs) -> Result<()> {
     let reset = watchdog::last_reset(&host, &args.watchdog);
     let report = GuardReport::new(&host, &boot_id);
     let (kubelet, api_server) = (args.kubelet_healthz.clone(), args.apiserver_readyz.clone());
-    let alone = Alone::new(kubelet, api_server, args.kubelet_kubeconfig.clone())?;
+    let alone = Alone::new(kubelet, api_server, args.kubelet_kubeconfig.clone())
+        .inspect_err(|error| tracing::warn!("cannot judge a trial without an agent: {error:#}"))
+        .ok();
     let mut guard = Guard {
         args,
         boot_id,
@@ -187,8 +190,8 @@ impl Sight {
 impl Guard {
     fn turn(&mut self, troubles: &mut Troubles) -> Result<Next> {
         let Some(sight) = self.look(troubles)? else { return Ok(Next::Lost) };
-        if let Some(attempt) = sight.trial() {
-            self.alone.look(&self.args.machine, attempt, &self.boot_id, sight.uptime);
+        if let (Some(alone), Some(attempt)) = (&mut self.alone, sight.trial()) {
+            alone.look(&self.args.machine, attempt, &self.boot_id, sight.uptime);
         }
         let facts = self.facts(&sight);
         let action = guard(&facts);
@@ -272,7 +275,7 @@ impl Guard {
             default_limit: Duration::from_secs(self.args.timeout_seconds.into()),
             sent_back_at: self.sent_back_at,
             came_back: self.came_back.unwrap_or(CameBack::No),
-            without_agent: self.alone.without_agent(sight.uptime),
+            without_agent: self.alone.as_ref().and_then(|alone| alone.without_agent(sight.uptime)),
         }
     }
 

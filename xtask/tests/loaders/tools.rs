@@ -3,10 +3,9 @@
 use std::process::{Command, Output, Stdio};
 
 use xtask::host::Program;
+pub(super) use xtask::host::{MCOPY, QEMU_X86_64 as QEMU};
 
-pub(super) const QEMU: Program = Program { name: "qemu-system-x86_64", package: "qemu-system-x86" };
 pub(super) const MFORMAT: Program = Program { name: "mformat", package: "mtools" };
-pub(super) const MCOPY: Program = Program { name: "mcopy", package: "mtools" };
 pub(super) const MMD: Program = Program { name: "mmd", package: "mtools" };
 pub(super) const MDIR: Program = Program { name: "mdir", package: "mtools" };
 pub(super) const MDEL: Program = Program { name: "mdel", package: "mtools" };
