@@ -24,13 +24,9 @@ pub struct RunArgs {
     #[arg(long, env = "MONOK8S_REBOOT_COMMAND")]
     pub reboot_command: Option<RebootCommand>,
 
-    /// URL that answers 2xx while the kubelet is healthy, or `none` to rely on the Node object alone.
-    #[arg(long, env = "MONOK8S_KUBELET_HEALTHZ", default_value = "http://127.0.0.1:10248/healthz")]
-    pub kubelet_healthz: Endpoint,
-
-    /// URL that answers 2xx while a control-plane node's own API server and etcd are ready, or `none`.
-    #[arg(long, env = "MONOK8S_APISERVER_READYZ", default_value = "https://127.0.0.1:6443/readyz")]
-    pub apiserver_readyz: Endpoint,
+    /// What the node's own health is asked for.
+    #[command(flatten)]
+    pub health: HealthArgs,
 
     /// Paths inside an image, separated by commas, one of which must exist for its guard to count as installed.
     #[arg(
@@ -62,6 +58,18 @@ pub struct RunArgs {
     /// Namespace that ConfigMap catalogs of hand-made orders are read from.
     #[arg(long, env = "MONOK8S_NAMESPACE", default_value = DEFAULT_NAMESPACE)]
     pub namespace: String,
+}
+
+/// What the health of a trial is asked for, on the node itself.
+#[derive(Clone, Debug, clap::Args)]
+pub struct HealthArgs {
+    /// URL that answers 2xx while the kubelet is healthy, or `none` to rely on the Node object alone.
+    #[arg(long, env = "MONOK8S_KUBELET_HEALTHZ", default_value = "http://127.0.0.1:10248/healthz")]
+    pub kubelet_healthz: Endpoint,
+
+    /// URL that answers 2xx while a control-plane node's own API server and etcd are ready, or `none`.
+    #[arg(long, env = "MONOK8S_APISERVER_READYZ", default_value = "https://127.0.0.1:6443/readyz")]
+    pub apiserver_readyz: Endpoint,
 }
 
 /// Where the health of a part of the node is asked for.
@@ -116,7 +124,7 @@ mod tests {
 
         let args = parse(&[]).unwrap();
         assert_eq!(args.machine.boot_backend, BootBackendChoice::Simulated("/run/loader".into()));
-        assert_eq!(args.kubelet_healthz, Endpoint::Url("http://127.0.0.1:10248/healthz".to_owned()));
+        assert_eq!(args.health.kubelet_healthz, Endpoint::Url("http://127.0.0.1:10248/healthz".to_owned()));
         assert_eq!(args.guard_paths, ["/usr/bin/monok8s-agent"]);
     }
 

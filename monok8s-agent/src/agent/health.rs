@@ -9,7 +9,7 @@ use monok8s_sdk::node_upgrade::{BootId, Check, Holds, NodeView, TrialHealth};
 
 use super::checks::{self, Means};
 use super::cluster::{Cluster, ClusterError};
-use super::config::Endpoint;
+use super::config::{Endpoint, HealthArgs};
 use crate::host;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -34,7 +34,8 @@ pub(crate) struct OnTrial<'a> {
 }
 
 impl HealthProbe {
-    pub(crate) fn new(kubelet: Endpoint, api_server: Endpoint) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(health: HealthArgs) -> Result<Self, reqwest::Error> {
+        let HealthArgs { kubelet_healthz: kubelet, apiserver_readyz: api_server } = health;
         let http = reqwest::Client::builder()
             .timeout(ANSWER_TIMEOUT)
             .no_proxy()

@@ -39,7 +39,7 @@ use tokio::sync::watch;
 
 pub use cluster::{Cluster, ClusterError};
 pub use commit::Commitment;
-pub use config::{ArgumentError, Endpoint, RunArgs};
+pub use config::{ArgumentError, Endpoint, HealthArgs, RunArgs};
 
 use health::HealthProbe;
 use known::Known;
@@ -84,8 +84,7 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         node_name,
         machine,
         reboot_command,
-        kubelet_healthz,
-        apiserver_readyz,
+        health,
         guard_paths,
         guard_services,
         namespace,
@@ -116,7 +115,7 @@ async fn start(args: RunArgs) -> anyhow::Result<(Node, impl Future<Output = ()>)
         workshop,
         machine,
         loader,
-        probe: HealthProbe::new(kubelet_healthz, apiserver_readyz)?,
+        probe: HealthProbe::new(health)?,
         reboot_command,
         resolver: Resolver {
             fetcher: CatalogFetcher { http, config_maps, limits: FetchLimits::default() },

@@ -310,7 +310,7 @@ mod tests {
     use monok8s_sdk::node_upgrade::{BootId, Check, ObjectIdentity, SlotContent};
     use monok8s_sdk::slot::Slot;
 
-    use super::super::config::Endpoint;
+    use super::super::config::{Endpoint, HealthArgs};
     use super::*;
     use crate::machine::BootBackendChoice;
     use crate::politeness::Politeness;
@@ -343,7 +343,11 @@ mod tests {
             loader: Loader::Simulated(
                 SimulatedLoader::install(&dir.join("loader"), Slot::A, Tries::DEFAULT_FULL).unwrap(),
             ),
-            probe: HealthProbe::new(Endpoint::None, Endpoint::None).unwrap(),
+            probe: HealthProbe::new(HealthArgs {
+                kubelet_healthz: Endpoint::None,
+                apiserver_readyz: Endpoint::None,
+            })
+            .unwrap(),
             reboot_command: None,
             resolver: Resolver {
                 fetcher: CatalogFetcher { http, config_maps: None, limits: FetchLimits::default() },

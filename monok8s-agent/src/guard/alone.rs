@@ -11,7 +11,7 @@ use monok8s_sdk::disk::HostView;
 use monok8s_sdk::node_upgrade::{Attempt, BootId, Check, TrialHealth};
 use tokio::runtime::Runtime;
 
-use crate::agent::Endpoint;
+use crate::agent::HealthArgs;
 use crate::agent::health::{HealthProbe, OnTrial};
 use crate::host;
 use crate::machine::MachineArgs;
@@ -33,7 +33,7 @@ pub(super) struct Alone {
 }
 
 impl Alone {
-    pub(super) fn new(kubelet: Endpoint, api_server: Endpoint, kubeconfigs: Vec<PathBuf>) -> Result<Self> {
+    pub(super) fn new(health: HealthArgs, kubeconfigs: Vec<PathBuf>) -> Result<Self> {
         // Clients built before a provider is chosen fail; somebody may have chosen one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -44,7 +44,7 @@ impl Alone {
             .tls_danger_accept_invalid_certs(true)
             .build()
             .context("cannot make an HTTP client")?;
-        let probe = HealthProbe::new(kubelet, api_server).context("cannot make an HTTP client")?;
+        let probe = HealthProbe::new(health).context("cannot make an HTTP client")?;
         Ok(Self { runtime, http, probe, kubeconfigs, away_at: None, health: None })
     }
 

@@ -22,7 +22,7 @@ use monok8s_sdk::node_upgrade::{
 };
 use monok8s_sdk::slot::Slot;
 
-use crate::agent::Endpoint;
+use crate::agent::HealthArgs;
 use crate::host;
 use crate::machine::{Loader, MachineArgs};
 use crate::reboot::{self, RebootCommand};
@@ -57,13 +57,9 @@ pub struct GuardArgs {
     #[arg(long, value_enum, default_value_t)]
     pub when_done: WhenDone,
 
-    /// URL that answers 2xx while the kubelet is healthy, or `none`.
-    #[arg(long, env = "MONOK8S_KUBELET_HEALTHZ", default_value = "http://127.0.0.1:10248/healthz")]
-    pub kubelet_healthz: Endpoint,
-
-    /// URL that answers 2xx while a control-plane node's own API server and etcd are ready, or `none`.
-    #[arg(long, env = "MONOK8S_APISERVER_READYZ", default_value = "https://127.0.0.1:6443/readyz")]
-    pub apiserver_readyz: Endpoint,
+    /// What a trial is judged by where no agent can.
+    #[command(flatten)]
+    pub health: HealthArgs,
 
     /// Kubeconfigs of the kubelet, separated by commas; the first that is there says where the API server is.
     #[arg(
@@ -134,8 +130,7 @@ fn watch(args: GuardArgs) -> Result<()> {
     let command_line = host.kernel_command_line().ok().flatten().unwrap_or_default();
     let reset = watchdog::last_reset(&host, &args.watchdog);
     let report = GuardReport::new(&host, &boot_id);
-    let (kubelet, api_server) = (args.kubelet_healthz.clone(), args.apiserver_readyz.clone());
-    let alone = Alone::new(kubelet, api_server, args.kubelet_kubeconfig.clone())
+    let alone = Alone::new(args.health.clone(), args.kubelet_kubeconfig.clone())
         .inspect_err(|error| tracing::warn!("cannot judge a trial without an agent: {error:#}"))
         .ok();
     let mut guard = Guard {
