@@ -1,6 +1,6 @@
 //! What lasts, watched while it is changed.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -45,12 +45,24 @@ impl Directory for WatchedDirectory {
         self.inner.is_present()
     }
 
+    fn create(&self) -> io::Result<()> {
+        self.inner.create()
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        self.inner.free()
+    }
+
     fn read(&self, name: &str, most: u64) -> io::Result<Option<Vec<u8>>> {
         self.inner.read(name, most)
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        self.inner.write(name, bytes)
+    fn read_back(&self, name: &str) -> io::Result<Box<dyn Read>> {
+        self.inner.read_back(name)
+    }
+
+    fn fill(&self, name: &str, bytes: &mut dyn Read) -> io::Result<()> {
+        self.inner.fill(name, bytes)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

@@ -26,6 +26,8 @@ pub(crate) mod fuzzing;
 pub mod kernel;
 #[cfg(any(test, feature = "test-util"))]
 pub mod sd_boot;
+#[cfg(test)]
+mod stage_tests;
 mod state;
 #[cfg(test)]
 mod tests;

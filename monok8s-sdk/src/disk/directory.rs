@@ -1,26 +1,44 @@
-//! Where small files are kept, as the few operations that keeping them takes.
+//! Where files are kept, as the few operations that keeping them takes.
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufWriter, IntoInnerError, Read};
 use std::path::{Path, PathBuf};
 
 use super::region::RegionLock;
 
-/// A directory of small files: a real one, or a test's fake that loses power.
+/// Bytes that are written at once.
+const FILL_STEP: usize = 256 << 10;
+
+/// A directory of files: a real one, or a test's fake that loses power.
 pub trait Directory: fmt::Debug + Send + Sync {
     /// What messages call it.
     fn path(&self) -> &Path;
 
-    /// Whether it is there. It is never created.
+    /// Whether it is there. Nothing but [`create`](Self::create) creates it.
     fn is_present(&self) -> bool;
+
+    /// Creates it, and what it lies in, unless it is there.
+    fn create(&self) -> io::Result<()>;
+
+    /// How many bytes its file system has left.
+    fn free(&self) -> io::Result<u64>;
 
     /// The first `most` bytes of a file; `None` when there is no such file.
     fn read(&self, name: &str, most: u64) -> io::Result<Option<Vec<u8>>>;
 
+    /// A file of any size, as the medium holds it: what is in memory only because it was written is
+    /// read again.
+    fn read_back(&self, name: &str) -> io::Result<Box<dyn Read>>;
+
     /// Creates a file, or empties it, and fills it. When this returns, its bytes are on the medium;
     /// its name is only after [`sync`](Self::sync).
-    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    fn write(&self, name: &str, mut bytes: &[u8]) -> io::Result<()> {
+        self.fill(name, &mut bytes)
+    }
+
+    /// The same with all that comes from `bytes`, which may be much.
+    fn fill(&self, name: &str, bytes: &mut dyn Read) -> io::Result<()>;
 
     /// Renames a file over another one, in one step.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
@@ -59,6 +77,15 @@ impl Directory for HostDirectory {
         self.0.is_dir()
     }
 
+    fn create(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.0)
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(&self.0)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     fn read(&self, name: &str, most: u64) -> io::Result<Option<Vec<u8>>> {
         let file = match File::open(self.0.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -69,10 +96,17 @@ impl Directory for HostDirectory {
         Ok(Some(bytes))
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let mut file = File::create(self.0.join(name))?;
-        file.write_all(bytes)?;
-        file.sync_all()
+    fn read_back(&self, name: &str) -> io::Result<Box<dyn Read>> {
+        let file = File::open(self.0.join(name))?;
+        // A file system that does not take the advice reads what it has.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        Ok(Box::new(file))
+    }
+
+    fn fill(&self, name: &str, bytes: &mut dyn Read) -> io::Result<()> {
+        let mut file = BufWriter::with_capacity(FILL_STEP, File::create(self.0.join(name))?);
+        io::copy(bytes, &mut file)?;
+        file.into_inner().map_err(IntoInnerError::into_error)?.sync_all()
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

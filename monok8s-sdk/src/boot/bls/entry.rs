@@ -263,7 +263,7 @@ mod tests {
             "monok8s-a+1-2-3.conf",
             "monok8s-a+01.conf",
             "monok8s-a+99999999999.conf",
-            "monok8s-b.ended-x",
+            "monok8s-b.ended-",
         ] {
             assert!(EntryName::parse(wrong).is_err(), "{wrong}");
         }

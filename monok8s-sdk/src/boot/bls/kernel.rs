@@ -4,16 +4,16 @@
 //! `entry`, the lines that the slot's boot entry will have. The last is written last, after the
 //! others were read back, and removed first: a slot without it cannot be armed.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufReader, Read};
+use std::mem;
+use std::path::PathBuf;
 
 use sha2::Digest as _;
 
 use super::entry::EntryText;
 use super::{BlsEntries, BlsError, KERNELS, STAGED, place};
 use crate::digest::Sha256Digest;
-use crate::disk::VerifiedSlot;
+use crate::disk::{Directory, VerifiedSlot};
 use crate::slot::Slot;
 use crate::version::OsVersion;
 
@@ -22,8 +22,8 @@ pub const MAX_FILE_LEN: u64 = 512 << 20;
 /// What is left free for the entries and the loader's own files, in bytes.
 const RESERVE: u64 = 1 << 20;
 const STEP: usize = 256 << 10;
-const KERNEL: &str = "vmlinuz";
-const INITRD: &str = "initrd.img";
+pub(super) const KERNEL: &str = "vmlinuz";
+pub(super) const INITRD: &str = "initrd.img";
 
 /// A slot's directory, from the root of the partition.
 #[must_use]
@@ -139,8 +139,8 @@ impl BlsEntries {
         let model = entries.text(slot.other()).and_then(|entry| entry.get("options"));
         let options =
             model.and_then(|options| with_root(options, files.root)).ok_or(StageError::NoOptions { slot })?;
-        let dir = self.kernels(slot).path();
-        self.clear(slot).map_err(|source| StageError::Write { path: dir.to_owned(), source })?;
+        let dir = self.kernels(slot);
+        clear(dir).map_err(|source| StageError::Write { path: dir.path().to_owned(), source })?;
         let length =
             files.kernel.length.saturating_add(files.initrd.as_ref().map_or(0, |initrd| initrd.length));
         require_space(slot, dir, length)?;
@@ -151,32 +151,30 @@ impl BlsEntries {
             copy(slot, dir, INITRD, initrd)?;
         }
         let text = EntryText::of(lines(slot, files.version, has_initrd, &options)).to_string();
-        let written = place(self.kernels(slot), STAGED, text.as_bytes());
-        written
-            .and_then(|()| self.kernels(slot).sync())
-            .map_err(|source| StageError::Write { path: dir.join(STAGED), source })?;
+        place(dir, STAGED, text.as_bytes())
+            .and_then(|()| dir.sync())
+            .map_err(|source| StageError::Write { path: dir.path().join(STAGED), source })?;
         if self.staged(slot).map(|staged| staged.to_string()) == Some(text) {
             Ok(())
         } else {
-            Err(StageError::ReadBack { path: dir.join(STAGED) })
+            Err(StageError::ReadBack { path: dir.path().join(STAGED) })
         }
     }
+}
 
-    /// Removes what the slot had: first what says that it is whole.
-    fn clear(&self, slot: Slot) -> io::Result<()> {
-        let directory = self.kernels(slot);
-        fs::create_dir_all(directory.path())?;
-        for name in [STAGED, KERNEL, INITRD] {
-            match directory.remove(name) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                removed => {
-                    removed?;
-                    directory.sync()?;
-                }
+/// Removes what the slot had: first what says that it is whole.
+fn clear(dir: &dyn Directory) -> io::Result<()> {
+    dir.create()?;
+    for name in [STAGED, KERNEL, INITRD] {
+        match dir.remove(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => {
+                removed?;
+                dir.sync()?;
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn lines(slot: Slot, version: Option<&OsVersion>, has_initrd: bool, options: &str) -> Vec<String> {
@@ -214,59 +212,77 @@ fn with_root(options: &str, root: &str) -> Option<String> {
     (found == 1).then(|| words.join(" "))
 }
 
-fn require_space(slot: Slot, dir: &Path, length: u64) -> Result<(), StageError> {
-    let path = dir.to_owned();
-    let found = rustix::fs::statvfs(dir)
-        .map_err(|errno| StageError::Write { path: path.clone(), source: errno.into() })?;
-    let free = found.f_bavail.saturating_mul(found.f_frsize);
+fn require_space(slot: Slot, dir: &dyn Directory, length: u64) -> Result<(), StageError> {
+    let path = dir.path().to_owned();
+    let free = dir.free().map_err(|source| StageError::Write { path: path.clone(), source })?;
     let needed = length.saturating_add(RESERVE);
     if needed > free { Err(StageError::NoSpace { slot, path, needed, free }) } else { Ok(()) }
 }
 
 /// Copies a file and compares what the medium holds afterwards.
-fn copy(slot: Slot, dir: &Path, name: &'static str, source: &mut Source<'_>) -> Result<(), StageError> {
+fn copy(
+    slot: Slot,
+    dir: &dyn Directory,
+    name: &'static str,
+    source: &mut Source<'_>,
+) -> Result<(), StageError> {
     let expected = source.length;
     if expected == 0 || expected > MAX_FILE_LEN {
         return Err(StageError::Length { slot, name, found: expected, expected });
     }
-    let path = dir.join(name);
+    let path = dir.path().join(name);
     let failed = |source| StageError::Write { path: path.clone(), source };
-    let mut file = File::create(&path).map_err(failed)?;
-    let mut hasher = sha2::Sha256::new();
-    let mut buf = vec![0; STEP];
-    let mut found = 0;
     // One byte more than expected is enough to know.
-    let mut bytes = (&mut *source.bytes).take(expected + 1);
-    loop {
-        let read = bytes.read(&mut buf).map_err(|source| StageError::Source { slot, name, source })?;
-        let part = buf.get(..read).unwrap_or_default();
-        if part.is_empty() {
-            break;
-        }
-        found += read as u64;
-        hasher.update(part);
-        file.write_all(part).map_err(failed)?;
+    let mut bytes = Hashed::of((&mut *source.bytes).take(expected + 1));
+    let filled = dir.fill(name, &mut bytes);
+    if let Some(source) = bytes.failure.take() {
+        return Err(StageError::Source { slot, name, source });
     }
+    filled.map_err(failed)?;
+    let (written, found) = bytes.digest();
     if found != expected {
         return Err(StageError::Length { slot, name, found, expected });
     }
-    file.sync_all().and_then(|()| File::open(dir)?.sync_all()).map_err(failed)?;
-    drop(file);
-    let written = Sha256Digest::from(<[u8; 32]>::from(hasher.finalize()));
-    if digest(&path).map_err(failed)? == written { Ok(()) } else { Err(StageError::ReadBack { path }) }
+    dir.sync().map_err(failed)?;
+    let mut again = Hashed::of(dir.read_back(name).map_err(failed)?);
+    io::copy(&mut BufReader::with_capacity(STEP, &mut again), &mut io::sink()).map_err(failed)?;
+    if again.digest().0 == written { Ok(()) } else { Err(StageError::ReadBack { path }) }
 }
 
-/// Of what the medium holds, as far as the system can be told to forget what it has in memory.
-fn digest(path: &Path) -> io::Result<Sha256Digest> {
-    let mut file = File::open(path)?;
-    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-    let mut hasher = sha2::Sha256::new();
-    let mut buf = vec![0; STEP];
-    loop {
-        let read = file.read(&mut buf)?;
-        if read == 0 {
-            return Ok(Sha256Digest::from(<[u8; 32]>::from(hasher.finalize())));
+/// Hashes what is read through it.
+struct Hashed<R> {
+    bytes: R,
+    hasher: sha2::Sha256,
+    found: u64,
+    /// The first error, which whoever reads through this may take for one of its own.
+    failure: Option<io::Error>,
+}
+
+impl<R: Read> Hashed<R> {
+    fn of(bytes: R) -> Self {
+        Self { bytes, hasher: sha2::Sha256::new(), found: 0, failure: None }
+    }
+
+    /// The digest and the number of bytes that were read.
+    fn digest(&mut self) -> (Sha256Digest, u64) {
+        (Sha256Digest::from(<[u8; 32]>::from(mem::take(&mut self.hasher).finalize())), self.found)
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.bytes.read(buf) {
+            Ok(read) => {
+                self.hasher.update(buf.get(..read).unwrap_or_default());
+                self.found += read as u64;
+                Ok(read)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
+            Err(error) => {
+                let told = io::Error::new(error.kind(), "the source cannot be read");
+                self.failure = Some(error);
+                Err(told)
+            }
         }
-        hasher.update(buf.get(..read).unwrap_or_default());
     }
 }

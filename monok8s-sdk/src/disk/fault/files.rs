@@ -1,7 +1,7 @@
 //! A directory whose power fails.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -84,13 +84,28 @@ impl Directory for FaultDirectory {
         true
     }
 
+    fn create(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+
     fn read(&self, name: &str, most: u64) -> io::Result<Option<Vec<u8>>> {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         let bytes = self.look(|tree| tree.names.get(name).and_then(|inode| tree.bytes.get(inode)).cloned());
         Ok(bytes.map(|bytes| bytes.get(..most).unwrap_or(&bytes).to_vec()))
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fn read_back(&self, name: &str) -> io::Result<Box<dyn Read>> {
+        let bytes = self.read(name, u64::MAX)?.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(Cursor::new(bytes)))
+    }
+
+    fn fill(&self, name: &str, source: &mut dyn Read) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        source.read_to_end(&mut bytes)?;
         let inode = if let Some(inode) = self.inode(name) {
             self.change(Change::Fill { inode, bytes: Arc::default() });
             inode

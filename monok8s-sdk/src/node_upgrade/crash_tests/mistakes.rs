@@ -1,6 +1,6 @@
 //! Faults and mistakes that must be found: if they were not, the other tests would prove nothing.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -241,12 +241,24 @@ impl Directory for Forgetful {
         self.0.is_present()
     }
 
+    fn create(&self) -> io::Result<()> {
+        self.0.create()
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        self.0.free()
+    }
+
     fn read(&self, name: &str, most: u64) -> io::Result<Option<Vec<u8>>> {
         self.0.read(name, most)
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        self.0.write(name, bytes)
+    fn read_back(&self, name: &str) -> io::Result<Box<dyn Read>> {
+        self.0.read_back(name)
+    }
+
+    fn fill(&self, name: &str, bytes: &mut dyn Read) -> io::Result<()> {
+        self.0.fill(name, bytes)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
