@@ -12,6 +12,7 @@ use monok8s_sdk::boot::simulated::SimulatedLoader;
 use monok8s_sdk::boot::uboot::{Redundancy, UbootEnv, UbootError};
 use monok8s_sdk::disk::{HostView, SlotsError, VerifiedSlot};
 use monok8s_sdk::image::{InspectError, SlotFile};
+use monok8s_sdk::node_upgrade::passed_trial;
 use monok8s_sdk::version::OsVersion;
 
 #[cfg(feature = "failpoints")]
@@ -145,6 +146,11 @@ impl Loader {
         let entries = EFI_PARTITIONS.iter().find_map(|mounted| BlsEntries::detect(host.path(mounted)));
         if let Some(entries) = entries {
             return Ok(Some(Self::SystemdBoot(entries)));
+        }
+        // A script booted this that reads no attributes: its own state is not there yet, or not any more.
+        let command_line = host.kernel_command_line().ok().flatten().unwrap_or_default();
+        if passed_trial(&command_line).is_some() {
+            return Ok(None);
         }
         // Where the slots are not found there is nothing to be read off them.
         let Ok(slots) = machine.slots() else { return Ok(None) };

@@ -3,10 +3,19 @@
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::str::FromStr;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use monok8s_sdk::disk::HostView;
 
 use crate::on_host;
+
+/// How long who is asked for a reboot may take to say that it is on its way.
+const ANSWER: Duration = Duration::from_secs(20);
+/// How long files are flushed for. What is on a disk that does not answer is not worth a machine.
+const FLUSH: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(50);
 
 /// Why the host did not go down.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +24,8 @@ pub(crate) enum RebootError {
     Spawn { program: String, source: std::io::Error },
     #[error("{program} failed ({status}): the host was not rebooted")]
     Command { program: String, status: ExitStatus },
+    #[error("{program} has not ended in {} s: the host's init does not answer", ANSWER.as_secs())]
+    Silent { program: String },
     #[error("the kernel refused to reboot: the agent needs CAP_SYS_BOOT in the host's namespaces")]
     Kernel { source: std::io::Error },
 }
@@ -61,21 +72,32 @@ pub(crate) fn reboot(host: &HostView, configured: Option<&RebootCommand>) -> Res
     }
 }
 
-/// Reboots now, without asking anyone but the kernel. Files are flushed first.
+/// Reboots now, without asking anyone but the kernel. Files are flushed first, for a moment at most.
 pub(crate) fn by_system_call() -> Result<(), RebootError> {
-    rustix::fs::sync();
+    let (done, flushed) = mpsc::sync_channel(1);
+    thread::spawn(move || {
+        rustix::fs::sync();
+        done.send(())
+    });
+    let _ = flushed.recv_timeout(FLUSH);
     rustix::system::reboot(rustix::system::RebootCommand::Restart)
         .map_err(|errno| RebootError::Kernel { source: errno.into() })
 }
 
 fn run(command: &mut Command) -> Result<(), RebootError> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let status = command
-        .stdin(Stdio::null())
-        // Standard output is for what was asked of the program, and nothing was.
-        .stdout(Stdio::null())
-        .status()
-        .map_err(|source| RebootError::Spawn { program: program.clone(), source })?;
+    let failed = |source| RebootError::Spawn { program: program.clone(), source };
+    // Standard output is for what was asked of the program, and nothing was.
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map_err(failed)?;
+    let asked = Instant::now();
+    let status = loop {
+        match child.try_wait().map_err(failed)? {
+            Some(status) => break status,
+            // It is left alone: it may yet do it.
+            None if asked.elapsed() > ANSWER => return Err(RebootError::Silent { program }),
+            None => thread::sleep(POLL),
+        }
+    };
     if status.success() { Ok(()) } else { Err(RebootError::Command { program, status }) }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -92,6 +93,10 @@ impl Machine {
     }
 
     fn guard(&self) -> Guard {
+        self.guard_that_reboots_with(&format!("touch {}", self.path("rebooted").display()))
+    }
+
+    fn guard_that_reboots_with(&self, command: &str) -> Guard {
         let path = |name: &str| self.path(name).display().to_string();
         let child = Command::new(env!("CARGO_BIN_EXE_monok8s-agent"))
             .args(["guard", "--timeout-seconds=100", "--watchdog=watchdog"])
@@ -99,7 +104,7 @@ impl Machine {
             .arg(format!("--disk={}", path("disk.img")))
             .arg(format!("--data-dir={}", path("data")))
             .arg(format!("--boot-backend=simulated:{}", path("loader")))
-            .arg(format!("--reboot-command=touch {}", path("rebooted")))
+            .arg(format!("--reboot-command={command}"))
             .arg("--kubelet-healthz=none")
             .stderr(Stdio::null())
             .spawn()
@@ -172,6 +177,29 @@ fn a_trial_is_sent_back_at_its_deadline_and_not_before() {
     assert_eq!(machine.loader.status().unwrap().next_boot(), Some(Slot::B));
     let kept = fs::read(machine.path("host/dev/watchdog")).unwrap();
     assert_ne!(kept.last(), Some(&b'V'), "the watchdog goes on, in case the reboot hangs");
+}
+
+#[test]
+fn a_guard_that_hangs_in_a_reboot_that_does_not_come_is_not_the_last_word() {
+    let machine = Machine::on_trial();
+    let (asked, rebooted) = (machine.path("asked"), machine.path("rebooted"));
+    let script = format!(
+        "#!/bin/sh\nif [ -e {0} ]; then touch {1}; else touch {0}; exec sleep 15; fi\n",
+        asked.display(),
+        rebooted.display()
+    );
+    let program = machine.path("reboots-at-the-second-time");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let _guard = machine.guard_that_reboots_with(&program.display().to_string());
+    until("it counts", || machine.said().contains("OnTrial"));
+    machine.at(115);
+    until("it asks", || asked.exists());
+    machine.at(235);
+    thread::sleep(Duration::from_secs(2));
+    assert!(!machine.rebooted(), "two minutes are not over");
+    machine.at(236);
+    until("it asks again", || machine.rebooted());
 }
 
 #[test]
@@ -252,10 +280,29 @@ fn a_confirm_makes_it_stand_down_and_stop_the_watchdog() {
     let mut guard = machine.guard();
     until("it counts", || machine.said().contains("OnTrial"));
     machine.loader.confirm().unwrap();
-    machine.at(9999);
+    machine.at(200);
     assert!(guard.0.wait().unwrap().success());
     assert!(!machine.rebooted());
     assert_eq!(fs::read(machine.path("host/dev/watchdog")).unwrap().last(), Some(&b'V'));
+}
+
+#[test]
+fn a_watchdog_that_cannot_be_stopped_is_kept_from_firing_after_the_confirm() {
+    let machine = Machine::on_trial();
+    let (device, sysfs) =
+        (machine.path("host/dev/watchdog"), machine.path("host/sys/class/watchdog/watchdog0"));
+    fs::create_dir_all(&sysfs).unwrap();
+    fs::write(sysfs.join("nowayout"), b"1\n").unwrap();
+    fs::create_dir_all(machine.path("host/dev")).unwrap();
+    fs::write(&device, b"").unwrap();
+    let _guard = machine.guard();
+    until("it counts", || machine.said().contains("OnTrial"));
+    machine.loader.confirm().unwrap();
+    until("it says that it stood down", || machine.said().contains("StoodDown"));
+    let kept = || fs::read(&device).unwrap().len();
+    let so_far = kept();
+    until("it keeps the watchdog", || kept() > so_far);
+    assert!(!fs::read(&device).unwrap().contains(&b'V'));
 }
 
 #[test]

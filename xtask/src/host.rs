@@ -49,7 +49,7 @@ pub const SGDISK: Program = Program { name: "sgdisk", package: "gdisk" };
 pub const FIXTURES: [Program; 5] = [MKE2FS, DEBUGFS, SFDISK, LOSETUP, SETPRIV];
 
 /// What the tests of boot loaders run, and run it in.
-pub const LOADERS: [Program; 18] = [
+pub const LOADERS: [Program; 19] = [
     QEMU_X86_64,
     QEMU_AARCH64,
     MCOPY,
@@ -60,6 +60,7 @@ pub const LOADERS: [Program; 18] = [
     MKENVIMAGE,
     MKIMAGE,
     Program { name: "bootctl", package: "systemd-boot" },
+    Program { name: "kernel-install", package: "systemd" },
     crate::grub::GRUB_MKIMAGE,
     crate::grub::GRUB_EDITENV,
     crate::grub::GRUB_SCRIPT_CHECK,

@@ -168,6 +168,8 @@ for round in first second; do
 				started=yes
 			elif test ${slot} = ${trial}; then
 				echo "monok8s: slot ${slot} is on trial and its try cannot be stored: it is passed over"
+				setexpr m_left ${left} + 1
+				if test ${slot} = A; then left_a=${m_left}; else left_b=${m_left}; fi
 			else
 				echo "monok8s: WARNING: the try of slot ${slot} cannot be stored: look at the medium of ${monok8s_env_part}"
 				started=yes
@@ -178,7 +180,10 @@ for round in first second; do
 				setenv slot ${slot}
 				part number ${devtype} ${devnum} ${m_name} m_part
 				part uuid ${devtype} ${devnum}:${m_part} m_uuid
-				setenv bootargs root=PARTUUID=${m_uuid} ${monok8s_args}
+				# So that the guard knows a trial for one even if it cannot read the environment.
+				setenv m_trial
+				if test ${slot} = ${trial}; then setenv m_trial monok8s.trial=${MONOK8S_TRIAL}; fi
+				setenv bootargs root=PARTUUID=${m_uuid} ${m_trial} ${monok8s_args}
 				run monok8s_start
 				echo "monok8s: slot ${slot} does not start"
 				reset

@@ -106,6 +106,12 @@ impl Node {
     async fn work_on(&mut self, deed: Deed<'_>, action: &Action, job: &Job) -> Result<Turn, NodeError> {
         // The slot is opened anew, and a token holds it.
         self.token = None;
+        if let Action::Write { slot, .. } = action
+            && !self.effort.is_on(job)
+        {
+            // Also if the loader's state says so already: an old copy of it may say otherwise.
+            block_in_place(|| self.loader.backend().invalidate(*slot))?;
+        }
         match self.effort.drive(&self.workshop, job).await {
             Standing::Ended(outcome) => self.take_in(outcome).await.map(|()| Turn::Again),
             Standing::UnderWay => Ok(Turn::Rest(self.report(deed, action).await.min(BYTES_INTERVAL))),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use monok8s_sdk::api::{LABEL_CONTROL_PLANE, TrialCheck};
+use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::HostView;
 use monok8s_sdk::node_upgrade::{BootId, Check, Holds, NodeView, TrialHealth};
 
@@ -89,7 +90,9 @@ fn view(node: Result<Node, ClusterError>, boot_id: &BootId) -> NodeView {
     let node = match node {
         Ok(node) => node,
         Err(ClusterError::Absent { what }) => return NodeView::NotReady(format!("{what} does not exist")),
-        Err(_) => return NodeView::ApiUnreachable,
+        Err(ClusterError::Unreachable { .. }) => return NodeView::ApiUnreachable,
+        // An API server that says no is there.
+        Err(error) => return NodeView::NotReady(chain(&error)),
     };
     let status = node.status.unwrap_or_default();
     let seen = status.node_info.map(|info| info.boot_id).unwrap_or_default();

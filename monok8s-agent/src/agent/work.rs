@@ -196,6 +196,11 @@ impl Effort {
         Self { work: None, written: None, own: None, pause: None, patience, bytes: None }
     }
 
+    /// Whether this is what is under way.
+    pub(super) fn is_on(&self, job: &Job) -> bool {
+        self.work.as_ref().is_some_and(|work| work.job == *job)
+    }
+
     /// Gets `job` done: starts it, or lets it go on, and stops any other.
     pub(super) async fn drive(&mut self, workshop: &Workshop, job: &Job) -> Standing {
         match self.work.take() {

@@ -6,7 +6,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use monok8s_sdk::api::TrialSpec;
-use monok8s_sdk::boot::{BootBackend, Reverter, Tries};
+use monok8s_sdk::boot::{BootBackend, Reverter, Tries, TryCounting};
 use monok8s_sdk::disk::KnownGoodSlot;
 use monok8s_sdk::node_upgrade::{Attempt, BootId, Record, SlotContentState, Step};
 use monok8s_sdk::slot::Slot;
@@ -80,6 +80,11 @@ impl Rollback {
     }
 
     fn arm(&self, booted: Slot, backend: &dyn BootBackend) -> Result<RolledBack> {
+        self.machine.require_lasting_data_dir()?;
+        ensure!(
+            backend.canary()? == TryCounting::Proven,
+            "the boot loader was not seen to count tries, so a slot that does not come up would never be left again: reboot once, then see `ctl slots`"
+        );
         let store = self.machine.record();
         let _lock = hold(&store, "rollback")?;
         let record = store.load().context("cannot tell what the other slot holds")?;

@@ -56,11 +56,23 @@ struct LoaderReport {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct GuardView {
-    /// As the guard of this boot says; Silent if it has said nothing.
-    state: &'static str,
+    state: GuardWord,
     /// Seconds until it sends an unconfirmed trial back.
     #[serde(skip_serializing_if = "Option::is_none")]
     remaining_seconds: Option<u64>,
+}
+
+/// What the guard of this boot says.
+#[derive(Clone, Copy, Serialize)]
+enum GuardWord {
+    OnTrial,
+    StoodDown,
+    SentBack,
+    Blind,
+    /// A word of another release.
+    Unknown,
+    /// Nothing.
+    Silent,
 }
 
 #[derive(Serialize)]
@@ -172,28 +184,39 @@ impl GuardView {
         // Without the kernel's own files there is no guard that could have said anything.
         let boot_id = host::boot_id(host).map(BootId).ok();
         let report = boot_id.and_then(|boot_id| GuardReport::read(host, &boot_id));
-        let Some(report) = report else { return Self { state: "Silent", remaining_seconds: None } };
-        let state = match report.state {
-            Seen::OnTrial => "OnTrial",
-            Seen::StoodDown => "StoodDown",
-            Seen::SentBack => "SentBack",
-            Seen::Blind => "Blind",
-            Seen::Unknown => "Unknown",
-        };
         let uptime = host::uptime(host).map_or(0, |uptime| uptime.as_secs());
-        let remaining_seconds = report.deadline_uptime_seconds.map(|at| at.saturating_sub(uptime));
-        Self { state, remaining_seconds }
+        let deadline = report.as_ref().and_then(|report| report.deadline_uptime_seconds);
+        Self {
+            state: report.map_or(GuardWord::Silent, |report| report.state.into()),
+            remaining_seconds: deadline.map(|at| at.saturating_sub(uptime)),
+        }
     }
 
     fn text(&self) -> String {
         match (self.state, self.remaining_seconds) {
-            ("OnTrial", Some(left)) => {
+            (GuardWord::OnTrial, Some(left)) => {
                 format!("sends the booted slot back in {left} s, unless it is confirmed")
             }
-            ("StoodDown", _) => "stood down: the booted slot is confirmed".to_owned(),
-            ("SentBack", _) => "has sent the booted slot back; the machine is about to reboot".to_owned(),
-            ("Blind", _) => "cannot read the boot loader's state".to_owned(),
-            _ => "has said nothing in this boot".to_owned(),
+            (GuardWord::OnTrial, None) => "waits for a confirm of the booted slot".to_owned(),
+            (GuardWord::StoodDown, _) => "stood down: the booted slot is confirmed".to_owned(),
+            (GuardWord::SentBack, _) => {
+                "has sent the booted slot back; the machine is about to reboot".to_owned()
+            }
+            (GuardWord::Blind, _) => "cannot read the boot loader's state".to_owned(),
+            (GuardWord::Unknown, _) => "says something that this ctl does not know".to_owned(),
+            (GuardWord::Silent, _) => "has said nothing in this boot".to_owned(),
+        }
+    }
+}
+
+impl From<Seen> for GuardWord {
+    fn from(seen: Seen) -> Self {
+        match seen {
+            Seen::OnTrial => Self::OnTrial,
+            Seen::StoodDown => Self::StoodDown,
+            Seen::SentBack => Self::SentBack,
+            Seen::Blind => Self::Blind,
+            Seen::Unknown => Self::Unknown,
         }
     }
 }

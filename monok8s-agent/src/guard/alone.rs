@@ -2,6 +2,9 @@
 //! the API server.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -20,13 +23,24 @@ use crate::machine::MachineArgs;
 const AGENT_STARTS: Duration = Duration::from_secs(60);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What the agent would look at, looked at by the guard.
+/// What the agent would look at, looked at by a thread of the guard: a check may take long, and the watchdog
+/// does not wait for it.
 pub(super) struct Alone {
-    runtime: Runtime,
-    http: reqwest::Client,
-    probe: HealthProbe,
-    /// Kubeconfigs of kubelets, on the host.
-    kubeconfigs: Vec<PathBuf>,
+    trials: SyncSender<Trial>,
+    seen: Arc<Mutex<LastLook>>,
+}
+
+/// What is looked at.
+pub(super) struct Trial {
+    pub(super) machine: MachineArgs,
+    pub(super) attempt: Attempt,
+    pub(super) boot_id: BootId,
+    pub(super) uptime: Duration,
+}
+
+/// What was seen last.
+#[derive(Clone, Debug, Default)]
+struct LastLook {
     /// The uptime at which the API server was last seen not to answer.
     away_at: Option<Duration>,
     health: Option<TrialHealth>,
@@ -34,6 +48,42 @@ pub(super) struct Alone {
 
 impl Alone {
     pub(super) fn new(health: HealthArgs, kubeconfigs: Vec<PathBuf>) -> Result<Self> {
+        let eye = Eye::new(health, kubeconfigs)?;
+        let seen = Arc::new(Mutex::new(LastLook::default()));
+        let (trials, next) = sync_channel(0);
+        let shown = Arc::clone(&seen);
+        thread::Builder::new()
+            .name("alone".to_owned())
+            .spawn(move || eye.look_until_dropped(&next, &shown))
+            .context("cannot start a thread")?;
+        Ok(Self { trials, seen })
+    }
+
+    /// Has one more look taken at a trial, unless the last one still goes on.
+    pub(super) fn look(&self, trial: Trial) {
+        // Either it is busy, or it is gone and will say nothing more: the deadline then decides.
+        let _ = self.trials.try_send(trial);
+    }
+
+    /// What was seen last, if it is the API server's absence that leaves the slot without an agent.
+    pub(super) fn without_agent(&self, uptime: Duration) -> Option<TrialHealth> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let away = seen.away_at.is_some_and(|at| uptime.saturating_sub(at) < AGENT_STARTS);
+        seen.health.filter(|_| away)
+    }
+}
+
+/// What looks.
+struct Eye {
+    runtime: Runtime,
+    http: reqwest::Client,
+    probe: HealthProbe,
+    /// Kubeconfigs of kubelets, on the host.
+    kubeconfigs: Vec<PathBuf>,
+}
+
+impl Eye {
+    fn new(health: HealthArgs, kubeconfigs: Vec<PathBuf>) -> Result<Self> {
         // Clients built before a provider is chosen fail; somebody may have chosen one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -45,42 +95,39 @@ impl Alone {
             .build()
             .context("cannot make an HTTP client")?;
         let probe = HealthProbe::new(health).context("cannot make an HTTP client")?;
-        Ok(Self { runtime, http, probe, kubeconfigs, away_at: None, health: None })
+        Ok(Self { runtime, http, probe, kubeconfigs })
     }
 
-    /// One more look at the trial of `attempt`.
-    pub(super) fn look(
-        &mut self,
-        machine: &MachineArgs,
-        attempt: &Attempt,
-        boot_id: &BootId,
-        uptime: Duration,
-    ) {
+    fn look_until_dropped(mut self, trials: &Receiver<Trial>, shown: &Mutex<LastLook>) {
+        let mut seen = LastLook::default();
+        for trial in trials {
+            self.look(&trial, &mut seen);
+            shown.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&seen);
+        }
+    }
+
+    /// One more look.
+    fn look(&mut self, trial: &Trial, seen: &mut LastLook) {
+        let Trial { machine, attempt, boot_id, uptime } = trial;
         let host = machine.host();
         if has_agent(machine) {
-            (self.away_at, self.health) = (None, None);
+            *seen = LastLook::default();
             return;
         }
         if self.api_server_is_away(&host) {
-            self.away_at = Some(uptime);
+            seen.away_at = Some(*uptime);
         }
         let version = match host::booted_version(&host) {
             Some(booted) if booted == attempt.version => Check::Holds,
             // Nothing excuses another version.
             Some(_) => {
-                self.health = None;
+                seen.health = None;
                 return;
             }
             None => Check::Fails("the image states no version".to_owned()),
         };
-        let trial = OnTrial { boot_id, checks: &attempt.trial.checks, uptime };
-        self.health = Some(self.runtime.block_on(self.probe.observe(&host, None, trial, version)));
-    }
-
-    /// What was seen last, if it is the API server's absence that leaves the slot without an agent.
-    pub(super) fn without_agent(&self, uptime: Duration) -> Option<&TrialHealth> {
-        let away = self.away_at.is_some_and(|at| uptime.saturating_sub(at) < AGENT_STARTS);
-        self.health.as_ref().filter(|_| away)
+        let on_trial = OnTrial { boot_id, checks: &attempt.trial.checks, uptime: *uptime };
+        seen.health = Some(self.runtime.block_on(self.probe.observe(&host, None, on_trial, version)));
     }
 
     /// An API server whose address is not known is not away: its absence excuses nothing then.

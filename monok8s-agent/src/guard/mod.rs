@@ -5,6 +5,7 @@
 //! no kubelet, no network and no data partition. See `deploy/host/` for its service definitions.
 
 mod alone;
+mod last_resort;
 mod report;
 mod watchdog;
 
@@ -17,8 +18,8 @@ use monok8s_sdk::boot::{LoaderStatus, Reset, Reverter};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::disk::SlotMap;
 use monok8s_sdk::node_upgrade::{
-    Attempt, BootId, CameBack, GuardAction, GuardFacts, Record, TrialHint, guard, guard_deadline,
-    passed_trial,
+    Attempt, BootId, CameBack, GUARD_GRACE, GuardAction, GuardFacts, Record, TrialHealth, TrialHint, guard,
+    guard_deadline, passed_trial,
 };
 use monok8s_sdk::slot::Slot;
 
@@ -27,7 +28,8 @@ use crate::host;
 use crate::machine::{Loader, MachineArgs};
 use crate::reboot::{self, RebootCommand};
 
-use alone::Alone;
+use alone::{Alone, Trial};
+use last_resort::LastResort;
 pub(crate) use report::{GuardReport, Seen};
 use watchdog::Watchdog;
 
@@ -95,9 +97,21 @@ struct Guard {
     sent_back_at: Option<Duration>,
     reset: Reset,
     watchdog: Option<Watchdog>,
+    /// What this boot's trial was last said to be. Once it was a trial, only the loader's word ends it.
+    told: Option<Watch>,
+    last_resort: LastResort,
     /// `None` where it cannot be had: the guard must not depend on it.
     alone: Option<Alone>,
     report: GuardReport,
+}
+
+/// What was last said of a trial.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Watch {
+    /// The uptime at which it ends, in seconds.
+    deadline: u64,
+    /// Whether a watchdog runs.
+    watchdog: bool,
 }
 
 /// What was seen at one look.
@@ -130,6 +144,12 @@ fn watch(args: GuardArgs) -> Result<()> {
     let command_line = host.kernel_command_line().ok().flatten().unwrap_or_default();
     let reset = watchdog::last_reset(&host, &args.watchdog);
     let report = GuardReport::new(&host, &boot_id);
+    let last_resort = LastResort::new(args.machine.host(), args.reboot_command.clone())
+        .context("cannot start the thread that reboots if all else fails")?;
+    if passed_trial(&command_line).is_some_and(|trial| !trial.evidence.is_reverted()) {
+        let limit = Duration::from_secs(args.timeout_seconds.into());
+        last_resort.set(Some(limit.saturating_add(GUARD_GRACE)));
+    }
     let alone = Alone::new(args.health.clone(), args.kubelet_kubeconfig.clone())
         .inspect_err(|error| tracing::warn!("cannot judge a trial without an agent: {error:#}"))
         .ok();
@@ -142,6 +162,8 @@ fn watch(args: GuardArgs) -> Result<()> {
         sent_back_at: None,
         reset,
         watchdog: None,
+        told: None,
+        last_resort,
         alone,
         report,
     };
@@ -151,7 +173,8 @@ fn watch(args: GuardArgs) -> Result<()> {
         match guard.turn(&mut troubles) {
             Ok(Next::Done) => return Ok(()),
             Ok(Next::Again) => {}
-            Ok(Next::Lost) if began.elapsed() > LOOKING => {
+            Ok(Next::Lost) if began.elapsed() > LOOKING && guard.told.is_none() => {
+                guard.last_resort.set(None);
                 guard.report.say(Seen::Blind, None);
                 tracing::warn!(
                     "neither slots nor a boot loader were found on this machine: nothing to guard"
@@ -185,15 +208,22 @@ impl Sight {
 impl Guard {
     fn turn(&mut self, troubles: &mut Troubles) -> Result<Next> {
         let Some(sight) = self.look(troubles)? else { return Ok(Next::Lost) };
-        if let (Some(alone), Some(attempt)) = (&mut self.alone, sight.trial()) {
-            alone.look(&self.args.machine, attempt, &self.boot_id, sight.uptime);
+        if let (Some(alone), Some(attempt)) = (&self.alone, sight.trial()) {
+            alone.look(Trial {
+                machine: self.args.machine.clone(),
+                attempt: attempt.clone(),
+                boot_id: self.boot_id.clone(),
+                uptime: sight.uptime,
+            });
         }
-        let facts = self.facts(&sight);
+        let without_agent = self.alone.as_ref().and_then(|alone| alone.without_agent(sight.uptime));
+        let facts = self.facts(&sight, without_agent.as_ref());
         let action = guard(&facts);
         let deadline = guard_deadline(&facts);
         match action {
             GuardAction::LookAgain => return Ok(Next::Lost),
             GuardAction::StandDown => {
+                self.last_resort.set(None);
                 self.stand_down();
                 return Ok(Next::Done);
             }
@@ -208,6 +238,10 @@ impl Guard {
             }
             GuardAction::SendBack { by } => self.send_back(&sight, by)?,
             GuardAction::Confirm => {
+                // It may take several tries to tell the loader.
+                if let Some(watchdog) = &mut self.watchdog {
+                    watchdog.keep();
+                }
                 tracing::warn!(slot = %sight.booted, "the API server is away, and all is well otherwise: confirming");
                 let loader = sight.backend.as_ref().context("the loader is gone")?;
                 loader.backend().confirm()?;
@@ -259,40 +293,49 @@ impl Guard {
         Ok(Some(Sight { booted, loader, backend, record, uptime }))
     }
 
-    fn facts<'a>(&'a self, sight: &'a Sight) -> GuardFacts<'a> {
+    fn facts<'a>(&'a self, sight: &'a Sight, without_agent: Option<&'a TrialHealth>) -> GuardFacts<'a> {
         let record = sight.record.as_ref();
         GuardFacts {
             booted: sight.booted,
             loader: sight.loader.as_ref(),
-            hint: TrialHint::of(&self.command_line, record, sight.booted, &self.boot_id),
+            hint: match self.told {
+                Some(_) => TrialHint::OnTrial,
+                None => TrialHint::of(&self.command_line, record, sight.booted, &self.boot_id),
+            },
             record,
             uptime: sight.uptime,
             default_limit: Duration::from_secs(self.args.timeout_seconds.into()),
             sent_back_at: self.sent_back_at,
             came_back: self.came_back.unwrap_or(CameBack::No),
-            without_agent: self.alone.as_ref().and_then(|alone| alone.without_agent(sight.uptime)),
+            without_agent,
         }
     }
 
     /// One more second of a trial: the watchdog is kept running, so that a kernel that hangs is reset.
     fn watch(&mut self, sight: &Sight, deadline: Duration) {
+        self.last_resort.set(Some(deadline));
+        // Its driver may be loaded later than this starts.
         if self.watchdog.is_none() {
             self.watchdog = Watchdog::start(&self.args.machine.host(), &self.args.watchdog);
-            let watchdog = self.watchdog.as_ref().map_or("none", |_| "running");
-            tracing::info!(slot = %sight.booted, deadline = deadline.as_secs(), watchdog, "this boot is a trial");
         }
         if let Some(watchdog) = &mut self.watchdog {
             watchdog.keep();
+        }
+        let watch = Watch { deadline: deadline.as_secs(), watchdog: self.watchdog.is_some() };
+        if self.told.replace(watch) != Some(watch) {
+            let Watch { deadline, watchdog } = watch;
+            tracing::info!(slot = %sight.booted, deadline, watchdog, "this boot is a trial");
         }
         self.report.say(Seen::OnTrial, Some(deadline));
     }
 
     fn stand_down(&mut self) {
+        self.report.say(Seen::StoodDown, None);
+        tracing::info!("stands down");
+        // Last: one that cannot be stopped is kept from firing from here on.
         if let Some(watchdog) = self.watchdog.take() {
             watchdog.stop();
         }
-        self.report.say(Seen::StoodDown, None);
-        tracing::info!("stands down");
     }
 
     /// Tells the loader, and goes down even if it cannot be told: the burnt try then has to do.

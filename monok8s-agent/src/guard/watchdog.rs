@@ -34,7 +34,7 @@ impl Watchdog {
             Ok(device) => device,
             Err(error) => {
                 // There is none, or the host's init keeps it.
-                tracing::info!(%error, device = %path.display(), "no watchdog of this guard's own");
+                tracing::debug!(%error, device = %path.display(), "no watchdog of this guard's own");
                 return None;
             }
         };

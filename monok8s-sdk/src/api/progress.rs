@@ -228,6 +228,8 @@ open_enum! {
         TrialTimedOut,
         /// The trial's deadline passed while the API server stayed away.
         ApiUnavailable,
+        /// A person sent the trial back before it was confirmed.
+        SentBackByPerson,
         /// The slot to go back to holds nothing that is known to be good.
         NothingToGoBackTo,
         /// The attempt was cut short and cannot go on by itself: the loader never tried the armed slot, or steps were repeated without end.

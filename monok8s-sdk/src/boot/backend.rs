@@ -140,7 +140,8 @@ impl BootError {
 
 /// A boot loader's state, and what may be done to it.
 ///
-/// A backend implements the first five methods. The others take the lock, read the state, change it
+/// A backend implements the first five methods, and [`is_settled`](Self::is_settled) if it keeps two copies.
+/// The others take the lock, read the state, change it
 /// by a pure transition, write it in one update and read it again. Each may be repeated: a state that
 /// is already so is not written. All of them may block on a disk.
 pub trait BootBackend: Send + Sync {
@@ -159,6 +160,12 @@ pub trait BootBackend: Send + Sync {
     /// Keeps the other programs of this host that change the state (the agent, the guard, a person's
     /// `ctl`) from doing so between a read and the write that follows from it.
     fn exclusive(&self) -> Result<RegionLock, BootError>;
+
+    /// Whether every copy of the state that the loader may read says the same. A write that failed halfway
+    /// leaves an old one, which it would read if the newer one rotted.
+    fn is_settled(&self) -> bool {
+        true
+    }
 
     /// Whether the loader was seen to count tries.
     fn canary(&self) -> Result<TryCounting, BootError> {
@@ -233,7 +240,7 @@ fn put<B: BootBackend + ?Sized>(
     status: &LoaderStatus,
     next: LoaderStatus,
 ) -> Result<(), BootError> {
-    if *status == next {
+    if *status == next && backend.is_settled() {
         return Ok(());
     }
     let change = Change(next);

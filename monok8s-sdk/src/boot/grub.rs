@@ -289,6 +289,12 @@ impl BootBackend for GrubEnv {
         })
     }
 
+    fn is_settled(&self) -> bool {
+        let Copies::Two(regions) = &self.copies else { return true };
+        let [first, second] = regions.each_ref().map(|region| read_one_of_two(region.as_ref()));
+        !matches!((first, second), (Ok(first), Ok(second)) if first.status != second.status)
+    }
+
     fn exclusive(&self) -> Result<RegionLock, BootError> {
         let locked = match &self.copies {
             Copies::One(region) => region.lock(),

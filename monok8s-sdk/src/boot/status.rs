@@ -74,6 +74,22 @@ pub enum TrialEvidence {
     RevertedWithoutApi,
     /// A person sent the running trial back.
     RevertedByPerson,
+    /// It was sent back, which another release noted in words of its own.
+    RevertedSomehow,
+}
+
+impl TrialEvidence {
+    /// Every one, for those who read what was written of it.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::None,
+        Self::FellBack,
+        Self::WatchdogReset,
+        Self::Reverted,
+        Self::RevertedByGuard,
+        Self::RevertedWithoutApi,
+        Self::RevertedByPerson,
+        Self::RevertedSomehow,
+    ];
 }
 
 /// Who sends a running trial back.
@@ -104,7 +120,11 @@ impl TrialEvidence {
     pub fn is_reverted(self) -> bool {
         matches!(
             self,
-            Self::Reverted | Self::RevertedByGuard | Self::RevertedWithoutApi | Self::RevertedByPerson
+            Self::Reverted
+                | Self::RevertedByGuard
+                | Self::RevertedWithoutApi
+                | Self::RevertedByPerson
+                | Self::RevertedSomehow
         )
     }
 }
@@ -291,10 +311,12 @@ impl LoaderStatus {
         next
     }
 
-    /// The trial ended well: its slot is good, and stays first. Unchanged without a trial.
+    /// The trial ended well: its slot is good, and stays first. Unchanged without a trial, and for one that
+    /// was sent back meanwhile: whoever comes with a confirm is late.
     #[must_use]
     pub fn confirmed(&self) -> Self {
-        let Some(trial) = self.trial else { return self.clone() };
+        let running = self.trial.filter(|trial| trial.evidence == TrialEvidence::None);
+        let Some(trial) = running else { return self.clone() };
         let mut next = self.clone();
         next.trial = None;
         next.counting_seen = self.try_counting();
@@ -418,6 +440,7 @@ mod tests {
         assert_eq!(status.boot_once(), Some(Slot::A));
         assert_eq!(status.trial_progress(AttemptId(1)), TrialProgress::Tried(TrialEvidence::Reverted));
         assert_eq!(status.marked_good(Slot::A).trial, status.trial);
+        assert_eq!(status.confirmed(), status, "a confirm that comes late changes nothing");
         assert_eq!(status.disarmed().trial, None);
     }
 

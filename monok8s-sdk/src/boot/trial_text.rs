@@ -5,20 +5,30 @@ use std::str::FromStr;
 
 use super::{AttemptId, TrialEvidence, TrialState, Tries};
 
-/// The words for the evidence, as loaders keep it.
-const EVIDENCE: [(TrialEvidence, &str); 7] = [
-    (TrialEvidence::None, "none"),
-    (TrialEvidence::FellBack, "fell-back"),
-    (TrialEvidence::WatchdogReset, "watchdog"),
-    (TrialEvidence::Reverted, "agent"),
-    (TrialEvidence::RevertedByGuard, "guard"),
-    (TrialEvidence::RevertedWithoutApi, "no-api"),
-    (TrialEvidence::RevertedByPerson, "person"),
-];
-
+/// The word for it, as loaders keep it.
 impl fmt::Display for TrialEvidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(EVIDENCE.iter().find(|(known, _)| known == self).map_or("none", |(_, word)| word))
+        f.write_str(match self {
+            Self::None => "none",
+            Self::FellBack => "fell-back",
+            Self::WatchdogReset => "watchdog",
+            Self::Reverted => "agent",
+            Self::RevertedByGuard => "guard",
+            Self::RevertedWithoutApi => "no-api",
+            Self::RevertedByPerson => "person",
+            Self::RevertedSomehow => "sent-back",
+        })
+    }
+}
+
+impl TrialEvidence {
+    /// What a word stands for. One that a newer release noted says at least that the trial is over.
+    fn of(word: &str) -> Option<Self> {
+        let is_word = !word.is_empty()
+            && word.len() <= 32
+            && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+        let known = Self::ALL.into_iter().find(|evidence| evidence.to_string() == word);
+        known.or(is_word.then_some(Self::RevertedSomehow))
     }
 }
 
@@ -47,9 +57,7 @@ impl FromStr for TrialState {
                 slot: parts.next()?.parse().ok()?,
                 attempt: AttemptId(parts.next()?.parse().ok()?),
                 tries_armed: Tries(parts.next()?.parse().ok()?),
-                evidence: parts.next().and_then(|word| {
-                    EVIDENCE.iter().find(|(_, known)| *known == word).map(|(evidence, _)| *evidence)
-                })?,
+                evidence: parts.next().and_then(TrialEvidence::of)?,
             };
             parts.next().is_none().then_some(trial)
         };
@@ -64,7 +72,7 @@ mod tests {
 
     #[test]
     fn a_trial_is_kept_as_text() {
-        for (evidence, _) in EVIDENCE {
+        for evidence in TrialEvidence::ALL {
             let trial = TrialState { slot: Slot::B, attempt: AttemptId(70), tries_armed: Tries(1), evidence };
             assert_eq!(trial.to_string().parse(), Ok(trial));
         }
@@ -75,7 +83,11 @@ mod tests {
             evidence: TrialEvidence::None,
         };
         assert_eq!(armed.to_string(), "B:7:1:none");
-        for wrong in ["", "B:7:1", "B:7:1:none:", "C:7:1:none", "B:-7:1:none", "B:7:999:none", "B:7:1:x"] {
+        let of_a_newer_release = TrialState { evidence: TrialEvidence::RevertedSomehow, ..armed };
+        assert_eq!("B:7:1:by-tea-leaves".parse(), Ok(of_a_newer_release));
+        for wrong in
+            ["", "B:7:1", "B:7:1:none:", "C:7:1:none", "B:-7:1:none", "B:7:999:none", "B:7:1:", "B:7:1:X"]
+        {
             assert!(wrong.parse::<TrialState>().is_err(), "{wrong}");
         }
     }

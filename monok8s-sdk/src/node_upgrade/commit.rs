@@ -56,29 +56,35 @@ fn in_target(facts: &NodeFacts, attempt: &Attempt) -> Action {
 
 fn rolled_back(facts: &NodeFacts, attempt: &Attempt, evidence: TrialEvidence, at: Timestamp) -> Action {
     let reason = attempt.reason.clone().unwrap_or_else(|| reason(evidence));
-    let message = attempt.message.clone().unwrap_or_else(|| {
-        let (version, slot) = (&attempt.version, attempt.slot);
-        match evidence {
-            TrialEvidence::None | TrialEvidence::FellBack => format!(
-                "the loader tried {version} in slot {slot} and came back without a confirm; see what its console and journal say"
-            ),
-            TrialEvidence::WatchdogReset => format!(
-                "{version} in slot {slot} was reset by the hardware watchdog; see what its console and journal say"
-            ),
-            TrialEvidence::Reverted => format!("the agent sent {version} in slot {slot} back"),
-            TrialEvidence::RevertedByGuard => format!(
-                "{version} in slot {slot} was not confirmed in time, and the host's guard sent it back; see what its console and journal say"
-            ),
-            TrialEvidence::RevertedWithoutApi => format!(
-                "{version} in slot {slot} was not confirmed in time, because the API server did not answer, and the host's guard sent it back"
-            ),
-            TrialEvidence::RevertedByPerson => {
-                format!("a person sent {version} in slot {slot} back before it was confirmed")
-            }
-        }
-    });
+    let message = attempt.message.clone().unwrap_or_else(|| in_words(evidence, attempt));
     let evidence = Box::new(gather(facts, attempt, evidence, at));
     Action::Record(Step::RolledBack { reason, message, evidence })
+}
+
+/// What ended a trial, for people.
+pub(super) fn in_words(evidence: TrialEvidence, attempt: &Attempt) -> String {
+    let (version, slot) = (&attempt.version, attempt.slot);
+    match evidence {
+        TrialEvidence::None | TrialEvidence::FellBack => format!(
+            "the loader tried {version} in slot {slot} and came back without a confirm; see what its console and journal say"
+        ),
+        TrialEvidence::WatchdogReset => format!(
+            "{version} in slot {slot} was reset by the hardware watchdog; see what its console and journal say"
+        ),
+        TrialEvidence::Reverted => format!("the agent sent {version} in slot {slot} back"),
+        TrialEvidence::RevertedByGuard => format!(
+            "{version} in slot {slot} was not confirmed in time, and the host's guard sent it back; see what its console and journal say"
+        ),
+        TrialEvidence::RevertedWithoutApi => format!(
+            "{version} in slot {slot} was not confirmed in time, because the API server did not answer, and the host's guard sent it back"
+        ),
+        TrialEvidence::RevertedByPerson => {
+            format!("a person sent {version} in slot {slot} back before it was confirmed")
+        }
+        TrialEvidence::RevertedSomehow => format!(
+            "{version} in slot {slot} was sent back before it was confirmed, by whom only another release can tell"
+        ),
+    }
 }
 
 /// Why a trial ended, as far as the loader's evidence tells.
@@ -88,7 +94,8 @@ pub(super) fn reason(evidence: TrialEvidence) -> FailureReason {
             FailureReason::FellBack
         }
         TrialEvidence::RevertedWithoutApi => FailureReason::ApiUnavailable,
-        TrialEvidence::Reverted | TrialEvidence::RevertedByGuard | TrialEvidence::RevertedByPerson => {
+        TrialEvidence::RevertedByPerson => FailureReason::SentBackByPerson,
+        TrialEvidence::Reverted | TrialEvidence::RevertedByGuard | TrialEvidence::RevertedSomehow => {
             FailureReason::TrialTimedOut
         }
     }
@@ -102,6 +109,7 @@ fn gather(facts: &NodeFacts, attempt: &Attempt, evidence: TrialEvidence, at: Tim
         TrialEvidence::Reverted => RolledBackBy::Agent,
         TrialEvidence::RevertedByGuard | TrialEvidence::RevertedWithoutApi => RolledBackBy::Guard,
         TrialEvidence::RevertedByPerson => RolledBackBy::Person,
+        TrialEvidence::RevertedSomehow => RolledBackBy::Unknown("Unknown".to_owned()),
     };
     // The agent in the trial recorded its boot beside the one in which it was armed.
     let (armed_boot, trial_boot) = match &attempt.armed_boot_id {

@@ -95,6 +95,9 @@ pub fn guard(facts: &GuardFacts<'_>) -> GuardAction {
     let Some(trial) = loader.trial.filter(|trial| trial.slot == facts.booted) else {
         return if loader.needs_marking(facts.booted) {
             GuardAction::MarkGood
+        } else if facts.hint == TrialHint::OnTrial && !loader.is_confirmed(facts.booted) {
+            // This is the state of another loader than the one that booted, or an old one.
+            blind(facts)
         } else {
             GuardAction::StandDown
         };
@@ -183,7 +186,7 @@ impl TrialHint {
         let attempt = record.and_then(|record| record.attempt.as_ref());
         let by_record = attempt.is_some_and(|attempt| {
             attempt.slot == booted
-                && attempt.state == AttemptState::Committed
+                && matches!(attempt.state, AttemptState::Committed | AttemptState::Reverting)
                 && attempt.boot_id.as_ref() != Some(boot_id)
         });
         if by_loader || by_record { Self::OnTrial } else { Self::None }
@@ -324,6 +327,16 @@ mod tests {
         assert_eq!(guard(&by_hand), GuardAction::MarkGood);
         let unknown = loader.invalidated(Slot::B);
         assert_eq!(guard(&facts(&unknown, None, 9999)), GuardAction::StandDown);
+    }
+
+    #[test]
+    fn the_state_of_another_loader_than_the_one_that_booted_a_trial_does_not_end_it() {
+        let another = LoaderStatus::installed(Slot::A, Tries::DEFAULT_FULL);
+        let facts = GuardFacts { hint: TrialHint::OnTrial, ..facts(&another, None, 100) };
+        assert!(matches!(guard(&facts), GuardAction::Watch { .. }));
+        assert_eq!(guard(&GuardFacts { uptime: 2 * HOUR, ..facts }), GuardAction::Reboot);
+        let confirmed = LoaderStatus::installed(Slot::B, Tries::DEFAULT_FULL);
+        assert_eq!(guard(&GuardFacts { loader: Some(&confirmed), ..facts }), GuardAction::StandDown);
     }
 
     #[test]

@@ -80,9 +80,9 @@ pub(super) fn running(facts: &NodeFacts) -> Option<Action> {
         (_, AttemptState::Reverting) => revert(facts, attempt, trial.evidence),
         // It came up although the loader was told otherwise, and that is recorded.
         (evidence, AttemptState::Failed) if evidence.is_reverted() => return None,
-        // The guard was faster; it reboots too.
+        // The guard, or a person, was faster.
         (evidence, _) if evidence.is_reverted() => {
-            reverting(facts, super::commit::reason(evidence), "not confirmed in time".to_owned())
+            reverting(facts, super::commit::reason(evidence), super::commit::in_words(evidence, attempt))
         }
         // Also of an attempt that failed and was not disarmed before the power did: what runs is
         // what was verified and committed to, so it is judged like any other.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use monok8s_sdk::api::ProgressPhase;
+use monok8s_sdk::api::{OSUpgradeProgressStatus, ProgressPhase};
 use monok8s_sdk::slot::Slot;
 use xtask::disk::loop_obstacle;
 use xtask::http::{Fault, Times};
@@ -106,6 +106,52 @@ async fn a_disk_that_vanishes_under_a_write_fails_the_attempt_and_serves_again_w
     assert_eq!(machine.slot_digest(Slot::B, new.bytes).unwrap(), new.digest);
     assert_eq!(machine.slot_digest(Slot::A, old.bytes).unwrap(), old.digest);
     assert_eq!(booted(&machine), [Slot::A, Slot::B]);
+}
+
+/// Nothing that could not be remembered is begun: the record is saved before a byte is fetched.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_data_partition_that_takes_no_writes_is_told_before_a_byte_is_fetched() {
+    if let Some(obstacle) = loop_obstacle() {
+        println!("SKIP: {obstacle}");
+        return;
+    }
+    let bench = Bench::start().await;
+    let troubles = [
+        ("node-1", "the file system is read-only, look at the kernel log and remount it"),
+        ("node-2", "the file system is full, free some space"),
+    ];
+    bench.upgrade("up", NEW, &[bench.entry("new", NEW)]).await;
+    for (node, words) in troubles {
+        let before = bench.files.bytes_served("/new");
+        let data = Tmpfs::mount(bench.path(node).join("data"), 1);
+        let machine = bench.machine(node, &[]).await;
+        let filler = data.0.join("filler");
+        if node == "node-1" {
+            mount(&["-o", "remount,ro"], &data.0);
+        } else {
+            let full = std::fs::write(&filler, vec![1; 2 << 20]).unwrap_err();
+            assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        }
+        bench.hand_made(node, "up", node).await;
+        let tells = |status: &OSUpgradeProgressStatus| {
+            status.message.as_ref().is_some_and(|message| message.contains(words))
+        };
+        let status = bench.wait(&machine, node, tells).await;
+        println!("{node}: {:?}: {:?}", status.phase, status.message);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(bench.files.bytes_served("/new"), before, "{node} has fetched");
+        assert_eq!(booted(&machine), [Slot::A]);
+
+        // Nobody has to ask again.
+        if node == "node-1" {
+            mount(&["-o", "remount,rw"], &data.0);
+        } else {
+            std::fs::remove_file(&filler).unwrap();
+        }
+        bench.wait_for_phase(&machine, node, ProgressPhase::Completed).await;
+        assert_eq!(booted(&machine), [Slot::A, Slot::B]);
+        drop(machine);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

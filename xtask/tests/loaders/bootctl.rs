@@ -12,6 +12,7 @@ use serde_json::Value;
 use xtask::host::{Program, is_root};
 
 const BOOTCTL: Program = Program { name: "bootctl", package: "systemd-boot" };
+const KERNEL_INSTALL: Program = Program { name: "kernel-install", package: "systemd" };
 
 /// A small file system of its own, as bootctl asks for; it goes with this value.
 struct Esp(tempfile::TempDir);
@@ -33,19 +34,54 @@ impl Esp {
         for dir in [ENTRIES, "EFI", "monok8s/a", "monok8s/b"] {
             fs::create_dir_all(esp.path().join(dir)).unwrap();
         }
-        for slot in ["a", "b"] {
-            let dir = esp.path().join("monok8s").join(slot);
-            fs::write(dir.join("vmlinuz"), "kernel").unwrap();
-            let text = format!(
-                "title {slot}\nversion v1.35.{slot}\nlinux /monok8s/{slot}/vmlinuz\noptions root={slot} ro\n"
-            );
-            fs::write(dir.join("entry"), &text).unwrap();
-            if slot == "a" {
-                let text = format!("{text}sort-key monok8s-500000000\n");
-                fs::write(esp.entries().join("monok8s-a+3.conf"), text).unwrap();
-            }
-        }
+        esp.stage("b");
         Some(esp)
+    }
+
+    /// Puts a kernel where an upgrade would; returns the lines of its entry.
+    fn stage(&self, slot: &str) -> String {
+        let dir = self.path().join("monok8s").join(slot);
+        fs::write(dir.join("vmlinuz"), "kernel").unwrap();
+        let text = format!(
+            "title {slot}\nversion v1.35.{slot}\nlinux /monok8s/{slot}/vmlinuz\noptions root={slot} ro\n"
+        );
+        fs::write(dir.join("entry"), &text).unwrap();
+        text
+    }
+
+    /// Installs slot A as `deploy/host/README.md` has it.
+    fn install(&self) {
+        let text = format!("{}sort-key monok8s-500000000\n", self.stage("a"));
+        fs::write(self.entries().join("monok8s-a+3.conf"), text).unwrap();
+    }
+
+    /// The same with systemd's own tool, of which nothing but the sort-key has to be changed.
+    fn install_with_kernel_install(&self) {
+        let settings = tempfile::tempdir().unwrap();
+        let kernel = settings.path().join("vmlinuz");
+        for (name, text) in [
+            ("install.conf", "layout=bls\n"),
+            ("entry-token", "monok8s\n"),
+            ("tries", "3\n"),
+            ("cmdline", "root=a ro panic=5\n"),
+            ("vmlinuz", "kernel"),
+        ] {
+            fs::write(settings.path().join(name), text).unwrap();
+        }
+        let output = Command::new(KERNEL_INSTALL.locate().unwrap())
+            .args(["add", "a"])
+            .arg(&kernel)
+            .env("KERNEL_INSTALL_CONF_ROOT", settings.path())
+            .env("BOOT_ROOT", self.path())
+            .env("MACHINE_ID", "6b386f73000040008000000000000001")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let entry = self.entries().join("monok8s-a+3.conf");
+        let text = fs::read_to_string(&entry).unwrap();
+        let others = text.lines().filter(|line| !line.starts_with("sort-key"));
+        let lines: Vec<_> = others.chain(["sort-key monok8s-500000000", ""]).collect();
+        fs::write(&entry, lines.join("\n")).unwrap();
     }
 
     fn path(&self) -> &Path {
@@ -95,6 +131,26 @@ fn token(slot: Slot) -> ArmableSlot {
 #[test]
 fn systemd_reads_our_entries_counters_and_order_as_we_do() {
     let Some(esp) = Esp::mount() else { return };
+    esp.install();
+    goes_all_the_way(&esp);
+}
+
+#[test]
+fn an_entry_that_systemd_wrote_is_taken_and_given_back_as_it_was() {
+    let Some(esp) = Esp::mount() else { return };
+    if let Err(reason) = KERNEL_INSTALL.locate() {
+        println!("SKIP: {reason}");
+        return;
+    }
+    esp.install_with_kernel_install();
+    let before = fs::read_to_string(esp.entries().join("monok8s-a+3.conf")).unwrap();
+    goes_all_the_way(&esp);
+    // Through all of it, its lines are those that systemd wrote.
+    assert_eq!(fs::read_to_string(esp.entries().join("monok8s-a.conf")).unwrap(), before);
+}
+
+/// A first start, a trial that falls back, and one that is confirmed, each read by systemd too.
+fn goes_all_the_way(esp: &Esp) {
     let loader = BlsEntries::on_partition(esp.path());
     let power_on = || sd_boot::power_on(&HostDirectory::new(esp.entries())).unwrap();
     let id = |slot: &str| format!("monok8s-{slot}.conf");

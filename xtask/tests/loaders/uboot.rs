@@ -204,8 +204,20 @@ impl Board {
         let slot: Slot = line.get(..1).unwrap_or_default().parse()?;
         let partition =
             ["aaaaaaaa-0000-4000-8000-00000000000a", "bbbbbbbb-0000-4000-8000-00000000000b"][slot as usize];
-        ensure!(line.trim_end()[2..] == format!("root=PARTUUID={partition} ro rootwait panic=10"), "{line}");
+        let trial = self.trial_of(slot)?.map_or(String::new(), |trial| format!(" monok8s.trial={trial}"));
+        let expected = format!("root=PARTUUID={partition}{trial} ro rootwait panic=10");
+        ensure!(line.trim_end()[2..] == expected, "{line} instead of {expected}");
         Ok((slot, console))
+    }
+
+    /// The trial that a slot is on, as a whole copy says.
+    fn trial_of(&self, slot: Slot) -> Result<Option<String>> {
+        let copies = self.copies()?.map(|copy| Environment::decode(&copy, Layout::Redundant));
+        let said = copies.into_iter().flatten().find_map(|copy| {
+            let value = copy.environment.get("MONOK8S_TRIAL")?;
+            Some(String::from_utf8_lossy(value).into_owned())
+        });
+        Ok(said.filter(|trial| trial.starts_with(&slot.to_string())))
     }
 
     /// A boot, after which both copies must have one state.

@@ -26,15 +26,6 @@ pub(super) const MASK: u64 = 0x01FF << 48;
 const FIRST_PRIORITY: u8 = 3;
 const LAST_PRIORITY: u8 = 15;
 
-/// The tries of a slot that never boots, for what ended its trial.
-const ENDS: [(TrialEvidence, u8); 5] = [
-    (TrialEvidence::FellBack, 9),
-    (TrialEvidence::WatchdogReset, 10),
-    (TrialEvidence::Reverted, 11),
-    (TrialEvidence::RevertedByGuard, 12),
-    (TrialEvidence::RevertedByPerson, 13),
-];
-
 /// One slot's bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotBits {
@@ -107,7 +98,9 @@ impl Bits {
             let order = status.order.iter().filter(|slot| status.may_boot(**slot));
             let Some(place) = order.zip(0..).find_map(|(entry, place)| (*entry == slot).then_some(place))
             else {
-                return SlotBits { tries: end(status, slot), ..SlotBits::default() };
+                let trial = status.trial.filter(|trial| trial.slot == slot);
+                let tries = trial.map_or(0, |trial| end(trial.evidence));
+                return SlotBits { tries, ..SlotBits::default() };
             };
             let successful = proven && on_trial.is_none_or(|trial| trial.slot != slot);
             let tries = if successful { 0 } else { status.slot(slot).tries_left.min(FULL).0 };
@@ -151,16 +144,27 @@ impl Bits {
         if let ([slot], [_, _]) = (unproven.as_slice(), order) {
             return Some(of(*slot, TrialEvidence::None));
         }
-        let out = Slot::BOTH.into_iter().filter(|slot| self.of(*slot).priority == 0);
-        let ended = out
-            .filter_map(|slot| Some((slot, ENDS.iter().find(|(_, code)| *code == self.of(slot).tries)?.0)));
-        ended.map(|(slot, evidence)| of(slot, evidence)).next()
+        let mut out = Slot::BOTH.into_iter().filter(|slot| self.of(*slot).priority == 0);
+        let ended = |slot: Slot| {
+            let tries = self.of(slot).tries;
+            TrialEvidence::ALL.into_iter().find(|evidence| tries != 0 && end(*evidence) == tries)
+        };
+        out.find_map(|slot| Some(of(slot, ended(slot)?)))
     }
 }
 
-fn end(status: &LoaderStatus, slot: Slot) -> u8 {
-    let evidence = status.trial.filter(|trial| trial.slot == slot).map(|trial| trial.evidence);
-    ENDS.iter().find(|(end, _)| Some(*end) == evidence).map_or(0, |(_, code)| *code)
+/// The tries of a slot that never boots, for what ended its trial.
+fn end(evidence: TrialEvidence) -> u8 {
+    match evidence {
+        TrialEvidence::None => 0,
+        TrialEvidence::RevertedSomehow => 8,
+        TrialEvidence::FellBack => 9,
+        TrialEvidence::WatchdogReset => 10,
+        TrialEvidence::Reverted => 11,
+        TrialEvidence::RevertedByGuard => 12,
+        TrialEvidence::RevertedByPerson => 13,
+        TrialEvidence::RevertedWithoutApi => 14,
+    }
 }
 
 /// What is known beside the bits, from notes that do not belong to them.

@@ -170,6 +170,17 @@ fn a_trial_falls_back_is_sent_back_or_is_confirmed() {
 }
 
 #[test]
+fn whatever_ended_a_trial_is_read_without_notes() {
+    for evidence in TrialEvidence::ALL.into_iter().filter(|evidence| *evidence != TrialEvidence::None) {
+        let mut status = tried().reverted(Reverter::Agent);
+        status.trial.as_mut().unwrap().evidence = evidence;
+        let node = Node::in_state(&status);
+        let found = node.without_notes().status().unwrap().trial;
+        assert_eq!(found.map(|trial| (trial.slot, trial.evidence)), Some((Slot::B, evidence)));
+    }
+}
+
+#[test]
 fn firmware_that_gives_up_a_slot_without_tries_has_tried_it() {
     let node = Node::in_state(&armed());
     assert_eq!(node.boot(), Some(Slot::B));

@@ -207,3 +207,25 @@ fn a_trial_has_no_more_tries_than_the_script_counts() {
         assert!(matches!(more, Err(BootError::Tries { .. })));
     }
 }
+
+#[test]
+fn an_old_copy_that_a_failed_write_left_is_replaced_by_whoever_repeats_it() {
+    let node = Node::of_two();
+    let loader = node.loader();
+    let path = node.dir.path().join(FILES[1]);
+    for change in [
+        (|loader: &GrubEnv| loader.mark_good(Slot::A)) as fn(&GrubEnv) -> Result<(), BootError>,
+        |loader| loader.arm_trial(token(Slot::B), ATTEMPT, Tries::TRIAL),
+        |loader| loader.disarm(),
+    ] {
+        node.power_on();
+        let old = fs::read(&path).unwrap();
+        change(&loader).unwrap();
+        let after = loader.status().unwrap();
+        fs::write(&path, &old).unwrap();
+        assert!(!loader.is_settled());
+        change(&loader).unwrap();
+        assert!(loader.is_settled());
+        assert_eq!(loader.status().unwrap(), after);
+    }
+}

@@ -94,6 +94,16 @@ impl Copies {
         }
     }
 
+    /// Whether both copies are whole, and do not hold the same.
+    pub(super) fn differ(&self, size: usize) -> bool {
+        let Self::Redundant(places) = self else { return false };
+        let [first, second] = places.each_ref().map(|place| {
+            let bytes = place.region.read(place.offset, size).ok()?;
+            Environment::decode(&bytes, Layout::Redundant).ok()
+        });
+        matches!((first, second), (Some(first), Some(second)) if first.environment != second.environment)
+    }
+
     /// Replaces the environment. `active` is what was loaded.
     pub(super) fn store(
         &self,

@@ -70,7 +70,7 @@ pub enum UbootError {
         source: ConfigError,
     },
     /// There is only one copy.
-    #[error("{} names one copy of the environment, which a power cut can destroy: give U-Boot a redundant one, or allow a single copy in so many words", config.display())]
+    #[error("{} names one copy of the environment, which a power cut can destroy: give U-Boot a redundant one", config.display())]
     SingleCopy {
         /// The configuration.
         config: PathBuf,
@@ -304,6 +304,10 @@ impl BootBackend for UbootEnv {
             }
             _ => BootError::Write { backend: NAME, source: source.into() },
         })
+    }
+
+    fn is_settled(&self) -> bool {
+        !self.copies.differ(self.size)
     }
 
     fn exclusive(&self) -> Result<RegionLock, BootError> {
