@@ -26,7 +26,10 @@ mmdebstrap --mode=root --variant=minbase --format=directory \
 # What installed the packages is not needed to run them.
 cd "$root"
 rm -rf var/cache/* var/lib/apt var/lib/dpkg var/log/* usr/share/perl usr/share/perl5 usr/lib/apt \
-    usr/lib/x86_64-linux-gnu/perl-base usr/share/keyrings usr/share/lintian usr/share/common-licenses
+    usr/lib/x86_64-linux-gnu/perl* usr/lib/x86_64-linux-gnu/libperl* usr/bin/perl* \
+    usr/lib/x86_64-linux-gnu/gconv \
+    usr/bin/containerd-shim usr/bin/containerd-shim-runc-v1 usr/share/keyrings usr/share/lintian \
+    usr/share/common-licenses
 for plugin in usr/lib/cni/*; do
     case ${plugin##*/} in host-local | loopback | ptp) ;; *) rm "$plugin" ;; esac
 done
@@ -35,7 +38,7 @@ cd usr/lib/modules/*/kernel
 rm -rf sound fs/btrfs fs/xfs fs/nfs fs/nfsd fs/cifs fs/smb fs/ceph fs/ocfs2 fs/gfs2 fs/f2fs fs/ubifs fs/jfs \
     fs/reiserfs fs/udf fs/lockd fs/dlm fs/fscache fs/cachefiles drivers/infiniband drivers/scsi drivers/md \
     drivers/hid drivers/comedi drivers/target drivers/nvme drivers/ata drivers/input drivers/gpu \
-    drivers/media drivers/iio drivers/usb drivers/tty net/sunrpc net/ceph net/openvswitch net/sctp net/tipc
+    drivers/media drivers/iio drivers/usb drivers/tty drivers/net/*/ net/sunrpc net/ceph net/openvswitch net/sctp net/tipc
 cd "$root"
 for release in usr/lib/modules/*; do chroot . depmod "${release##*/}"; done
 mkdir -p boot/grub

@@ -146,6 +146,11 @@ impl Testbed {
         self.server.url_at(self.host, &artifact_path(name))
     }
 
+    /// Applies everything that `ctl create` prints of `controller` or `agent`, for nodes that run pods.
+    pub async fn create(&self, what: &str) -> Result<()> {
+        self.kubectl().succeed_with_stdin(&["apply", "-f", "-"], &manifests(what)?).await.map(drop)
+    }
+
     /// A catalog of everything that was published under its version.
     #[must_use]
     pub fn catalog(&self, stable: &str) -> String {
@@ -318,16 +323,22 @@ fn index_path(name: &str) -> String {
     format!("/monok8s-{name}.ext4.idx")
 }
 
-/// Applies what `ctl create` prints, as the guide says, except for what would need a kubelet.
-/// Returns the name of the service account.
-async fn install(kubectl: &Kubectl, what: &str) -> Result<String> {
+/// What `ctl create` prints.
+fn manifests(what: &str) -> Result<String> {
     let output = Command::new(Program::Ctl.locate()?).args(["create", what]).output()?;
     if !output.status.success() {
         bail!("`ctl create {what}` failed: {}", String::from_utf8_lossy(&output.stderr));
     }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Applies what `ctl create` prints, as the guide says, except for what would need a kubelet.
+/// Returns the name of the service account.
+async fn install(kubectl: &Kubectl, what: &str) -> Result<String> {
+    let manifests = manifests(what)?;
     let mut applied = String::new();
     let mut account = None;
-    for document in serde_yaml::Deserializer::from_slice(&output.stdout) {
+    for document in serde_yaml::Deserializer::from_str(&manifests) {
         let object = Value::deserialize(document)?;
         let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default();
         if kind == "ServiceAccount" {

@@ -1,10 +1,19 @@
-//! A machine that really starts, in QEMU: GRUB, a kernel, systemd, containerd, a kubelet, and the agent as
-//! a pod in it.
+//! Machines that really start, in QEMU: GRUB, a kernel, systemd, containerd, a kubelet, and the agent as a
+//! pod in it. They are upgraded, through a trial or back. By far the longest tests that there are:
+//! `cargo xtask test` runs `upgrade` only, `cargo xtask test --vm` all.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-#[path = "vm/boot.rs"]
-mod boot;
-#[path = "vm/library.rs"]
-mod library;
-
-use library::library;
+#[path = "vm/api_away.rs"]
+mod api_away;
+#[path = "vm/failures.rs"]
+mod failures;
+#[path = "vm/images.rs"]
+mod images;
+#[path = "vm/kills.rs"]
+mod kills;
+#[path = "vm/scene.rs"]
+mod scene;
+#[path = "vm/start.rs"]
+mod start;
+#[path = "vm/upgrade.rs"]
+mod upgrade;

@@ -23,7 +23,6 @@ pub async fn run(afterwards: Afterwards) -> Result<()> {
     say("a control plane, and the agents' DaemonSet from `ctl create agent`");
     let mut cluster = VmCluster::start().await?;
     cluster.keep_logs(&target_directory().join("vm/logs"))?;
-    cluster.create_agents(&[]).await?;
     say(&format!("images {OLD} and {NEW}: Debian with systemd, containerd, a kubelet and our programs"));
     let mut library = ImageLibrary::open().await?;
     for version in [OLD, NEW] {

@@ -3,17 +3,15 @@
 use std::fmt::Write as _;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use monok8s_sdk::api::LABEL_CONTROL_PLANE;
 
 use crate::controlplane::ControllerManager;
 use crate::kubelet::Role;
-use crate::programs::Program;
 use crate::testbed::Testbed;
 use crate::vm::{Identity, Vm, VmDisk};
 
@@ -33,29 +31,18 @@ pub struct VmCluster {
 }
 
 impl VmCluster {
-    /// A control plane with the CRDs, both programs' rights and the agents' `DaemonSet`, as `ctl create`
-    /// prints them. No machine yet.
+    /// A control plane with the CRDs and the agents, as `ctl create` prints them. No machine yet.
     pub async fn start() -> Result<Self> {
         let mut testbed = Testbed::start(ControllerManager::Running).await?.seen_as(HOST);
         // Pods of a DaemonSet are bound by it too.
         testbed.control_plane_mut().start_scheduler().await?;
+        testbed.create("agent").await?;
         let logs = match std::env::var_os(LOGS) {
             Some(directory) => PathBuf::from(directory),
             None => testbed.directory().join("logs"),
         };
         std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
         Ok(Self { vms: Vec::new(), testbed, logs })
-    }
-
-    /// Applies everything that `ctl create agent` prints, `DaemonSet` included.
-    pub async fn create_agents(&self, arguments: &[&str]) -> Result<()> {
-        let output =
-            Command::new(Program::Ctl.locate()?).args(["create", "agent"]).args(arguments).output()?;
-        if !output.status.success() {
-            bail!("`ctl create agent` failed: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        let manifests = String::from_utf8(output.stdout)?;
-        self.testbed.kubectl().succeed_with_stdin(&["apply", "-f", "-"], &manifests).await.map(drop)
     }
 
     /// What is not a machine.

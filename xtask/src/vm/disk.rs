@@ -75,8 +75,7 @@ impl VmDisk {
     }
 
     /// Where a slot begins and how long it is, in bytes.
-    #[must_use]
-    pub fn slot(&self, slot: Slot) -> (u64, u64) {
+    fn slot(&self, slot: Slot) -> (u64, u64) {
         match slot {
             Slot::A => (SLOT_A, self.slot_bytes),
             Slot::B => (SLOT_A + self.slot_bytes, self.slot_bytes),

@@ -1,17 +1,21 @@
 //! A machine in QEMU.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use tokio::time::Instant;
 
+use crate::host::SETPRIV;
 use crate::process::Child;
 use crate::vm::{GuestAgent, QEMU, VmDisk};
 
 const POLL: Duration = Duration::from_millis(100);
 const MEMORY_MIB: u32 = 2048;
+/// Runs its arguments again and again. A guest that reboots ends QEMU, and gets a new one: into memory that
+/// once held code, the translator writes several times slower, and a boot loader does little else.
+const AGAIN: &str = r#"while "$@" -no-reboot; do :; done"#;
 
 /// A machine with a disk, a serial line and the user network, on or off. Dropping it cuts the power.
 #[derive(Debug)]
@@ -38,27 +42,14 @@ impl Vm {
         &self.name
     }
 
-    /// Its disk.
-    #[must_use]
-    pub fn disk(&self) -> &VmDisk {
-        &self.disk
-    }
-
-    /// Everything that came over the serial line, of all boots.
-    #[must_use]
-    pub fn serial_log(&self) -> &Path {
-        &self.serial
-    }
-
     /// What came over the serial line so far.
     #[must_use]
     pub fn serial(&self) -> String {
-        let bytes = std::fs::read(self.serial_log()).unwrap_or_default();
+        let bytes = std::fs::read(&self.serial).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Whether the power is on.
-    pub fn is_on(&mut self) -> Result<bool> {
+    fn is_on(&mut self) -> Result<bool> {
         let Some(process) = &mut self.process else { return Ok(false) };
         Ok(process.exit_status()?.is_none())
     }
@@ -70,10 +61,14 @@ impl Vm {
         }
         // QEMU makes it anew.
         let _ = std::fs::remove_file(self.agent_socket());
-        let mut command = Command::new(QEMU.locate()?);
+        let mut command = Command::new("sh");
         command
+            .args(["-c", AGAIN, "sh"])
+            .arg(SETPRIV.locate()?)
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(QEMU.locate()?)
             .args(["-name", &self.name, "-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
+            .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", "2"])
             .args(["-m", &MEMORY_MIB.to_string()])
             .arg("-drive")
             // What a guest has flushed is safe from the end of this process in any case; flushing it
@@ -84,7 +79,7 @@ impl Vm {
             ))
             .args(["-nic", "user,model=virtio-net-pci"])
             .arg("-chardev")
-            .arg(format!("file,id=serial,append=on,path={}", self.serial_log().display()))
+            .arg(format!("file,id=serial,append=on,path={}", self.serial.display()))
             .args(["-serial", "chardev:serial", "-device", "virtio-serial-pci", "-chardev"])
             .arg(format!("socket,id=agent,server=on,wait=off,path={}", self.agent_socket().display()))
             .args(["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"])
@@ -98,22 +93,6 @@ impl Vm {
     pub fn power_cut(&mut self) -> Result<()> {
         match self.process.take() {
             Some(process) => process.kill().map(drop),
-            None => bail!("{} is off", self.name),
-        }
-    }
-
-    /// How QEMU ended, if it did by itself: the machine was switched off from inside.
-    pub fn went_off(&mut self) -> Result<Option<ExitStatus>> {
-        match &mut self.process {
-            Some(process) => process.exit_status(),
-            None => Ok(None),
-        }
-    }
-
-    /// Fails if QEMU is not running.
-    pub fn expect_on(&mut self) -> Result<()> {
-        match &mut self.process {
-            Some(process) => process.expect_running(),
             None => bail!("{} is off", self.name),
         }
     }

@@ -9,20 +9,21 @@ use serde_json::json;
 use xtask::kubelet::Role;
 use xtask::vm::{NodeImage, VmCluster};
 
-use crate::scene::{ByHand, boots_of, inside, machines, publish};
+use crate::images::Images;
+use crate::scene::{ByHand, boots_of, inside, machine, publish};
 
 const OLD: &str = "v1.35.3";
 const NEW: &str = "v1.35.4";
-const NODE: &str = "node-1";
+const NODE: &str = "node-3";
 /// Longer than an emulated machine takes to a healthy kubelet.
-const TRIAL_SECONDS: u32 = 120;
-const PATIENCE: Duration = Duration::from_secs(400);
+const TRIAL_SECONDS: u32 = 180;
+const PATIENCE: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_api_server_away_the_policy_decides_and_the_truth_arrives_later() -> Result<()> {
-    let Some(mut library) = crate::library().await? else { return Ok(()) };
-    let mut cluster = machines(&mut library, OLD, &[(NODE, Role::Worker)]).await?;
-    publish(&mut cluster, &mut library, NEW, &NodeImage::of(NEW)).await?;
+    let Some(images) = Images::open().await? else { return Ok(()) };
+    let mut cluster = machine(&images, OLD, NODE, Role::Worker).await?;
+    publish(&mut cluster, &images, NEW, &NodeImage::of(NEW)).await?;
     it_goes_back(&mut cluster).await?;
     it_is_kept(&mut cluster).await
 }

@@ -8,96 +8,107 @@ use serde_json::json;
 use xtask::kubelet::Role;
 use xtask::vm::{Defect, NodeImage, VmCluster};
 
-use crate::scene::{ByHand, boots_of, inside, machines, publish};
+use crate::images::Images;
+use crate::scene::{ByHand, boots_of, inside, machine, publish, retry};
 
 const OLD: &str = "v1.35.3";
 const NEW: &str = "v1.35.4";
 const GOOD: &str = "good";
-/// Longer than an emulated machine takes to be confirmed while another one starts beside it.
-const TRIAL_SECONDS: u32 = 150;
-
 /// An image, and what becomes of it.
 struct Case {
     name: &'static str,
     defect: Defect,
     reason: FailureReason,
-    /// Who brings the machine back; nobody, if it is not booted at all.
-    by: Option<RolledBackBy>,
+    outcome: Outcome,
 }
 
-fn case(name: &'static str, defect: Defect, reason: FailureReason, by: Option<RolledBackBy>) -> Case {
-    Case { name, defect, reason, by }
+/// What becomes of the node.
+enum Outcome {
+    /// The slot is not booted at all.
+    Refused,
+    /// Somebody brings the machine back, from a trial of so many seconds at most.
+    RolledBack { by: RolledBackBy, trial_seconds: u32 },
+}
+
+/// Longer than an emulated machine takes to start an agent while another one is at work.
+const UNTIL_THE_AGENT: u32 = 180;
+/// Longer than it takes to start the guard.
+const UNTIL_THE_GUARD: u32 = 60;
+
+fn back_by(by: RolledBackBy, trial_seconds: u32) -> Outcome {
+    Outcome::RolledBack { by, trial_seconds }
 }
 
 /// What fails on any node.
-fn on_the_worker() -> [Case; 4] {
+fn on_a_worker() -> [Case; 4] {
+    let case = |name, defect, reason, outcome| Case { name, defect, reason, outcome };
+    let by_the_guard = || back_by(RolledBackBy::Guard, UNTIL_THE_GUARD);
     [
-        case("wrong-version", Defect::SaysItIs("v1.35.1".to_owned()), FailureReason::WrongVersion, None),
-        case("kernel-panics", Defect::KernelPanics, FailureReason::FellBack, Some(RolledBackBy::Loader)),
+        case(
+            "wrong-version",
+            Defect::SaysItIs("v1.35.1".to_owned()),
+            FailureReason::WrongVersion,
+            Outcome::Refused,
+        ),
+        case(
+            "kernel-panics",
+            Defect::KernelPanics,
+            FailureReason::FellBack,
+            back_by(RolledBackBy::Loader, UNTIL_THE_AGENT),
+        ),
         case(
             "kubelet-never-starts",
             Defect::KubeletNeverStarts,
             FailureReason::TrialTimedOut,
-            Some(RolledBackBy::Guard),
+            by_the_guard(),
         ),
-        case(
-            "data-not-mountable",
-            Defect::DataNotMountable,
-            FailureReason::TrialTimedOut,
-            Some(RolledBackBy::Guard),
-        ),
+        case("data-not-mountable", Defect::DataNotMountable, FailureReason::TrialTimedOut, by_the_guard()),
     ]
 }
 
-/// What fails on a node of the control plane, and half of the rest, so that both machines are busy.
+/// What fails on a node of the control plane, and what might as well fail on another one.
 fn on_the_control_plane() -> [Case; 4] {
+    let case = |name, defect, reason, outcome| Case { name, defect, reason, outcome };
+    let by_the_agent = || back_by(RolledBackBy::Agent, UNTIL_THE_AGENT);
     [
-        case("no-guard", Defect::NoGuard, FailureReason::GuardMissing, None),
-        case("no-init", Defect::NoInit, FailureReason::FellBack, Some(RolledBackBy::Loader)),
+        case("no-guard", Defect::NoGuard, FailureReason::GuardMissing, Outcome::Refused),
         case(
-            "node-never-ready",
-            Defect::NodeNeverReady,
-            FailureReason::TrialTimedOut,
-            Some(RolledBackBy::Agent),
+            "no-init",
+            Defect::NoInit,
+            FailureReason::FellBack,
+            back_by(RolledBackBy::Loader, UNTIL_THE_AGENT),
         ),
-        case(
-            "api-never-ready",
-            Defect::ApiServerNeverReady,
-            FailureReason::TrialTimedOut,
-            Some(RolledBackBy::Agent),
-        ),
+        case("node-never-ready", Defect::NodeNeverReady, FailureReason::TrialTimedOut, by_the_agent()),
+        case("api-never-ready", Defect::ApiServerNeverReady, FailureReason::TrialTimedOut, by_the_agent()),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn images_that_fail_end_on_the_old_slot_and_are_not_tried_again() -> Result<()> {
-    let Some(mut library) = crate::library().await? else { return Ok(()) };
-    let nodes = [("cp-1", Role::ControlPlane), ("node-1", Role::Worker)];
-    let mut cluster = machines(&mut library, OLD, &nodes).await?;
-    publish(&mut cluster, &mut library, GOOD, &NodeImage::of(NEW)).await?;
-    for case in on_the_control_plane().iter().chain(&on_the_worker()) {
-        let image = NodeImage::of(NEW).with(case.defect.clone());
-        publish(&mut cluster, &mut library, case.name, &image).await?;
-    }
-    let (on_cp, on_worker) = tokio::join!(
-        all_fail(&cluster, "cp-1", on_the_control_plane()),
-        all_fail(&cluster, "node-1", on_the_worker()),
-    );
-    on_cp.and(on_worker)
+    all_fail("node-2", Role::Worker, on_a_worker()).await
 }
 
-async fn all_fail(cluster: &VmCluster, node: &str, cases: [Case; 4]) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_on_a_node_of_the_control_plane() -> Result<()> {
+    all_fail("cp-1", Role::ControlPlane, on_the_control_plane()).await
+}
+
+async fn all_fail(node: &str, role: Role, cases: [Case; 4]) -> Result<()> {
+    let Some(images) = Images::open().await? else { return Ok(()) };
+    let mut cluster = machine(&images, OLD, node, role).await?;
     let mut last = "";
     for case in cases {
-        it_fails(cluster, node, &case).await?;
+        let image = NodeImage::of(NEW).with(case.defect.clone());
+        publish(&mut cluster, &images, case.name, &image).await?;
+        it_fails(&cluster, node, &case).await?;
         last = case.name;
     }
+    publish(&mut cluster, &images, GOOD, &NodeImage::of(NEW)).await?;
+    let cluster = &cluster;
     // A good catalog alone changes nothing; a new nonce does.
     let order = ByHand { name: last, node, version: NEW, artifact: GOOD, trial: json!({}) };
     order.apply(cluster).await?;
-    let nonce = r#"{"spec":{"retryNonce":"with a good catalog"}}"#;
-    let arguments = ["patch", "osupgradeprogress", last, "--type=merge", "-p", nonce];
-    cluster.testbed().kubectl().succeed(&arguments).await?;
+    retry(cluster, last, "with a good catalog").await?;
     let began = Instant::now();
     order.reaches(cluster, &ProgressPhase::Completed).await?;
     cluster.ready(node, NEW, None).await?;
@@ -105,23 +116,24 @@ async fn all_fail(cluster: &VmCluster, node: &str, cases: [Case; 4]) -> Result<(
     Ok(())
 }
 
-fn order<'a>(node: &'a str, name: &'a str, artifact: &'a str) -> ByHand<'a> {
-    ByHand { name, node, version: NEW, artifact, trial: json!({ "timeoutSeconds": TRIAL_SECONDS }) }
-}
-
 async fn it_fails(cluster: &VmCluster, node: &str, case: &Case) -> Result<()> {
     let began = Instant::now();
     let before = boots_of(&cluster.vm(node)?.serial(), 'B');
     let boot_before = cluster.ready(node, OLD, None).await?;
-    let order = order(node, case.name, case.name);
+    let (phase, trial) = match case.outcome {
+        Outcome::Refused => (ProgressPhase::Failed, json!({})),
+        Outcome::RolledBack { trial_seconds, .. } => {
+            (ProgressPhase::RolledBack, json!({ "timeoutSeconds": trial_seconds }))
+        }
+    };
+    let order = ByHand { name: case.name, node, version: NEW, artifact: case.name, trial };
     order.apply(cluster).await?;
-    let phase = if case.by.is_some() { ProgressPhase::RolledBack } else { ProgressPhase::Failed };
     let status = order.reaches(cluster, &phase).await?;
     println!("{node}: {}: {phase} after {:.0?}: {:?}", case.name, began.elapsed(), status.message);
     ensure!(status.failure_reason.as_deref() == Some(case.reason.as_str()), "{}: {status:?}", case.name);
     ensure!(status.attempt == Some(1) && status.retry_count.unwrap_or(0) == 0, "{}: {status:?}", case.name);
     let tried = boots_of(&cluster.vm(node)?.serial(), 'B') - before;
-    if let Some(by) = &case.by {
+    if let Outcome::RolledBack { by, .. } = &case.outcome {
         let boot = cluster.ready(node, OLD, Some(&boot_before)).await?;
         let evidence = status.rolled_back.as_ref();
         ensure!(evidence.is_some_and(|evidence| evidence.by == *by), "{}: {evidence:?}", case.name);

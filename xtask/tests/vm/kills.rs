@@ -2,112 +2,213 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use monok8s_sdk::api::{OSUpgradeProgress, ProgressPhase};
 use serde_json::json;
 use xtask::kubelet::Role;
-use xtask::vm::{NodeImage, VmCluster};
+use xtask::vm::{Defect, NodeImage, VmCluster};
 
-use crate::scene::{ByHand, inside, machines, publish};
+use crate::images::Images;
+use crate::scene::{ByHand, UPGRADE_TIMEOUT, boots_of, inside, machine, publish, retry};
 
 const VERSIONS: [&str; 2] = ["v1.35.3", "v1.35.4"];
-const NODE: &str = "node-1";
 /// `cargo xtask test --vm --kills N` sets it.
 const KILLS: &str = "MONOK8S_VM_KILLS";
 /// The same number gives the same moments; the test says which one it took.
 const SEED: &str = "MONOK8S_VM_SEED";
-/// A cut comes at most so long after the order or the last start. An upgrade takes about as long.
-const LONGEST_SECONDS: u64 = 60;
+const POLL: Duration = Duration::from_millis(250);
+
+/// What a cut comes after.
+#[derive(Clone, Copy, Debug)]
+enum From {
+    /// The last power-on: the loader, the kernel, the guard.
+    PowerOn,
+    /// The agent's start: the download, the write, the read-back, the loader's state.
+    Agent,
+    /// The agent's word that it reboots: the loader's state, the way down.
+    Reboot,
+    /// The loader's word that it boots the new slot.
+    Trial,
+    /// The agent's word that it judges the trial.
+    Confirming,
+}
+
+/// A cut comes at a random moment within so many seconds of one of these.
+const MOMENTS: [(From, u64); 6] = [
+    (From::PowerOn, 30),
+    (From::Agent, 20),
+    (From::Agent, 40),
+    (From::Reboot, 4),
+    (From::Trial, 40),
+    (From::Confirming, 4),
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_loses_power_at_random_always_gets_there() -> Result<()> {
-    let Some(mut library) = crate::library().await? else { return Ok(()) };
-    let kills = number(KILLS)?.unwrap_or(20);
-    let mut random = Random(number(SEED)?.unwrap_or_else(now).max(1));
-    println!("{kills} cuts, {SEED}={}", random.0);
-    let mut cluster = machines(&mut library, VERSIONS[0], &[(NODE, Role::Worker)]).await?;
-    publish(&mut cluster, &mut library, VERSIONS[1], &NodeImage::of(VERSIONS[1])).await?;
-    let mut left = kills;
-    let mut round = 0;
-    while left > 0 {
-        round += 1;
-        let name = format!("kills-{round}");
-        let version = VERSIONS[round % 2];
-        let used =
-            upgrade(&mut cluster, &name, version, left, &mut random).await.with_context(|| name.clone())?;
-        left -= used;
-    }
-    println!("{kills} cuts in {round} upgrades");
-    Ok(())
+    lose_power("node-4", number(KILLS)?.unwrap_or(20).div_ceil(2)).await
 }
 
-/// Carries one upgrade out, however often the power goes. Returns how often it went.
-async fn upgrade(
-    cluster: &mut VmCluster,
-    name: &str,
-    version: &str,
-    most: u64,
-    random: &mut Random,
-) -> Result<u64> {
-    let order =
-        ByHand { name, node: NODE, version, artifact: version, trial: json!({ "timeoutSeconds": 300 }) };
-    order.apply(cluster).await?;
-    let allow = r#"{"spec":{"downgradePolicy":"Allow"}}"#;
-    let arguments = ["patch", "osupgrade", name, "--type=merge", "-p", allow];
-    cluster.testbed().kubectl().succeed(&arguments).await?;
-    let objects: Api<OSUpgradeProgress> = Api::all(cluster.testbed().client());
-    let mut cuts = 0;
-    let mut nonces = 0;
-    loop {
-        let until = Instant::now() + Duration::from_millis(random.below(LONGEST_SECONDS * 1000));
-        let phase = loop {
-            let status = objects.get(name).await?.status.unwrap_or_default();
-            match status.phase {
-                Some(
-                    phase @ (ProgressPhase::Completed | ProgressPhase::RolledBack | ProgressPhase::Failed),
-                ) => break Some(phase),
-                phase if cuts < most && Instant::now() > until => {
-                    println!("{name}: cut at {phase:?}");
-                    break None;
-                }
-                _ => tokio::time::sleep(Duration::from_millis(200)).await,
-            }
-        };
-        match phase {
-            Some(ProgressPhase::Completed) => break,
-            // A trial that lost its power went back, as it should. The image is good: once more.
-            Some(ProgressPhase::RolledBack) => {
-                nonces += 1;
-                let nonce = json!({ "spec": { "retryNonce": format!("{name}-{nonces}") } }).to_string();
-                let arguments = ["patch", "osupgradeprogress", name, "--type=merge", "-p", &nonce];
-                cluster.testbed().kubectl().succeed(&arguments).await?;
-                moves_on(&objects, name).await?;
-            }
-            Some(phase) => ensure!(false, "{name} is {phase}:\n{}", cluster.testbed().describe().await),
-            None => {
-                cuts += 1;
-                cluster.vm_mut(NODE)?.power_cut()?;
-                cluster.vm_mut(NODE)?.power_on()?;
-                // Whatever was cut, something boots.
-                inside(cluster, NODE, "true").await.context("after a cut")?;
-            }
+/// The other half, on a machine of its own, at the same time where there is a processor for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_machine_that_loses_power_at_random_always_gets_there() -> Result<()> {
+    lose_power("node-5", number(KILLS)?.unwrap_or(20) / 2).await
+}
+
+async fn lose_power(node: &str, kills: u64) -> Result<()> {
+    ensure!(kills > 0, "{KILLS} must be 2 or more: each of two machines loses its power at least once");
+    let Some(images) = Images::open().await? else { return Ok(()) };
+    let seed = number(SEED)?.unwrap_or_else(now);
+    println!("{node}: {kills} cuts, {SEED}={seed}");
+    let cluster = machine(&images, VERSIONS[0], node, Role::Worker).await?;
+    let mut subject = Subject { cluster, node, random: Random::new(seed, node), left: kills };
+    publish(&mut subject.cluster, &images, VERSIONS[1], &NodeImage::of(VERSIONS[1])).await?;
+    let bad = VERSIONS.map(|version| format!("bad-{version}"));
+    for (version, name) in VERSIONS.iter().zip(&bad) {
+        let image = NodeImage::of(version).with(Defect::KubeletNeverStarts);
+        publish(&mut subject.cluster, &images, name, &image).await?;
+    }
+    let mut round = 0;
+    while subject.left > 0 {
+        round += 1;
+        let number = round % 2;
+        subject.upgrade(&format!("{node}-{round}"), VERSIONS[number], VERSIONS[number], Ends::There).await?;
+        // An image that failed on a node is not taken a second time.
+        if subject.left > 0 && round <= 2 {
+            let name = format!("{node}-{round}-bad");
+            subject.upgrade(&name, VERSIONS[1 - number], &bad[1 - number], Ends::Back).await?;
         }
     }
-    cluster.ready(NODE, version, None).await?;
-    println!("{name}: at {version} after {cuts} cuts and {nonces} retries");
-
-    Ok(cuts)
+    println!("{node}: {kills} cuts in {round} upgrades");
+    Ok(())
 }
 
-/// Waits until the agent has taken the nonce.
-async fn moves_on(objects: &Api<OSUpgradeProgress>, name: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while objects.get(name).await?.status.and_then(|status| status.phase) == Some(ProgressPhase::RolledBack) {
-        ensure!(Instant::now() < deadline, "{name} does not take its nonce");
-        tokio::time::sleep(Duration::from_millis(500)).await;
+/// Where an upgrade ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// On the new version, if need be after retries.
+    There,
+    /// On the old one: the new one cannot be confirmed.
+    Back,
+}
+
+/// A machine that loses power.
+struct Subject<'a> {
+    cluster: VmCluster,
+    node: &'a str,
+    random: Random,
+    /// How often it will still lose it.
+    left: u64,
+}
+
+impl Subject<'_> {
+    /// Carries one upgrade out, however often the power goes.
+    async fn upgrade(&mut self, name: &str, version: &str, artifact: &str, ends: Ends) -> Result<()> {
+        let node = self.node;
+        let before = self.booted()?;
+        let seconds = if ends == Ends::There { 300 } else { 60 };
+        let trial = json!({ "timeoutSeconds": seconds });
+        ByHand { name, node, version, artifact, trial }.apply(&self.cluster).await?;
+        let (mut nonces, left) = (0, self.left);
+        loop {
+            let tried = boots_of(&self.serial()?, other(before));
+            let phase =
+                self.loses_power_until_it_ends(name, other(before)).await.with_context(|| name.to_owned())?;
+            let tried = boots_of(&self.serial()?, other(before)) - tried;
+            match (phase, ends) {
+                (ProgressPhase::Completed, Ends::There) => break,
+                (ProgressPhase::RolledBack, _) => ensure!(tried <= 1, "{name}: {tried} boots of one trial"),
+                (phase, _) => bail!("{name} is {phase}:\n{}", self.cluster.testbed().describe().await),
+            }
+            if ends == Ends::Back {
+                break;
+            }
+            // A trial that lost its power went back, as it should. The image is good: once more.
+            nonces += 1;
+            retry(&self.cluster, name, &format!("{name}-{nonces}")).await?;
+        }
+        let expected = if ends == Ends::There { other(before) } else { before };
+        let ended = self.booted()?;
+        ensure!(ended == expected, "{name}: ended in slot {ended} instead of {expected}");
+        let nodes: Api<Node> = Api::all(self.cluster.testbed().client());
+        let info = nodes.get(node).await?.status.and_then(|status| status.node_info).unwrap_or_default();
+        self.cluster.ready(node, &info.kubelet_version, None).await?;
+        ensure!(
+            (info.kubelet_version == version) == (ends == Ends::There),
+            "{name}: {}",
+            info.kubelet_version
+        );
+        println!("{name}: {} cuts, {nonces} retries, ends with {}", left - self.left, info.kubelet_version);
+        Ok(())
     }
-    Ok(())
+
+    /// Takes the power away at random moments, as long as there are some left.
+    async fn loses_power_until_it_ends(&mut self, name: &str, target: char) -> Result<ProgressPhase> {
+        let objects: Api<OSUpgradeProgress> = Api::all(self.cluster.testbed().client());
+        loop {
+            let (from, longest) = MOMENTS[self.random.index(MOMENTS.len())];
+            let wait = Duration::from_millis(self.random.below(longest * 1000));
+            let boots = boots_of(&self.serial()?, target);
+            let deadline = Instant::now() + UPGRADE_TIMEOUT;
+            let mut began = None;
+            let phase = loop {
+                let phase = objects.get(name).await?.phase();
+                if phase.is_final() {
+                    return Ok(phase);
+                }
+                if began.is_none() && self.has_come(from, &phase, target, boots).await? {
+                    began = Some(Instant::now());
+                }
+                if self.left > 0 && began.is_some_and(|began| began.elapsed() >= wait) {
+                    break phase;
+                }
+                ensure!(Instant::now() < deadline, "still {phase}:\n{}", self.serial()?);
+                tokio::time::sleep(POLL).await;
+            };
+            println!("{name}: cut {wait:.1?} after {from:?}, at {phase}");
+            self.left -= 1;
+            self.cluster.vm_mut(self.node)?.power_cut()?;
+            self.cluster.vm_mut(self.node)?.power_on()?;
+            // Whatever was cut, something boots.
+            inside(&self.cluster, self.node, "true").await.context("after a cut")?;
+        }
+    }
+
+    /// Whether it was seen since the power came back, and `target` had been booted so often.
+    async fn has_come(&self, from: From, phase: &ProgressPhase, target: char, boots: usize) -> Result<bool> {
+        Ok(match from {
+            From::PowerOn => true,
+            From::Agent => self.agent_runs().await?,
+            From::Reboot => *phase == ProgressPhase::Rebooting,
+            From::Trial => boots_of(&self.serial()?, target) > boots,
+            From::Confirming => *phase == ProgressPhase::Confirming,
+        })
+    }
+
+    /// Whether the agent's pod has started since the power came back.
+    async fn agent_runs(&self) -> Result<bool> {
+        let Ok(mut guest) = self.cluster.vm(self.node)?.guest(Duration::ZERO).await else { return Ok(false) };
+        // The guard is the same program.
+        let look = "for process in /proc/[0-9]*; do tr '\\0' ' ' < $process/cmdline 2>/dev/null; echo; done \
+            | grep '^[^ ]*monok8s-agent' | grep -qv ' guard'";
+        Ok(guest.succeed(look, Duration::from_secs(20)).await.is_ok())
+    }
+
+    fn serial(&self) -> Result<String> {
+        Ok(self.cluster.vm(self.node)?.serial())
+    }
+
+    /// The slot that GRUB booted last.
+    fn booted(&self) -> Result<char> {
+        let serial = self.serial()?;
+        let last = serial.rsplit_once("Booting slot ").and_then(|(_, rest)| rest.chars().next());
+        last.context("GRUB has booted nothing")
+    }
+}
+
+fn other(slot: char) -> char {
+    if slot == 'A' { 'B' } else { 'A' }
 }
 
 fn number(variable: &str) -> Result<Option<u64>> {
@@ -122,10 +223,21 @@ fn now() -> u64 {
     now.as_secs()
 }
 
-/// xorshift64; Marsaglia, "Xorshift RNGs", 2003.
+/// xorshift64 (Marsaglia, "Xorshift RNGs", 2003), from a seed mixed as FNV-1a does.
 struct Random(u64);
 
 impl Random {
+    /// The sequence of a machine.
+    fn new(seed: u64, node: &str) -> Self {
+        let mixed =
+            node.bytes().fold(seed, |mixed, byte| (mixed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        Self(mixed.max(1))
+    }
+
+    fn index(&mut self, length: usize) -> usize {
+        usize::try_from(self.below(length as u64)).unwrap()
+    }
+
     fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

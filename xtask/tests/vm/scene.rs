@@ -1,36 +1,31 @@
-//! What the tests have in common: one or two machines, orders made by hand, and what is looked at.
+//! What the tests have in common: a machine, orders made by hand, and what is looked at.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use kube::Api;
 use monok8s_sdk::api::{OSUpgradeProgress, OSUpgradeProgressStatus, ProgressPhase};
 use serde_json::json;
 use xtask::kubelet::Role;
-use xtask::vm::{ImageLibrary, NodeImage, VmCluster};
+use xtask::vm::{NodeImage, VmCluster};
+
+use crate::images::Images;
 
 /// An upgrade under emulation: write, reboot, confirm.
-pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(600);
+pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(900);
 /// A command in a machine.
-pub(crate) const COMMAND: Duration = Duration::from_secs(30);
+const COMMAND: Duration = Duration::from_secs(60);
 
-/// A control plane with the agents' `DaemonSet`, and machines that run `version` and are Ready.
-pub(crate) async fn machines(
-    library: &mut ImageLibrary,
-    version: &str,
-    nodes: &[(&str, Role)],
-) -> Result<VmCluster> {
+/// A control plane with the agents' `DaemonSet`, and a machine that runs `version` and is Ready.
+pub(crate) async fn machine(images: &Images, version: &str, node: &str, role: Role) -> Result<VmCluster> {
     let mut cluster = VmCluster::start().await?;
-    cluster.create_agents(&[]).await?;
-    publish(&mut cluster, library, version, &NodeImage::of(version)).await?;
-    for (name, role) in nodes {
-        cluster.add(name, *role, version)?;
-    }
-    for (name, role) in nodes {
-        cluster.ready(name, version, None).await?;
-        if *role == Role::ControlPlane {
-            cluster.label_control_plane(name).await?;
-        }
+    publish(&mut cluster, images, version, &NodeImage::of(version)).await?;
+    let began = Instant::now();
+    cluster.add(node, role, version)?;
+    cluster.ready(node, version, None).await?;
+    println!("{node}: power-on to Ready: {:.0?}", began.elapsed());
+    if role == Role::ControlPlane {
+        cluster.label_control_plane(node).await?;
     }
     Ok(cluster)
 }
@@ -38,11 +33,11 @@ pub(crate) async fn machines(
 /// Serves an image under a name.
 pub(crate) async fn publish(
     cluster: &mut VmCluster,
-    library: &mut ImageLibrary,
+    images: &Images,
     name: &str,
     image: &NodeImage,
 ) -> Result<()> {
-    let artifact = library.artifact(image).await?;
+    let artifact = images.artifact(image).await?;
     cluster.testbed_mut().serve(name, artifact).map(drop)
 }
 
@@ -67,6 +62,7 @@ impl ByHand<'_> {
             "metadata": { "name": self.name },
             "spec": {
                 "version": self.version,
+                "downgradePolicy": "Allow",
                 "nodeSelector": { "kubernetes.io/hostname": self.node },
                 "catalog": { "inline": format!("images:\n{entry}") },
                 "rollout": { "trial": self.trial },
@@ -91,37 +87,42 @@ impl ByHand<'_> {
         cluster: &VmCluster,
         phase: &ProgressPhase,
     ) -> Result<OSUpgradeProgressStatus> {
-        reaches(cluster, self.name, phase).await
+        let objects: Api<OSUpgradeProgress> = Api::all(cluster.testbed().client());
+        let ends = [ProgressPhase::Completed, ProgressPhase::Failed, ProgressPhase::RolledBack];
+        let status = cluster
+            .wait_for(&format!("{} to be {phase}", self.name), UPGRADE_TIMEOUT, || async {
+                let status = objects.get(self.name).await?.status.unwrap_or_default();
+                let there = status.phase.as_ref().is_some_and(|now| now == phase || ends.contains(now));
+                Ok(there.then_some(status))
+            })
+            .await?;
+        let described = format!("{:?} {:?}", status.failure_reason, status.message);
+        ensure!(
+            status.phase.as_ref() == Some(phase),
+            "{} is {:?} instead of {phase}: {described}",
+            self.name,
+            status.phase
+        );
+        Ok(status)
     }
 }
 
-/// The same for any object.
-pub(crate) async fn reaches(
-    cluster: &VmCluster,
-    name: &str,
-    phase: &ProgressPhase,
-) -> Result<OSUpgradeProgressStatus> {
+/// Sets a new `retryNonce` on a node's object, and waits until the agent has taken it.
+pub(crate) async fn retry(cluster: &VmCluster, name: &str, nonce: &str) -> Result<()> {
+    let patch = json!({ "spec": { "retryNonce": nonce } }).to_string();
+    let arguments = ["patch", "osupgradeprogress", name, "--type=merge", "-p", &patch];
+    cluster.testbed().kubectl().succeed(&arguments).await?;
     let objects: Api<OSUpgradeProgress> = Api::all(cluster.testbed().client());
-    let ends = [ProgressPhase::Completed, ProgressPhase::Failed, ProgressPhase::RolledBack];
-    let status = cluster
-        .wait_for(&format!("{name} to be {phase}"), UPGRADE_TIMEOUT, || async {
-            let status = objects.get(name).await?.status.unwrap_or_default();
-            let there = status.phase.as_ref().is_some_and(|now| now == phase || ends.contains(now));
-            Ok(there.then_some(status))
+    cluster
+        .wait_for(&format!("{name} to take its nonce"), Duration::from_secs(120), || async {
+            Ok((!objects.get(name).await?.phase().is_final()).then_some(()))
         })
-        .await?;
-    let described = format!("{:?} {:?}", status.failure_reason, status.message);
-    ensure!(
-        status.phase.as_ref() == Some(phase),
-        "{name} is {:?} instead of {phase}: {described}",
-        status.phase
-    );
-    Ok(status)
+        .await
 }
 
 /// Runs a command in a machine.
 pub(crate) async fn inside(cluster: &VmCluster, node: &str, command: &str) -> Result<String> {
-    let mut guest = cluster.vm(node)?.guest(Duration::from_secs(120)).await?;
+    let mut guest = cluster.vm(node)?.guest(Duration::from_secs(300)).await?;
     guest.succeed(command, COMMAND).await
 }
 

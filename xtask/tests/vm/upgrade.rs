@@ -1,5 +1,5 @@
-//! The whole path on a machine that really starts: an order by hand, then one by the operator, which is
-//! a pod on that machine.
+//! The whole path on a machine that really starts: ordered by the operator, which is a pod on that machine,
+//! and by hand.
 
 use std::time::{Duration, Instant};
 
@@ -10,71 +10,89 @@ use kube::api::ListParams;
 use monok8s_sdk::api::{OSUpgrade, ProgressPhase, UpgradePhase};
 use serde_json::json;
 use xtask::kubelet::Role;
-use xtask::programs::Program;
 use xtask::vm::{NodeImage, VmCluster};
 
-use crate::scene::{ByHand, UPGRADE_TIMEOUT, boots_of, inside, machines, publish};
+use crate::images::Images;
+use crate::scene::{ByHand, UPGRADE_TIMEOUT, boots_of, inside, machine, publish};
+use crate::start::agent_reports;
 
-const OLD: &str = "v1.35.1";
-const MIDDLE: &str = "v1.35.3";
+const OLD: &str = "v1.35.3";
 const NEW: &str = "v1.35.4";
 const NODE: &str = "node-1";
+const ENVIRONMENT: &str = "head -c 1024 /boot/grub/grubenv.0";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_machine_moves_on_by_hand_then_by_the_operator_and_stays_there() -> Result<()> {
-    let Some(mut library) = crate::library().await? else { return Ok(()) };
-    let mut cluster = machines(&mut library, OLD, &[(NODE, Role::Worker)]).await?;
-    publish(&mut cluster, &mut library, MIDDLE, &NodeImage::of(MIDDLE)).await?;
-    publish(&mut cluster, &mut library, NEW, &NodeImage::of(NEW)).await?;
-    by_hand(&cluster).await?;
+async fn the_operator_moves_a_machine_on_and_it_stays_there() -> Result<()> {
+    let Some(images) = Images::open().await? else { return Ok(()) };
+    let mut cluster = machine(&images, OLD, NODE, Role::Worker).await?;
+    agent_reports(&cluster, NODE, OLD).await?;
+    publish(&mut cluster, &images, NEW, &NodeImage::of(NEW)).await?;
     by_the_operator(&cluster).await?;
+    is_in_slot_b(&cluster, NODE).await?;
     it_still_starts(&mut cluster).await
 }
 
-async fn by_hand(cluster: &VmCluster) -> Result<()> {
-    let began = Instant::now();
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_made_by_hand_does_the_same_without_an_operator() -> Result<()> {
+    const NODE: &str = "node-6";
+    let Some(images) = Images::open().await? else { return Ok(()) };
+    let mut cluster = machine(&images, OLD, NODE, Role::Worker).await?;
+    publish(&mut cluster, &images, NEW, &NodeImage::of(NEW)).await?;
     let boot = cluster.ready(NODE, OLD, None).await?;
-    let order = ByHand { name: "by-hand", node: NODE, version: MIDDLE, artifact: MIDDLE, trial: json!({}) };
-    order.apply(cluster).await?;
-    let status = order.reaches(cluster, &ProgressPhase::Completed).await?;
-    println!("{OLD} to {MIDDLE} by hand: {:.0?}", began.elapsed());
-    ensure!(status.current_version.as_deref() == Some(MIDDLE), "{status:?}");
-    cluster.ready(NODE, MIDDLE, Some(&boot)).await?;
-    let serial = cluster.vm(NODE)?.serial();
+    let began = Instant::now();
+    let order = ByHand { name: "by-hand", node: NODE, version: NEW, artifact: NEW, trial: json!({}) };
+    order.apply(&cluster).await?;
+    let status = order.reaches(&cluster, &ProgressPhase::Completed).await?;
+    println!("{OLD} to {NEW} by hand: {:.0?}", began.elapsed());
+    ensure!(status.current_version.as_deref() == Some(NEW), "{status:?}");
+    cluster.ready(NODE, NEW, Some(&boot)).await?;
+    is_in_slot_b(&cluster, NODE).await
+}
+
+/// Each slot was booted once, the new one is good, and the guard has nothing left to do.
+async fn is_in_slot_b(cluster: &VmCluster, node: &str) -> Result<()> {
+    let serial = cluster.vm(node)?.serial();
     ensure!((boots_of(&serial, 'A'), boots_of(&serial, 'B')) == (1, 1), "one boot of each slot:\n{serial}");
-    Ok(())
+    let shown = inside(cluster, node, "ctl slots").await?;
+    println!("{shown}");
+    ensure!(is_good(&inside(cluster, node, ENVIRONMENT).await?), "{shown}");
+    let stands_down = "for second in $(seq 20); do \
+        grep -q StoodDown /run/monok8s/guard.json && exit; sleep 1; done; cat /run/monok8s/guard.json; exit 1";
+    inside(cluster, node, stands_down).await.map(drop)
+}
+
+/// GRUB's environment says that slot B boots by itself.
+fn is_good(environment: &str) -> bool {
+    ["ORDER=B A\n", "B_OK=1\n", "B_TRY=0\n"].iter().all(|line| environment.contains(line))
 }
 
 async fn by_the_operator(cluster: &VmCluster) -> Result<()> {
-    let output =
-        std::process::Command::new(Program::Ctl.locate()?).args(["create", "controller"]).output()?;
     let testbed = cluster.testbed();
-    let manifests = String::from_utf8(output.stdout)?;
-    testbed.kubectl().succeed_with_stdin(&["apply", "-f", "-"], &manifests).await?;
-    let boot = cluster.ready(NODE, MIDDLE, None).await?;
-    runs(cluster, "controller", MIDDLE).await?;
+    testbed.create("controller").await?;
+    let boot = cluster.ready(NODE, OLD, None).await?;
+    runs(cluster, "controller", OLD).await?;
     let began = Instant::now();
     let upgrade = json!({
         "apiVersion": "monok8s.io/v1alpha1",
         "kind": "OSUpgrade",
-        "metadata": { "name": "my-upgrade-2" },
-        "spec": { "version": NEW, "nodeSelector": {}, "catalog": { "inline": testbed.catalog(MIDDLE) } },
+        "metadata": { "name": "my-upgrade" },
+        "spec": { "version": NEW, "nodeSelector": {}, "catalog": { "inline": testbed.catalog(OLD) } },
     });
     testbed.kubectl().succeed_with_stdin(&["apply", "-f", "-"], &upgrade.to_string()).await?;
     let upgrades: Api<OSUpgrade> = Api::all(testbed.client());
     cluster
         .wait_for("the upgrade to be Completed", UPGRADE_TIMEOUT, || async {
-            let phase = upgrades.get("my-upgrade-2").await?.status.and_then(|status| status.phase);
+            let phase = upgrades.get("my-upgrade").await?.status.and_then(|status| status.phase);
             ensure!(phase != Some(UpgradePhase::Failed), "the upgrade has failed");
             Ok((phase == Some(UpgradePhase::Completed)).then_some(()))
         })
         .await?;
-    println!("{MIDDLE} to {NEW} by the operator: {:.0?}", began.elapsed());
+    println!("{OLD} to {NEW} by the operator: {:.0?}", began.elapsed());
     cluster.ready(NODE, NEW, Some(&boot)).await?;
     let shown = cluster.testbed().kubectl().succeed(&["get", "nodes"]).await?;
     ensure!(shown.contains(NEW), "{shown}");
     let progresses = cluster.testbed().progresses().await?;
-    let mine = progresses.values().find(|progress| progress.spec.source_ref.name == "my-upgrade-2");
+    let mine = progresses.values().find(|progress| progress.spec.source_ref.name == "my-upgrade");
     let phase = mine.and_then(|progress| progress.status.as_ref()?.phase.clone());
     ensure!(phase == Some(ProgressPhase::Completed), "{phase:?}");
     // The cordon went with the upgrade.
@@ -123,8 +141,8 @@ async fn it_still_starts(cluster: &mut VmCluster) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the machine has booted again, from slot A, which the second upgrade went to, and the guard
-/// has marked that good.
+/// Waits until the machine has booted again, and the guard has marked the slot good that the upgrade went
+/// to.
 async fn is_back(cluster: &VmCluster, before: &str) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(300);
     loop {
@@ -132,8 +150,8 @@ async fn is_back(cluster: &VmCluster, before: &str) -> Result<()> {
         if let Ok(boot) = &seen
             && boot != before
         {
-            let environment = inside(cluster, NODE, "head -c 1024 /boot/grub/grubenv.0").await?;
-            if environment.contains("A_TRY=0") && environment.contains("A_OK=1") {
+            let environment = inside(cluster, NODE, ENVIRONMENT).await?;
+            if is_good(&environment) {
                 return Ok(());
             }
         }
