@@ -142,7 +142,8 @@ impl EntryText {
         }
         let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8")?;
         let mut entry = Self { lines: Vec::new(), key: None, trial: None };
-        for line in text.lines() {
+        // systemd-boot ends a line at either, and skips empty ones.
+        for line in text.split(['\n', '\r']).filter(|line| !line.is_empty()) {
             if line.contains('\0') {
                 return Err("it contains a zero byte");
             }
