@@ -332,10 +332,11 @@ impl LoaderStatus {
     }
 
     /// The running trial is sent back: its slot is out of the order and bad, and the evidence that
-    /// it ran is kept. Unchanged without a trial.
+    /// it ran is kept. Unchanged without a trial, and for one that has ended: the first word counts.
     #[must_use]
     pub fn reverted(&self, by: Reverter) -> Self {
-        self.ended(by.into())
+        let runs = self.trial.is_some_and(|trial| trial.evidence == TrialEvidence::None);
+        if runs { self.ended(by.into()) } else { self.clone() }
     }
 
     fn ended(&self, evidence: TrialEvidence) -> Self {
