@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::host::Program;
+use crate::host::{Program, run};
 
 /// Makes GRUB's core image.
 pub const GRUB_MKIMAGE: Program = Program { name: "grub-mkimage", package: "grub-common" };
@@ -40,6 +40,10 @@ pub const MODULES: [&str; 18] = [
     "true",
 ];
 
+/// The first state of a node, as `deploy/host/README.md` has it: a system in slot A, nothing in slot B.
+pub const INSTALLED: [&str; 7] =
+    ["ORDER=A", "A_OK=1", "A_TRY=0", "B_OK=0", "B_TRY=0", "MONOK8S_TRIES=3", "MONOK8S_REV=1"];
+
 const SECTOR: u64 = 512;
 
 /// The BIOS boot partition that GRUB goes to.
@@ -65,13 +69,12 @@ pub fn install_bios(disk: &Path, partition: BiosBoot, prefix: &str) -> Result<()
     let mut boot = part("boot.img")?;
     let scratch = tempfile::tempdir()?;
     let core_path = scratch.path().join("core.img");
-    let made = Command::new(GRUB_MKIMAGE.locate()?)
-        .args(["--format=i386-pc", "--prefix", prefix, "--output"])
+    let mut make = Command::new(GRUB_MKIMAGE.locate()?);
+    make.args(["--format=i386-pc", "--prefix", prefix, "--output"])
         .arg(&core_path)
         .arg("biosdisk")
-        .args(MODULES)
-        .output()?;
-    ensure!(made.status.success(), "grub-mkimage: {}", String::from_utf8_lossy(&made.stderr).trim());
+        .args(MODULES);
+    run(&mut make)?;
     let mut core = fs::read(&core_path)?;
     core.resize(core.len().next_multiple_of(512), 0);
     ensure!(

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// Where Debian keeps programs that are for root, which is not in everyone's `PATH`.
 const SYSTEM_DIRECTORIES: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/go/bin"];
@@ -27,6 +27,8 @@ pub const SFDISK: Program = Program { name: "sfdisk", package: "fdisk" };
 pub const LOSETUP: Program = Program { name: "losetup", package: "mount" };
 /// Starts children that die with their parent.
 pub const SETPRIV: Program = Program { name: "setpriv", package: "util-linux" };
+/// Starts children with mounts and processes of their own.
+pub const UNSHARE: Program = Program { name: "unshare", package: "util-linux" };
 /// Reads a U-Boot environment.
 pub const FW_PRINTENV: Program = Program { name: "fw_printenv", package: "libubootenv-tool" };
 /// Changes a U-Boot environment.
@@ -75,6 +77,18 @@ pub const LOADERS: [Program; 19] = [
 #[must_use]
 pub fn workspace_root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// Runs a command to its end, and returns what it printed.
+///
+/// # Errors
+/// It cannot be started, or fails; the message has what it said on stderr.
+pub fn run(command: &mut Command) -> Result<Vec<u8>> {
+    let program = command.get_program().display().to_string();
+    let output = command.output().with_context(|| format!("cannot run {program}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`{program}` failed ({}): {}", output.status, said.trim());
+    Ok(output.stdout)
 }
 
 impl Program {
@@ -143,7 +157,7 @@ fn provide_by(programs: &[Program], locate_one: impl Fn(Program) -> Result<PathB
     eprintln!("installing {list} with apt-get");
     // The package lists of a fresh machine are empty or old; refreshing them is slow, so it comes second.
     if !install(&apt, &packages)? {
-        run(Command::new(&apt).args(["-q", "update"]))?;
+        run_openly(Command::new(&apt).args(["-q", "update"]))?;
         install(&apt, &packages)?;
     }
     match programs.iter().find_map(|program| locate_one(*program).err()) {
@@ -164,10 +178,10 @@ fn missing_packages(programs: &[Program], here: impl Fn(Program) -> bool) -> Vec
 fn install(apt: &Path, packages: &[&str]) -> Result<bool> {
     let mut command = Command::new(apt);
     command.args(["-q", "install", "--yes", "--no-install-recommends"]).args(packages);
-    run(command.env("DEBIAN_FRONTEND", "noninteractive"))
+    run_openly(command.env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
-fn run(command: &mut Command) -> Result<bool> {
+fn run_openly(command: &mut Command) -> Result<bool> {
     let status = command
         .stdin(Stdio::null())
         .stdout(std::io::stderr())

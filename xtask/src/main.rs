@@ -36,8 +36,8 @@ enum Task {
         /// Only what is shown by machines that really start.
         #[arg(long)]
         vm: bool,
-        /// How often a machine loses its power at a random moment [default: 20].
-        #[arg(long, requires = "vm", value_name = "N")]
+        /// How often machines lose their power at a random moment: two of them share N [default: 20].
+        #[arg(long, requires = "vm", value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
         kills: Option<u32>,
     },
     /// Run every parser of outside bytes on bytes that nobody thought of, with libFuzzer.

@@ -235,7 +235,8 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn tail(log: &Path) -> std::io::Result<String> {
+/// The last lines of a log.
+pub(crate) fn tail(log: &Path) -> std::io::Result<String> {
     let mut file = std::fs::File::open(log)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;

@@ -8,12 +8,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::image::{BuildOptions, build};
 
 use crate::digest;
-use crate::host::MKE2FS;
+use crate::host::{MKE2FS, run};
 
 const MIB: u64 = 1 << 20;
 /// Level of the published artifacts.
@@ -138,15 +138,11 @@ impl RootfsSpec {
         File::create(path)
             .and_then(|file| file.set_len(self.bytes))
             .with_context(|| format!("cannot create {}", path.display()))?;
-        let output = Command::new(mke2fs)
-            .args(["-q", "-F", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", "-d"])
+        let mut make = Command::new(mke2fs);
+        make.args(["-q", "-F", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", "-d"])
             .arg(tree.path().join("root"))
-            .arg(path)
-            .output()?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            bail!("mke2fs could not make {} ({} bytes): {}", path.display(), self.bytes, said.trim());
-        }
+            .arg(path);
+        run(&mut make)?;
         Image::at(path)
     }
 

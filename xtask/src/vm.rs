@@ -17,6 +17,7 @@ mod disk;
 mod guest;
 mod image;
 mod qemu;
+mod recipe;
 mod tree;
 
 pub use base::BaseTree;
@@ -31,15 +32,16 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use crate::grub::{GRUB_EDITENV, GRUB_MKIMAGE, PARTS as GRUB_PARTS};
-use crate::host::{self, DEBUGFS, LOSETUP, MKE2FS, Program, SETPRIV, SFDISK};
+use crate::host::{self, DEBUGFS, LOSETUP, MKE2FS, Program, SETPRIV, SFDISK, UNSHARE};
 
 /// What machines and their images are made with.
-pub const PROGRAMS: [Program; 12] = [
+pub const PROGRAMS: [Program; 13] = [
     MKE2FS,
     DEBUGFS,
     SFDISK,
     LOSETUP,
     SETPRIV,
+    UNSHARE,
     QEMU,
     Program { name: "mmdebstrap", package: "mmdebstrap" },
     GRUB_MKIMAGE,

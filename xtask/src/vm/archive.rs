@@ -1,21 +1,22 @@
 //! Container images as an OCI archive: an image layout (image-spec 1.0, `image-layout.md`) in one tar
 //! file, as `ctr images import` takes it. No registry, no container engine.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use monok8s_sdk::digest::Sha256Digest;
 use serde_json::{Value, json};
 
 use crate::digest;
+use crate::host::run;
 use crate::vm::TAR;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// Not compressed: whoever imports it would only have to expand it again.
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+const LEVEL: i32 = 3;
 /// containerd names the image after it.
 const NAME: &str = "io.containerd.image.name";
 
@@ -25,12 +26,19 @@ pub(super) struct Archive<'a> {
     images: Vec<Value>,
 }
 
+/// What is in the archive under its digest.
+#[derive(Clone, Debug)]
+struct Blob {
+    digest: Sha256Digest,
+    bytes: u64,
+}
+
 /// A layer that is in the archive.
 #[derive(Clone, Debug)]
 pub(super) struct Layer {
-    /// Also the digest of what it expands to, as it is not compressed.
-    digest: Sha256Digest,
-    bytes: u64,
+    blob: Blob,
+    /// Digest of what it expands to.
+    diff_id: Sha256Digest,
 }
 
 impl<'a> Archive<'a> {
@@ -44,23 +52,26 @@ impl<'a> Archive<'a> {
 
     /// Makes a layer of all files below `root`. The same files give the same layer.
     pub(super) fn layer(&self, root: &Path) -> Result<Layer> {
-        let part = self.directory.join("layer.part");
-        pack(root, &part)?;
-        let layer = Layer { digest: digest::of_file(&part)?, bytes: fs::metadata(&part)?.len() };
-        fs::rename(&part, self.blob(&layer.digest))?;
-        Ok(layer)
+        let (packed, part) = (self.directory.join("layer.tar"), self.directory.join("layer.part"));
+        pack(root, &packed)?;
+        zstd::stream::copy_encode(File::open(&packed)?, File::create(&part)?, LEVEL)?;
+        let diff_id = digest::of_file(&packed)?;
+        let blob = Blob { digest: digest::of_file(&part)?, bytes: fs::metadata(&part)?.len() };
+        fs::remove_file(&packed)?;
+        fs::rename(&part, self.path_of(&blob.digest))?;
+        Ok(Layer { blob, diff_id })
     }
 
     /// Adds an image of these layers that is called `reference`, and runs `command` by default.
     pub(super) fn image(&mut self, reference: &str, layers: &[&Layer], command: &[&str]) -> Result<()> {
-        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.digest.to_string()).collect();
+        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
         let config = self.document(&json!({
             "architecture": "amd64",
             "os": "linux",
             "config": { "Env": ["PATH=/usr/bin:/bin"], "Entrypoint": command },
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         }))?;
-        let layers: Vec<_> = layers.iter().map(|layer| descriptor(LAYER, layer)).collect();
+        let layers: Vec<_> = layers.iter().map(|layer| descriptor(LAYER, &layer.blob)).collect();
         let manifest = self.document(&json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
@@ -83,35 +94,32 @@ impl<'a> Archive<'a> {
         pack(self.directory, path)
     }
 
-    fn document(&self, document: &Value) -> Result<Layer> {
+    fn document(&self, document: &Value) -> Result<Blob> {
         let text = document.to_string();
         let digest = Sha256Digest::of(text.as_bytes());
-        fs::write(self.blob(&digest), &text)?;
-        Ok(Layer { digest, bytes: u64::try_from(text.len())? })
+        fs::write(self.path_of(&digest), &text)?;
+        Ok(Blob { digest, bytes: u64::try_from(text.len())? })
     }
 
-    fn blob(&self, digest: &Sha256Digest) -> std::path::PathBuf {
+    fn path_of(&self, digest: &Sha256Digest) -> PathBuf {
         self.directory.join("blobs/sha256").join(digest.hex())
     }
 }
 
-fn descriptor(media_type: &str, layer: &Layer) -> Value {
-    json!({ "mediaType": media_type, "digest": layer.digest.to_string(), "size": layer.bytes })
+fn descriptor(media_type: &str, blob: &Blob) -> Value {
+    json!({ "mediaType": media_type, "digest": blob.digest.to_string(), "size": blob.bytes })
 }
 
 /// A tar file of everything below `root`, in which nothing depends on when and by whom it was made.
 fn pack(root: &Path, to: &Path) -> Result<()> {
-    let output = Command::new(TAR.locate()?)
-        .args(["--create", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"])
+    let mut tar = Command::new(TAR.locate()?);
+    tar.args(["--create", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"])
         .args(["--hard-dereference", "--format=gnu", "--file"])
         .arg(to)
         .arg("--directory")
         .arg(root)
-        .arg(".")
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`tar` cannot pack {}: {}", root.display(), said.trim());
-    Ok(())
+        .arg(".");
+    run(&mut tar).map(drop)
 }
 
 #[cfg(test)]
@@ -140,7 +148,9 @@ mod tests {
         let manifest = read(&blob(&index["manifests"][0]["digest"]));
         let config = read(&blob(&manifest["config"]["digest"]));
         let layer = &manifest["layers"][0];
-        assert_eq!(config["rootfs"]["diff_ids"][0], layer["digest"]);
-        assert_eq!(fs::metadata(blob(&layer["digest"])).unwrap().len(), layer["size"].as_u64().unwrap());
+        let packed = fs::read(blob(&layer["digest"])).unwrap();
+        assert_eq!(packed.len() as u64, layer["size"].as_u64().unwrap());
+        let unpacked = zstd::decode_all(packed.as_slice()).unwrap();
+        assert_eq!(config["rootfs"]["diff_ids"][0], Sha256Digest::of(&unpacked).to_string());
     }
 }

@@ -1,19 +1,20 @@
 //! The Debian root tree that all node images are made of.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use monok8s_sdk::digest::Sha256Digest;
 
 use crate::cache::{lock, target_directory};
-use crate::host::workspace_root;
+use crate::scratch::Scratch;
+use crate::vm::recipe;
 
 const RECIPE: &str = include_str!("../../node-image/base.sh");
 /// Read by the recipe, and therefore part of what is built.
-const INITRAMFS: [&str; 3] = [
+const INITRAMFS: [&str; 4] = [
     include_str!("../../node-image/root/usr/share/initramfs-tools/conf.d/monok8s"),
+    include_str!("../../node-image/root/usr/share/initramfs-tools/hooks/blkid"),
     include_str!("../../node-image/root/usr/share/initramfs-tools/modules.d/monok8s"),
     include_str!("../../node-image/root/usr/share/initramfs-tools/scripts/local-bottom/require-init"),
 ];
@@ -55,25 +56,9 @@ async fn build(cache: &Path, root: &Path) -> Result<()> {
         root.display()
     );
     let started = Instant::now();
-    let fresh = tempfile::Builder::new().prefix("building-").tempdir_in(cache)?;
+    let fresh = Scratch::new_in(cache, "base")?;
     let tree = fresh.path().join("root");
-    let log = cache.join("base.log");
-    let output = std::fs::File::create(&log)?;
-    let status = tokio::process::Command::new("sh")
-        .arg(workspace_root().join("xtask/node-image/base.sh"))
-        .arg(&tree)
-        .arg(workspace_root().join("xtask/node-image/root"))
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .kill_on_drop(true)
-        .status()
-        .await?;
-    ensure!(
-        status.success(),
-        "xtask/node-image/base.sh failed ({status}); what it said is in {}",
-        log.display()
-    );
+    recipe::run("base.sh", &[&tree, &recipe::ours()], &cache.join("base.log")).await?;
     std::fs::rename(&tree, root).with_context(|| format!("cannot keep {}", root.display()))?;
     eprintln!("built it in {} s", started.elapsed().as_secs());
     Ok(())

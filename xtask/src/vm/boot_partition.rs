@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 
-use crate::grub::GRUB_EDITENV;
-use crate::host::workspace_root;
+use crate::grub::{GRUB_EDITENV, INSTALLED};
+use crate::host::{run, workspace_root};
 use crate::vm::{MCOPY, MKFS_FAT};
 
 /// What monok8s.cfg says of the machines that we make. Names of network devices are the kernel's own.
@@ -16,9 +16,6 @@ use crate::vm::{MCOPY, MKFS_FAT};
 /// leaks to its neighbours is of no matter in a test.
 const SETTINGS: &str = "set monok8s_console=\"console=ttyS0,115200\"\n\
      set monok8s_args=\"net.ifnames=0 tsc=reliable loglevel=4 systemd.show_status=false mitigations=off\"\n";
-/// As `deploy/host/README.md` has it: a system in slot A, nothing in slot B.
-const INSTALLED: [&str; 7] =
-    ["ORDER=A", "A_OK=1", "A_TRY=0", "B_OK=0", "B_TRY=0", "MONOK8S_TRIES=3", "MONOK8S_REV=1"];
 
 /// Makes the file system in the file `path`.
 pub(super) fn make(path: &Path, bytes: u64, scratch: &Path) -> Result<()> {
@@ -34,13 +31,5 @@ pub(super) fn make(path: &Path, bytes: u64, scratch: &Path) -> Result<()> {
         run(Command::new(GRUB_EDITENV.locate()?).arg(&file).arg("set").args(INSTALLED))?;
         files.push(file);
     }
-    run(Command::new(MCOPY.locate()?).arg("-i").arg(path).args(files).arg("::"))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output =
-        command.output().with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`{}` failed: {}", command.get_program().display(), said.trim());
-    Ok(())
+    run(Command::new(MCOPY.locate()?).arg("-i").arg(path).args(files).arg("::")).map(drop)
 }

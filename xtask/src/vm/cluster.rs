@@ -19,7 +19,7 @@ use crate::vm::{Identity, Vm, VmDisk};
 const HOST: &str = "10.0.2.2";
 /// An emulated machine starts in half a minute when it has the processors for itself.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
-/// Set, it names the directory that serial logs are kept in, whatever happens.
+/// Set, it names the directory that serial logs are kept in, unless [`VmCluster::keep_logs`] says another.
 const LOGS: &str = "MONOK8S_VM_LOGS";
 const TAIL_LINES: usize = 60;
 
@@ -165,6 +165,7 @@ impl VmCluster {
             let lines: Vec<_> = serial.lines().collect();
             let tail = lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default();
             let _ = writeln!(text, "--- serial line of {}\n{}", vm.name(), tail.join("\n"));
+            let _ = writeln!(text, "--- QEMU of {}\n{}", vm.name(), vm.log_tail());
         }
         text
     }

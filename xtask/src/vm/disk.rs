@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::slot::Slot;
 
+use crate::digest;
 use crate::disk::{sfdisk, uuid};
 use crate::grub::{BiosBoot, install_bios};
-use crate::host::MKE2FS;
+use crate::host::{MKE2FS, run};
 use crate::rootfs::Image;
 use crate::scratch::Scratch;
 use crate::vm::boot_partition;
@@ -72,6 +74,14 @@ impl VmDisk {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Of all that a slot holds now.
+    pub fn slot_digest(&self, slot: Slot) -> Result<Sha256Digest> {
+        let (offset, bytes) = self.slot(slot);
+        let mut disk = File::open(&self.path)?;
+        disk.seek(SeekFrom::Start(offset))?;
+        Ok(digest::of_reader(io::Read::take(disk, bytes))?)
     }
 
     /// Where a slot begins and how long it is, in bytes.
@@ -143,12 +153,7 @@ fn data_partition(path: &Path, identity: &Identity, tree: &Path) -> Result<()> {
         fs::write(node.join("control-plane"), "")?;
     }
     File::create(path)?.set_len(DATA_BYTES)?;
-    let output = Command::new(MKE2FS.locate()?)
-        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", "-d"])
-        .arg(tree)
-        .arg(path)
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "mke2fs could not make {}: {}", path.display(), said.trim());
-    Ok(())
+    let mut make = Command::new(MKE2FS.locate()?);
+    make.args(["-q", "-F", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", "-d"]).arg(tree).arg(path);
+    run(&mut make).map(drop)
 }

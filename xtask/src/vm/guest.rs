@@ -37,7 +37,7 @@ impl GuestAgent {
         let stream = UnixStream::connect(socket).await.context("cannot connect to the guest agent's line")?;
         let mut agent = Self { stream: BufReader::new(stream) };
         // What was asked and never read by others before us is answered first.
-        let mark = rand_id();
+        let mark = mark();
         agent.send(&json!({"execute": "guest-sync", "arguments": {"id": mark}})).await?;
         loop {
             if agent.receive(ANSWER).await?.get("return").and_then(Value::as_u64) == Some(mark) {
@@ -113,7 +113,7 @@ impl GuestAgent {
 }
 
 /// Differs from one connection to the next.
-fn rand_id() -> u64 {
+fn mark() -> u64 {
     let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::from(nanos.subsec_nanos()) + nanos.as_secs() % 1000 * 1_000_000_000
 }

@@ -6,44 +6,54 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use monok8s_sdk::manifests::{LOCAL_AGENT_IMAGE, LOCAL_CONTROLLER_IMAGE};
 
 use crate::cache::target_directory;
 use crate::controlplane;
-use crate::host::{MKE2FS, workspace_root};
+use crate::host::{MKE2FS, run, workspace_root};
 use crate::programs;
 use crate::rootfs::{Artifact, Image};
 use crate::scratch::Scratch;
 use crate::vm::BaseTree;
 use crate::vm::archive::Archive;
+use crate::vm::recipe;
 use crate::vm::tree::Tree;
 
 const MIB: u64 = 1 << 20;
 /// What every image is a file system of, and every slot holds.
-const IMAGE_BYTES: u64 = 440 * MIB;
+const IMAGE_BYTES: u64 = 392 * MIB;
 /// Several are expanded at once.
 const FRAME_BYTES: u64 = 8 * MIB;
 /// containerd's `sandbox_image`, as our config.toml names it.
 const PAUSE_IMAGE: &str = "localhost/monok8s/pause:local";
 /// What the programs in container images load, under `/usr/lib/x86_64-linux-gnu`.
 const LIBRARIES: [&str; 4] = ["libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"];
-const ENABLED: [&str; 4] =
-    ["monok8s-network.service", "monok8s-images.service", "monok8s-apiserver.socket", "kubelet.service"];
+const ENABLED: [&str; 3] = ["monok8s-network.service", "monok8s-apiserver.socket", "kubelet.service"];
 /// The dead-man switch, as `deploy/host/` has it.
 const GUARD: &str = "monok8s-guard.service";
 /// What would take its time at every start, or writes to a root that is never written.
-const MASKED: [&str; 21] = [
+const MASKED: [&str; 33] = [
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
+    "dev-hugepages.mount",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "e2scrub_reap.service",
     "fstrim.timer",
+    "getty-static.service",
     "getty@tty1.service",
+    "kmod-static-nodes.service",
     "ldconfig.service",
+    "modprobe@.service",
     "proc-sys-fs-binfmt_misc.automount",
     "serial-getty@ttyS0.service",
+    "sys-fs-fuse-connections.mount",
+    "sys-kernel-config.mount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-ask-password-console.path",
+    "systemd-ask-password-wall.path",
     "systemd-binfmt.service",
     "systemd-hwdb-update.service",
     "systemd-journal-catalog-update.service",
@@ -52,9 +62,11 @@ const MASKED: [&str; 21] = [
     "systemd-random-seed.service",
     "systemd-remount-fs.service",
     "systemd-sysusers.service",
+    "systemd-tmpfiles-clean.timer",
     "systemd-update-done.service",
     "systemd-update-utmp-runlevel.service",
     "systemd-update-utmp.service",
+    "systemd-user-sessions.service",
 ];
 
 /// What is wrong with an image.
@@ -95,12 +107,13 @@ pub struct ImageLibrary {
 /// What images are made of, beside a kubelet.
 struct Parts {
     base: BaseTree,
-    /// With the programs, and `containers.tar`, the archive of container images.
+    /// With `ours`, what is laid over the base, and `containers`, the container images as containerd keeps
+    /// them, and our programs.
     directory: PathBuf,
 }
 
 impl ImageLibrary {
-    /// Builds or finds the base and our programs, and packs the container images.
+    /// Builds or finds the base and our programs, and makes the container images.
     ///
     /// # Errors
     /// One of them cannot be built, or our programs do not run on the base, because they were built
@@ -110,7 +123,7 @@ impl ImageLibrary {
         // On the file system of the base, for links to it.
         let scratch = Scratch::new_in(&target_directory().join("vm"), "images")?;
         let parts = Parts { base, directory: scratch.path().join("parts") };
-        parts.pack_containers()?;
+        parts.make_containers().await?;
         Ok(Self { parts, built: BTreeMap::new(), scratch })
     }
 
@@ -148,12 +161,8 @@ impl ImageLibrary {
 }
 
 impl Parts {
-    fn program(&self, name: &str) -> PathBuf {
-        self.directory.join("programs/usr/bin").join(name)
-    }
-
-    /// Writes the archive with the three images.
-    fn pack_containers(&self) -> Result<()> {
+    /// Writes an archive with the three images, and has it unpacked.
+    async fn make_containers(&self) -> Result<()> {
         let tree = |name: &str| Tree::empty(&self.directory.join(name));
         let (libraries, pause, agent, controller) =
             (tree("libraries")?, tree("pause")?, tree("programs")?, tree("controller")?);
@@ -185,26 +194,20 @@ impl Parts {
         archive.image(PAUSE_IMAGE, &[&shared, &pause], &pause_command)?;
         archive.image(LOCAL_AGENT_IMAGE, &[&shared, &agent], &["/usr/bin/monok8s-agent"])?;
         archive.image(LOCAL_CONTROLLER_IMAGE, &[&shared, &controller], &["/usr/bin/monok8s-operator"])?;
-        archive.finish(&self.directory.join("containers.tar"))?;
-        self.require_that_they_run()?;
-        Ok(fs::remove_dir_all(&layout)?)
+        let packed = self.directory.join("containers.tar");
+        archive.finish(&packed)?;
+        fs::remove_dir_all(&layout)?;
+        let (ours, log) = (Tree::adopted(&recipe::ours(), &self.ours())?, packed.with_extension("log"));
+        let arguments = [self.base.root(), ours.root(), &packed, &self.containers()];
+        recipe::run("containers.sh", &arguments, &log).await
     }
 
-    /// Our programs run with the C library of the base.
-    fn require_that_they_run(&self) -> Result<()> {
-        let run = |program: &str| {
-            let library = self.base.root().join("usr/lib/x86_64-linux-gnu");
-            Command::new(library.join("ld-linux-x86-64.so.2"))
-                .arg("--library-path")
-                .arg(&library)
-                .arg(self.program(program))
-                .arg("--version")
-                .output()
-        };
-        let output = run("monok8s-agent")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "what is built here does not run in a node image: {}", said.trim());
-        Ok(())
+    fn ours(&self) -> PathBuf {
+        self.directory.join("ours")
+    }
+
+    fn containers(&self) -> PathBuf {
+        self.directory.join("containers")
     }
 }
 
@@ -222,7 +225,10 @@ impl NodeImage {
     }
 
     fn fill(&self, tree: &Tree, parts: &Parts, kubelet: &Path) -> Result<()> {
-        tree.overlay(&workspace_root().join("xtask/node-image/root"))?;
+        tree.overlay(&parts.ours())?;
+        tree.overlay(&parts.containers())?;
+        // Not for nodes: it put the images where they are.
+        tree.remove("usr/bin/ctr")?;
         for unit in ENABLED {
             tree.enable(unit, "multi-user.target")?;
         }
@@ -243,11 +249,7 @@ impl NodeImage {
         )?;
         // Empty: systemd makes one up for each boot.
         tree.write("etc/machine-id", "")?;
-        tree.install(kubelet, "usr/bin/kubelet")?;
-        for program in ["monok8s-agent", "ctl"] {
-            tree.install(&parts.program(program), &format!("usr/bin/{program}"))?;
-        }
-        tree.install(&parts.directory.join("containers.tar"), "usr/share/monok8s/containers.tar")
+        tree.install(kubelet, "usr/bin/kubelet")
     }
 }
 
@@ -269,19 +271,17 @@ fn break_it(tree: &Tree, defect: &Defect) -> Result<()> {
     }
 }
 
-/// Without a journal: nobody writes there. Identifiers are fixed, so that versions differ by their files.
+/// Without a journal: nobody writes there; and without what GRUB 2.06 does not read. Identifiers are fixed, so
+/// that versions differ by their files.
 fn make_ext4(root: &Path, path: &Path) -> Result<()> {
     File::create(path)
         .and_then(|file| file.set_len(IMAGE_BYTES))
         .with_context(|| format!("cannot create {}", path.display()))?;
-    let output = Command::new(MKE2FS.locate()?)
-        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal,^metadata_csum_seed"])
+    let mut make = Command::new(MKE2FS.locate()?);
+    make.args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal,^metadata_csum_seed"])
         .args(["-U", "6b386f73-0000-4000-8000-000000000003"])
         .args(["-E", "root_owner=0:0,hash_seed=6b386f73-0000-4000-8000-000000000004", "-d"])
         .arg(root)
-        .arg(path)
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "mke2fs could not make {}: {}", path.display(), said.trim());
-    Ok(())
+        .arg(path);
+    run(&mut make).map(drop)
 }

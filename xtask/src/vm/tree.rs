@@ -5,7 +5,9 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+
+use crate::host::run;
 
 /// A tree that shares its files with another one. Nothing here writes into a file: what changes is
 /// replaced, or the other tree would change too.
@@ -18,6 +20,13 @@ impl Tree {
     /// Links every file of `base` into the new directory `root`, on the same file system.
     pub(super) fn linked(base: &Path, root: &Path) -> Result<Self> {
         copy(base, root, "--link")?;
+        Ok(Self { root: root.to_owned() })
+    }
+
+    /// A copy of our files, as root's and readable by everyone, whoever has checked them out.
+    pub(super) fn adopted(ours: &Path, root: &Path) -> Result<Self> {
+        run(Command::new("cp").args(["--recursive", "--no-dereference"]).arg(ours).arg(root))?;
+        run(Command::new("chmod").args(["--recursive", "u=rwX,go=rX"]).arg(root))?;
         Ok(Self { root: root.to_owned() })
     }
 
@@ -44,7 +53,8 @@ impl Tree {
     /// A file with this text, readable by everyone.
     pub(super) fn write(&self, path: &str, text: &str) -> Result<()> {
         let path = self.vacant(path)?;
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?)
     }
 
     /// A program that is this text.
@@ -103,8 +113,5 @@ impl Tree {
 }
 
 fn copy(from: &Path, to: &Path, how: &str) -> Result<()> {
-    let output = Command::new("cp").args(["--archive", how]).arg(from).arg(to).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "cannot copy {} to {}: {}", from.display(), to.display(), said.trim());
-    Ok(())
+    run(Command::new("cp").args(["--archive", how]).arg(from).arg(to)).map(drop)
 }

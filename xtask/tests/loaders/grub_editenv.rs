@@ -9,7 +9,7 @@ use monok8s_sdk::boot::grub::{FILE, FILES, GrubEnv};
 use monok8s_sdk::boot::{ArmableSlot, AttemptId, BootBackend as _, Tries, TryCounting};
 use monok8s_sdk::disk::KnownGoodSlot;
 use monok8s_sdk::slot::Slot;
-use xtask::grub::GRUB_EDITENV;
+use xtask::grub::{GRUB_EDITENV, INSTALLED, MODULES};
 
 fn editenv(file: &Path, arguments: &[&str]) -> Option<String> {
     let program = match GRUB_EDITENV.locate() {
@@ -78,12 +78,16 @@ fn what_the_tool_wrote_is_read_and_what_we_write_it_reads() {
 }
 
 #[test]
-fn a_node_is_set_up_with_the_commands_of_the_readme() {
+fn the_readme_has_the_modules_and_the_first_state_that_are_tested() {
     let dir = tempfile::tempdir().unwrap();
     let readme = fs::read_to_string(xtask::host::workspace_root().join("deploy/host/README.md")).unwrap();
-    let command =
-        readme.lines().find_map(|line| line.trim().strip_prefix("grub-editenv \"$file\" set ")).unwrap();
-    let variables: Vec<_> = command.split_whitespace().collect();
+    let behind = |start: &str| -> Vec<_> {
+        let line = readme.lines().find_map(|line| line.trim().strip_prefix(start)).unwrap();
+        line.trim_end_matches('"').split_whitespace().collect()
+    };
+    assert_eq!(behind("modules=\""), MODULES);
+    let variables = behind("grub-editenv \"$file\" set ");
+    assert_eq!(variables, INSTALLED);
     for name in FILES {
         let Some(made) = block(&variables) else { return };
         fs::write(dir.path().join(name), made).unwrap();
