@@ -13,7 +13,5 @@ mod images;
 mod kills;
 #[path = "vm/scene.rs"]
 mod scene;
-#[path = "vm/start.rs"]
-mod start;
 #[path = "vm/upgrade.rs"]
 mod upgrade;

@@ -10,13 +10,11 @@ use xtask::kubelet::Role;
 use xtask::vm::{NodeImage, VmCluster};
 
 use crate::images::Images;
-use crate::scene::{ByHand, boots_of, inside, machine, publish};
+use crate::scene::{ByHand, NEW, OLD, boots_of, environment, inside, machine, publish, ready_now};
 
-const OLD: &str = "v1.35.3";
-const NEW: &str = "v1.35.4";
 const NODE: &str = "node-3";
 /// Longer than an emulated machine takes to a healthy kubelet.
-const TRIAL_SECONDS: u32 = 180;
+const TRIAL_SECONDS: u32 = 120;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,7 +52,7 @@ async fn it_goes_back(cluster: &mut VmCluster) -> Result<()> {
         status.rolled_back.as_ref().is_some_and(|evidence| evidence.by == RolledBackBy::Guard),
         "{status:?}"
     );
-    cluster.ready(NODE, OLD, None).await.map(drop)
+    ready_now(cluster, NODE, OLD).await
 }
 
 /// The same with the other policy: the guard finds the node well, and keeps it. That these bytes are tried
@@ -70,7 +68,7 @@ async fn it_is_kept(cluster: &mut VmCluster) -> Result<()> {
     cluster.testbed_mut().control_plane_mut().start_apiserver().await?;
     order.reaches(cluster, &ProgressPhase::Completed).await?;
     println!("was kept, and said so: {:.0?}", began.elapsed());
-    cluster.ready(NODE, NEW, None).await.map(drop)
+    ready_now(cluster, NODE, NEW).await
 }
 
 async fn until(cluster: &VmCluster, what: &str, holds: impl Fn(&str) -> bool) -> Result<()> {
@@ -85,13 +83,18 @@ async fn until(cluster: &VmCluster, what: &str, holds: impl Fn(&str) -> bool) ->
     }
 }
 
-/// The loader was told to keep slot B: it is good, and no trial any more.
+/// The loader was told to keep slot B: it is good, and no trial any more. Until then the watchdog was armed.
 async fn confirmed(cluster: &VmCluster) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
+    let mut watched = false;
     loop {
-        let environment =
-            inside(cluster, NODE, "head -c 1024 /boot/grub/grubenv.0").await.unwrap_or_default();
-        if environment.contains("B_OK=1") && !environment.contains("MONOK8S_TRIAL=B:") {
+        let state = "cat /sys/class/watchdog/watchdog0/state";
+        let watchdog = inside(cluster, NODE, state).await.unwrap_or_default();
+        let environment = environment(cluster, NODE).await.unwrap_or_default();
+        let on_trial = environment.contains("MONOK8S_TRIAL=B:");
+        watched |= on_trial && watchdog.trim() == "active";
+        if environment.contains("B_OK=1") && !on_trial {
+            ensure!(watched, "nothing had armed the watchdog");
             return Ok(());
         }
         ensure!(Instant::now() < deadline, "slot B was not confirmed: {environment}");

@@ -1,18 +1,17 @@
 //! Images that fail: each ends on the old slot, says why, and is not tried again.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use monok8s_sdk::api::{FailureReason, ProgressPhase, RolledBackBy};
+use monok8s_sdk::slot::Slot;
 use serde_json::json;
 use xtask::kubelet::Role;
 use xtask::vm::{Defect, NodeImage, VmCluster};
 
 use crate::images::Images;
-use crate::scene::{ByHand, boots_of, inside, machine, publish, retry};
+use crate::scene::{ByHand, NEW, OLD, boots_of, environment, machine, publish, ready_now, retry, slot_holds};
 
-const OLD: &str = "v1.35.3";
-const NEW: &str = "v1.35.4";
 const GOOD: &str = "good";
 /// An image, and what becomes of it.
 struct Case {
@@ -28,10 +27,14 @@ enum Outcome {
     Refused,
     /// Somebody brings the machine back, from a trial of so many seconds at most.
     RolledBack { by: RolledBackBy, trial_seconds: u32 },
+    /// The kernel gives up, which it says on the serial line, and the loader passes the slot over.
+    GaveUp { saying: &'static str },
 }
 
 /// Longer than an emulated machine takes to start an agent while another one is at work.
-const UNTIL_THE_AGENT: u32 = 180;
+const UNTIL_THE_AGENT: u32 = 120;
+/// An agent that took a new catalog for a reason to try again would have begun.
+const LONG_ENOUGH: Duration = Duration::from_secs(20);
 /// Longer than it takes to start the guard.
 const UNTIL_THE_GUARD: u32 = 60;
 
@@ -54,7 +57,7 @@ fn on_a_worker() -> [Case; 4] {
             "kernel-panics",
             Defect::KernelPanics,
             FailureReason::FellBack,
-            back_by(RolledBackBy::Loader, UNTIL_THE_AGENT),
+            Outcome::GaveUp { saying: "Kernel panic - not syncing: VFS: Unable to mount root fs" },
         ),
         case(
             "kubelet-never-starts",
@@ -76,7 +79,7 @@ fn on_the_control_plane() -> [Case; 4] {
             "no-init",
             Defect::NoInit,
             FailureReason::FellBack,
-            back_by(RolledBackBy::Loader, UNTIL_THE_AGENT),
+            Outcome::GaveUp { saying: "The root file system has no /sbin/init." },
         ),
         case("node-never-ready", Defect::NodeNeverReady, FailureReason::TrialTimedOut, by_the_agent()),
         case("api-never-ready", Defect::ApiServerNeverReady, FailureReason::TrialTimedOut, by_the_agent()),
@@ -107,24 +110,30 @@ async fn all_fail(node: &str, role: Role, cases: [Case; 4]) -> Result<()> {
     let cluster = &cluster;
     // A good catalog alone changes nothing; a new nonce does.
     let order = ByHand { name: last, node, version: NEW, artifact: GOOD, trial: json!({}) };
+    let tried = boots_of(&cluster.vm(node)?.serial(), 'B');
     order.apply(cluster).await?;
+    tokio::time::sleep(LONG_ENOUGH).await;
+    let status = order.reaches(cluster, &ProgressPhase::RolledBack).await?;
+    let boots = boots_of(&cluster.vm(node)?.serial(), 'B');
+    ensure!((status.attempt, boots) == (Some(1), tried), "tried again, unasked: {status:?}");
     retry(cluster, last, "with a good catalog").await?;
     let began = Instant::now();
     order.reaches(cluster, &ProgressPhase::Completed).await?;
-    cluster.ready(node, NEW, None).await?;
+    ready_now(cluster, node, NEW).await?;
     println!("{node}: a new nonce with a good catalog: {:.0?}", began.elapsed());
     Ok(())
 }
 
 async fn it_fails(cluster: &VmCluster, node: &str, case: &Case) -> Result<()> {
     let began = Instant::now();
-    let before = boots_of(&cluster.vm(node)?.serial(), 'B');
+    let serial = cluster.vm(node)?.serial();
     let boot_before = cluster.ready(node, OLD, None).await?;
     let (phase, trial) = match case.outcome {
         Outcome::Refused => (ProgressPhase::Failed, json!({})),
         Outcome::RolledBack { trial_seconds, .. } => {
             (ProgressPhase::RolledBack, json!({ "timeoutSeconds": trial_seconds }))
         }
+        Outcome::GaveUp { .. } => (ProgressPhase::RolledBack, json!({})),
     };
     let order = ByHand { name: case.name, node, version: NEW, artifact: case.name, trial };
     order.apply(cluster).await?;
@@ -132,13 +141,22 @@ async fn it_fails(cluster: &VmCluster, node: &str, case: &Case) -> Result<()> {
     println!("{node}: {}: {phase} after {:.0?}: {:?}", case.name, began.elapsed(), status.message);
     ensure!(status.failure_reason.as_deref() == Some(case.reason.as_str()), "{}: {status:?}", case.name);
     ensure!(status.attempt == Some(1) && status.retry_count.unwrap_or(0) == 0, "{}: {status:?}", case.name);
-    let tried = boots_of(&cluster.vm(node)?.serial(), 'B') - before;
-    if let Outcome::RolledBack { by, .. } = &case.outcome {
+    let since = cluster.vm(node)?.serial().split_off(serial.len());
+    let tried = boots_of(&since, 'B');
+    let by = match &case.outcome {
+        Outcome::Refused => None,
+        Outcome::RolledBack { by, .. } => Some(by),
+        Outcome::GaveUp { saying } => {
+            let trial = since.split_once("Booting slot B ").map(|(_, after)| after).unwrap_or_default();
+            ensure!(trial.contains(saying), "{}: the kernel did not say {saying:?}:\n{trial}", case.name);
+            Some(&RolledBackBy::Loader)
+        }
+    };
+    if let Some(by) = by {
         let boot = cluster.ready(node, OLD, Some(&boot_before)).await?;
         let evidence = status.rolled_back.as_ref();
-        ensure!(evidence.is_some_and(|evidence| evidence.by == *by), "{}: {evidence:?}", case.name);
         ensure!(
-            evidence.is_some_and(|evidence| evidence.returned_boot_id == boot),
+            evidence.is_some_and(|evidence| evidence.by == *by && evidence.returned_boot_id == boot),
             "{}: {evidence:?}",
             case.name
         );
@@ -147,7 +165,7 @@ async fn it_fails(cluster: &VmCluster, node: &str, case: &Case) -> Result<()> {
         ensure!(cluster.ready(node, OLD, None).await? == boot_before, "{}: {node} was rebooted", case.name);
         ensure!(tried == 0, "{}: slot B was booted {tried} times", case.name);
     }
-    let environment = inside(cluster, node, "head -c 1024 /boot/grub/grubenv.0").await?;
+    let environment = environment(cluster, node).await?;
     ensure!(environment.contains("ORDER=A\n"), "{}: {environment}", case.name);
-    Ok(())
+    slot_holds(cluster, node, Slot::A, OLD).await
 }

@@ -5,12 +5,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use kube::Api;
 use monok8s_sdk::api::{OSUpgradeProgress, OSUpgradeProgressStatus, ProgressPhase};
+use monok8s_sdk::slot::Slot;
 use serde_json::json;
 use xtask::kubelet::Role;
 use xtask::vm::{NodeImage, VmCluster};
 
 use crate::images::Images;
 
+/// What machines run before they are upgraded.
+pub(crate) const OLD: &str = "v1.35.3";
+/// What they are upgraded to.
+pub(crate) const NEW: &str = "v1.35.4";
 /// An upgrade under emulation: write, reboot, confirm.
 pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(900);
 /// A command in a machine.
@@ -124,6 +129,41 @@ pub(crate) async fn retry(cluster: &VmCluster, name: &str, nonce: &str) -> Resul
 pub(crate) async fn inside(cluster: &VmCluster, node: &str, command: &str) -> Result<String> {
     let mut guest = cluster.vm(node)?.guest(Duration::from_secs(300)).await?;
     guest.succeed(command, COMMAND).await
+}
+
+/// The boot that a machine is in.
+pub(crate) async fn boot_id(cluster: &VmCluster, node: &str) -> Result<String> {
+    let said = inside(cluster, node, "cat /proc/sys/kernel/random/boot_id").await?;
+    Ok(said.trim().to_owned())
+}
+
+/// Waits until a Node is Ready with `version` in the boot that its machine is in.
+pub(crate) async fn ready_now(cluster: &VmCluster, node: &str, version: &str) -> Result<()> {
+    let boot = boot_id(cluster, node).await?;
+    let deadline = Instant::now() + UPGRADE_TIMEOUT;
+    while cluster.ready(node, version, None).await? != boot {
+        ensure!(Instant::now() < deadline, "{node} is Ready, but not in boot {boot}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    Ok(())
+}
+
+/// GRUB's environment, of which both copies say the same.
+pub(crate) async fn environment(cluster: &VmCluster, node: &str) -> Result<String> {
+    let read =
+        "for copy in 0 1; do head -c 1024 /boot/grub/grubenv.$copy | grep -v MONOK8S_REV; echo ---; done";
+    let both = inside(cluster, node, read).await?;
+    let (first, rest) = both.split_once("---\n").unwrap_or_default();
+    ensure!(rest.strip_suffix("---\n") == Some(first), "the copies differ:\n{both}");
+    Ok(first.to_owned())
+}
+
+/// Fails unless a slot holds the image that was published under `artifact`, bit for bit.
+pub(crate) async fn slot_holds(cluster: &VmCluster, node: &str, slot: Slot, artifact: &str) -> Result<()> {
+    let image = cluster.testbed().artifact(artifact)?.image.digest;
+    let found = cluster.vm(node)?.disk().slot_digest(slot)?;
+    ensure!(found == image, "slot {slot} of {node} is {found} instead of {artifact}, {image}");
+    Ok(())
 }
 
 /// How often GRUB said that it boots a slot.

@@ -7,19 +7,20 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::api::ListParams;
-use monok8s_sdk::api::{OSUpgrade, ProgressPhase, UpgradePhase};
+use monok8s_sdk::api::{OSNode, OSUpgrade, ProgressPhase, UpgradePhase};
+use monok8s_sdk::slot::Slot;
 use serde_json::json;
 use xtask::kubelet::Role;
 use xtask::vm::{NodeImage, VmCluster};
 
 use crate::images::Images;
-use crate::scene::{ByHand, UPGRADE_TIMEOUT, boots_of, inside, machine, publish};
-use crate::start::agent_reports;
+use crate::scene::{
+    ByHand, NEW, OLD, UPGRADE_TIMEOUT, boot_id, boots_of, environment, inside, machine, publish, ready_now,
+    slot_holds,
+};
 
-const OLD: &str = "v1.35.3";
-const NEW: &str = "v1.35.4";
 const NODE: &str = "node-1";
-const ENVIRONMENT: &str = "head -c 1024 /boot/grub/grubenv.0";
+const PATIENCE: Duration = Duration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_moves_a_machine_on_and_it_stays_there() -> Result<()> {
@@ -49,13 +50,43 @@ async fn an_order_made_by_hand_does_the_same_without_an_operator() -> Result<()>
     is_in_slot_b(&cluster, NODE).await
 }
 
-/// Each slot was booted once, the new one is good, and the guard has nothing left to do.
+/// Fails unless a machine that is Ready was started once, from slot A, with this version.
+async fn agent_reports(cluster: &VmCluster, node: &str, version: &str) -> Result<()> {
+    // GRUB says so before there is a kernel.
+    let serial = cluster.vm(node)?.serial();
+    ensure!((boots_of(&serial, 'A'), boots_of(&serial, 'B')) == (1, 0), "{serial}");
+    // Nothing leaves for any place but the machine that it runs on.
+    let routes = inside(cluster, node, "ip route").await?;
+    ensure!(!routes.contains("default"), "{routes}");
+    // The operator, which is not here, creates it.
+    let object = serde_json::json!({
+        "apiVersion": "monok8s.io/v1alpha1", "kind": "OSNode", "metadata": { "name": node },
+    });
+    let arguments = ["apply", "-f", "-"];
+    cluster.testbed().kubectl().succeed_with_stdin(&arguments, &object.to_string()).await?;
+    let nodes: Api<OSNode> = Api::all(cluster.testbed().client());
+    let status = cluster
+        .wait_for("the agent's report", PATIENCE, || async {
+            let status = nodes.get(node).await?.status.unwrap_or_default();
+            Ok(status.booted_slot.is_some().then_some(status))
+        })
+        .await?;
+    ensure!(status.booted_slot == Some(Slot::A), "{status:?}");
+    ensure!(status.booted_version.as_deref() == Some(version), "{status:?}");
+    ensure!(status.loader.as_ref().is_some_and(|loader| loader.backend == "grub"), "{status:?}");
+    ensure!(status.problem.as_deref().is_none_or(str::is_empty), "{status:?}");
+    Ok(())
+}
+
+/// Each slot was booted once and holds its image, the new one is good, and the guard has nothing left to do.
 async fn is_in_slot_b(cluster: &VmCluster, node: &str) -> Result<()> {
     let serial = cluster.vm(node)?.serial();
     ensure!((boots_of(&serial, 'A'), boots_of(&serial, 'B')) == (1, 1), "one boot of each slot:\n{serial}");
     let shown = inside(cluster, node, "ctl slots").await?;
     println!("{shown}");
-    ensure!(is_good(&inside(cluster, node, ENVIRONMENT).await?), "{shown}");
+    ensure!(is_good(&environment(cluster, node).await?), "{shown}");
+    slot_holds(cluster, node, Slot::A, OLD).await?;
+    slot_holds(cluster, node, Slot::B, NEW).await?;
     let stands_down = "for second in $(seq 20); do \
         grep -q StoodDown /run/monok8s/guard.json && exit; sleep 1; done; cat /run/monok8s/guard.json; exit 1";
     inside(cluster, node, stands_down).await.map(drop)
@@ -70,7 +101,8 @@ async fn by_the_operator(cluster: &VmCluster) -> Result<()> {
     let testbed = cluster.testbed();
     testbed.create("controller").await?;
     let boot = cluster.ready(NODE, OLD, None).await?;
-    runs(cluster, "controller", OLD).await?;
+    let agent = runs(cluster, "node-agent", None).await?;
+    let controller = runs(cluster, "controller", None).await?;
     let began = Instant::now();
     let upgrade = json!({
         "apiVersion": "monok8s.io/v1alpha1",
@@ -89,8 +121,6 @@ async fn by_the_operator(cluster: &VmCluster) -> Result<()> {
         .await?;
     println!("{OLD} to {NEW} by the operator: {:.0?}", began.elapsed());
     cluster.ready(NODE, NEW, Some(&boot)).await?;
-    let shown = cluster.testbed().kubectl().succeed(&["get", "nodes"]).await?;
-    ensure!(shown.contains(NEW), "{shown}");
     let progresses = cluster.testbed().progresses().await?;
     let mine = progresses.values().find(|progress| progress.spec.source_ref.name == "my-upgrade");
     let phase = mine.and_then(|progress| progress.status.as_ref()?.phase.clone());
@@ -98,26 +128,25 @@ async fn by_the_operator(cluster: &VmCluster) -> Result<()> {
     // The cordon went with the upgrade.
     let node = Api::<Node>::all(cluster.testbed().client()).get(NODE).await?;
     ensure!(node.spec.and_then(|spec| spec.unschedulable) != Some(true), "{NODE} is still cordoned");
-    runs(cluster, "node-agent", NEW).await?;
-    runs(cluster, "controller", NEW).await
+    runs(cluster, "node-agent", Some(&agent)).await?;
+    runs(cluster, "controller", Some(&controller)).await.map(drop)
 }
 
-/// A program's pod is ready, from the image that the booted version ships: the only place where there is
-/// one, as nothing is ever pulled.
-async fn runs(cluster: &VmCluster, program: &str, version: &str) -> Result<()> {
+/// Waits until a program's pod is ready, in another container than `before`, and returns the container. Its
+/// image is in the booted slot: the only place where there is one, as nothing is ever pulled.
+async fn runs(cluster: &VmCluster, program: &str, before: Option<&str>) -> Result<String> {
     let pods: Api<Pod> = Api::namespaced(cluster.testbed().client(), "mono-system");
     let selector = ListParams::default().labels(&format!("app.kubernetes.io/name={program}"));
     cluster
-        .wait_for(&format!("{program} to be ready under {version}"), Duration::from_secs(300), || async {
+        .wait_for(&format!("{program} to be ready, and not in {before:?}"), PATIENCE, || async {
             let all = pods.list(&selector).await?;
-            let ready = all.iter().any(|pod| {
-                let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-                conditions
-                    .into_iter()
-                    .flatten()
-                    .any(|condition| condition.type_ == "Ready" && condition.status == "True")
-            });
-            Ok(ready.then_some(()))
+            let mut containers = all
+                .iter()
+                .filter_map(|pod| pod.status.as_ref()?.container_statuses.as_ref())
+                .flatten()
+                .filter(|container| container.ready)
+                .filter_map(|container| container.container_id.clone());
+            Ok(containers.find(|container| Some(container.as_str()) != before))
         })
         .await
 }
@@ -125,37 +154,58 @@ async fn runs(cluster: &VmCluster, program: &str, version: &str) -> Result<()> {
 async fn it_still_starts(cluster: &mut VmCluster) -> Result<()> {
     for round in 1..=5 {
         let began = Instant::now();
-        let before = inside(cluster, NODE, "cat /proc/sys/kernel/random/boot_id").await?;
+        let before = Seen::now(cluster).await?;
         cluster.vm(NODE)?.guest(Duration::from_secs(60)).await?.start("systemctl reboot").await?;
-        is_back(cluster, &before).await.with_context(|| format!("reboot {round}"))?;
+        let after = before.is_followed(cluster).await.with_context(|| format!("reboot {round}"))?;
         println!("reboot {round}: marked good after {:.0?}", began.elapsed());
+        let boots = (after.boots.0 - before.boots.0, after.boots.1 - before.boots.1);
+        ensure!(boots == (0, 1), "reboot {round}: {boots:?} boots of slots A and B");
     }
     // The power goes while it goes down for another one.
-    let before = inside(cluster, NODE, "cat /proc/sys/kernel/random/boot_id").await?;
+    let before = Seen::now(cluster).await?;
     cluster.vm(NODE)?.guest(Duration::from_secs(60)).await?.start("systemctl reboot").await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     cluster.vm_mut(NODE)?.power_cut()?;
     cluster.vm_mut(NODE)?.power_on()?;
-    is_back(cluster, &before).await.context("after the power cut")?;
-    cluster.ready(NODE, NEW, None).await?;
-    Ok(())
+    let after = before.is_followed(cluster).await.context("after the power cut")?;
+    ensure!(after.boots.0 == before.boots.0, "slot A was booted after the power cut");
+    ready_now(cluster, NODE, NEW).await
 }
 
-/// Waits until the machine has booted again, and the guard has marked the slot good that the upgrade went
-/// to.
-async fn is_back(cluster: &VmCluster, before: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(300);
-    loop {
-        let seen = inside(cluster, NODE, "cat /proc/sys/kernel/random/boot_id").await;
-        if let Ok(boot) = &seen
-            && boot != before
-        {
-            let environment = inside(cluster, NODE, ENVIRONMENT).await?;
-            if is_good(&environment) {
-                return Ok(());
+/// A boot, and how often each slot had been booted by then.
+struct Seen {
+    boot: String,
+    boots: (usize, usize),
+}
+
+impl Seen {
+    async fn now(cluster: &VmCluster) -> Result<Self> {
+        let serial = cluster.vm(NODE)?.serial();
+        Ok(Self {
+            boot: boot_id(cluster, NODE).await?,
+            boots: (boots_of(&serial, 'A'), boots_of(&serial, 'B')),
+        })
+    }
+
+    /// Waits until the machine has booted again, and the guard has marked the slot good that the upgrade
+    /// went to.
+    async fn is_followed(&self, cluster: &VmCluster) -> Result<Self> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let seen = Self::now(cluster).await;
+            if let Ok(seen) = &seen
+                && seen.boot != self.boot
+                && is_good(&environment(cluster, NODE).await?)
+            {
+                return Self::now(cluster).await;
             }
+            let seen = seen.map(|seen| seen.boot);
+            ensure!(
+                Instant::now() < deadline,
+                "{NODE} is not back: {seen:?}\n{}",
+                cluster.vm(NODE)?.serial()
+            );
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        ensure!(Instant::now() < deadline, "{NODE} is not back: {seen:?}\n{}", cluster.vm(NODE)?.serial());
-        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
