@@ -245,7 +245,7 @@ fn with_the_api_server_away_no_agent_starts_and_the_upgrade_says_what_becomes_of
 }
 
 #[test]
-fn an_api_server_that_answers_excuses_nothing_and_neither_does_an_agent_that_is_there() {
+fn an_api_server_that_answers_excuses_nothing() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     thread::spawn(move || {
@@ -259,17 +259,54 @@ fn an_api_server_that_answers_excuses_nothing_and_neither_does_an_agent_that_is_
     let answered = Machine::on_trial();
     answered.recorded_with(30, ApiUnavailable::ConfirmLocally);
     answered.api_server_at(&url);
-    let with_agent = Machine::on_trial();
-    with_agent.recorded_with(30, ApiUnavailable::ConfirmLocally);
-    with_agent.api_server_at(&nobody());
-    let _agent = RecordStore::in_dir(with_agent.path("data")).lock("the agent").unwrap();
-    for machine in [&answered, &with_agent] {
-        let _guard = machine.guard();
-        until("it counts", || machine.said().contains("OnTrial"));
-        machine.at(45);
-        until("it goes back", || machine.rebooted());
-        assert_eq!(machine.evidence(), Some(TrialEvidence::RevertedByGuard));
+    let _guard = answered.guard();
+    until("it counts", || answered.said().contains("OnTrial"));
+    answered.at(45);
+    until("it goes back", || answered.rebooted());
+    assert_eq!(answered.evidence(), Some(TrialEvidence::RevertedByGuard));
+}
+
+#[test]
+fn an_agent_that_waits_for_a_silent_api_server_leaves_the_upgrades_word_to_the_guard() {
+    let machine = Machine::on_trial();
+    machine.recorded_with(30, ApiUnavailable::ConfirmLocally);
+    machine.api_server_at(&nobody());
+    let _agent = RecordStore::in_dir(machine.path("data")).lock("the agent").unwrap();
+    let mut guard = machine.guard();
+    until("it counts", || machine.said().contains("OnTrial"));
+    machine.at(45);
+    assert!(guard.0.wait().unwrap().success());
+    assert!(!machine.rebooted() && machine.loader.status().unwrap().is_confirmed(Slot::A));
+}
+
+#[test]
+fn a_guard_that_is_started_again_knows_what_the_first_one_knew() {
+    // It stood down: an old command line and an unreadable loader are nothing to it.
+    let machine = Machine::new(Slot::A);
+    let line = fs::read_to_string(machine.path("host/proc/cmdline")).unwrap();
+    fs::write(machine.path("host/proc/cmdline"), format!("{} monok8s.trial=A:1:1:none\n", line.trim()))
+        .unwrap();
+    assert!(machine.guard().0.wait().unwrap().success());
+    for copy in ["loader.0", "loader.1"] {
+        fs::write(machine.path(copy), b"garbage").unwrap();
     }
+    machine.at(9999);
+    assert!(machine.guard().0.wait().unwrap().success());
+    assert!(!machine.rebooted());
+
+    // It counted: what was sent back since is helped down.
+    let machine = Machine::on_trial();
+    drop({
+        let guard = machine.guard();
+        until("it counts", || machine.said().contains("OnTrial"));
+        guard
+    });
+    machine.loader.revert(monok8s_sdk::boot::Reverter::Agent).unwrap();
+    let _guard = machine.guard();
+    thread::sleep(Duration::from_secs(2));
+    assert!(!machine.rebooted(), "who sent it back has a minute");
+    machine.at(100);
+    until("it reboots", || machine.rebooted());
 }
 
 #[test]

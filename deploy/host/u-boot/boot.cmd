@@ -205,4 +205,5 @@ else
 	echo "monok8s: no slot may boot, BOOT_ORDER is '${BOOT_ORDER}'. Install a slot, and set the order."
 fi
 echo "monok8s: Ctrl-C leads to the prompt, past whatever else this U-Boot tries to boot."
-while true; do sleep 3600; done
+echo "monok8s: In a minute this starts over, in case the disk was only slow."
+while sleep 60; do reset; done

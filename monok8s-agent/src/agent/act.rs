@@ -11,6 +11,7 @@ use monok8s_sdk::node_upgrade::{Action, ArmedBy, NodeFacts, Order, Step};
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
 use tokio::task::{block_in_place, spawn_blocking};
+use tokio::time::Instant;
 
 use super::cluster::ClusterError;
 use super::commit::Commitment;
@@ -69,8 +70,14 @@ impl Node {
                 return Ok(Turn::Rest(wait));
             }
             Action::Reboot { into } => {
+                // Whatever woke this up, the host goes down at its own pace.
+                let since = self.going_down_since.map(|asked| asked.elapsed());
+                if let Some(rest) = since.and_then(|since| GOING_DOWN.checked_sub(since)) {
+                    return Ok(Turn::Rest(rest));
+                }
                 tracing::warn!(%into, "rebooting");
                 self.reboot().await?;
+                self.going_down_since = Some(Instant::now());
                 #[cfg(feature = "failpoints")]
                 failpoints::reached(Point::RebootAsked);
                 return Ok(Turn::Rest(GOING_DOWN));

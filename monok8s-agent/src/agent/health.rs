@@ -1,5 +1,6 @@
 //! How well the booted slot is. Looked at during a trial only.
 
+use std::future::Future;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -40,6 +41,8 @@ impl HealthProbe {
         let http = reqwest::Client::builder()
             .timeout(ANSWER_TIMEOUT)
             .no_proxy()
+            // To a page for people, say, which would answer well.
+            .redirect(reqwest::redirect::Policy::none())
             // What is asked is on this node, with certificates for other names, as a kubelet's probes
             // find it; the status is all that counts.
             .tls_danger_accept_invalid_certs(true)
@@ -59,7 +62,7 @@ impl HealthProbe {
         let means = Means { http: &self.http.clone(), host, cluster };
         let configured = checks::observe(&mut self.holds, trial.checks, means, trial.uptime).await;
         let node = match cluster {
-            Some(cluster) => Some(cluster.node().await),
+            Some(cluster) => Some(promptly(cluster.node()).await),
             None => None,
         };
         let labelled = node.as_ref().and_then(|node| node.as_ref().ok()).is_some_and(is_control_plane);
@@ -80,6 +83,12 @@ impl HealthProbe {
             Err(_) => Check::Fails(format!("{who} does not answer at {url}")),
         }
     }
+}
+
+/// A trial has a deadline: an API server that is silent must not have it missed.
+async fn promptly(request: impl Future<Output = Result<Node, ClusterError>>) -> Result<Node, ClusterError> {
+    let silent = |_| Err(ClusterError::Unreachable { what: "the Node".to_owned(), source: None });
+    tokio::time::timeout(ANSWER_TIMEOUT, request).await.unwrap_or_else(silent)
 }
 
 fn is_control_plane(node: &Node) -> bool {

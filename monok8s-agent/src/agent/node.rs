@@ -58,6 +58,8 @@ pub(super) struct Node {
     pub(super) reboot_command: Option<RebootCommand>,
     /// Whether the host was asked to reboot, in this boot.
     pub(super) reboot_asked: bool,
+    /// When the host took a request to reboot.
+    pub(super) going_down_since: Option<Instant>,
     pub(super) resolver: Resolver,
     /// A slot that this process read back, held until it is armed or written again.
     pub(super) token: Option<VerifiedSlot>,
@@ -107,6 +109,7 @@ impl Node {
             probe,
             reboot_command,
             reboot_asked: false,
+            going_down_since: None,
             resolver,
             token: None,
             effort,

@@ -64,7 +64,8 @@ impl Node {
             record: self.record.clone(),
             token,
             health,
-            time_in_trial: uptime,
+            // Now: the API server may have taken its time to answer.
+            time_in_trial: host::uptime(host)?,
             api: ApiView::NotRead,
         };
         Ok(Sight { facts, slots })

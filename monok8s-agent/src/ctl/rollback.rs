@@ -68,6 +68,11 @@ impl Rollback {
         let done = if status.trial.is_some_and(|trial| trial.slot == booted) {
             // The agent has the record all through a trial. The loader's word is enough here.
             backend.revert(Reverter::Person)?;
+            ensure!(
+                !backend.status()?.is_confirmed(booted),
+                "the trial of slot {booted} was confirmed at this moment: run this again to go back to slot {}",
+                booted.other()
+            );
             RolledBack { next_boot: booted.other(), version: None, done: "SentBack" }
         } else {
             self.arm(booted, backend)?
@@ -90,6 +95,11 @@ impl Rollback {
         let record = store.load().context("cannot tell what the other slot holds")?;
         let slot = booted.other();
         let step = self.step(&record, slot)?;
+        // The record may be of a data partition that was not there when somebody wrote the slot.
+        ensure!(
+            backend.status()?.is_confirmed(slot),
+            "the boot loader does not have slot {slot} for good: write it with `ctl flash`, or order an upgrade"
+        );
         let next = record.after(&step);
         let attempt = next.attempt.as_ref().context("the attempt cannot be recorded")?;
         let (id, version) = (attempt.id, attempt.version.clone());

@@ -1,5 +1,6 @@
-//! Judging a trial where no agent can: a kubelet starts no pods after a boot in which it has not reached
-//! the API server.
+//! Judging a trial beside the agent, for which it may be that none can: a kubelet starts no pods after a boot
+//! in which it has not reached the API server. And an agent that waits for the answers of one that is silent
+//! may come too late.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -9,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kube::config::Kubeconfig;
-use monok8s_sdk::boot::record_store::StoreError;
 use monok8s_sdk::disk::HostView;
 use monok8s_sdk::node_upgrade::{Attempt, BootId, Check, TrialHealth};
 use tokio::runtime::Runtime;
@@ -23,7 +23,7 @@ use crate::machine::MachineArgs;
 const AGENT_STARTS: Duration = Duration::from_secs(60);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What the agent would look at, looked at by a thread of the guard: a check may take long, and the watchdog
+/// What the agent looks at, looked at by a thread of the guard: a check may take long, and the watchdog
 /// does not wait for it.
 pub(super) struct Alone {
     trials: SyncSender<Trial>,
@@ -65,8 +65,8 @@ impl Alone {
         let _ = self.trials.try_send(trial);
     }
 
-    /// What was seen last, if it is the API server's absence that leaves the slot without an agent.
-    pub(super) fn without_agent(&self, uptime: Duration) -> Option<TrialHealth> {
+    /// What was seen last, if the API server is away.
+    pub(super) fn without_api(&self, uptime: Duration) -> Option<TrialHealth> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let away = seen.away_at.is_some_and(|at| uptime.saturating_sub(at) < AGENT_STARTS);
         seen.health.filter(|_| away)
@@ -110,10 +110,6 @@ impl Eye {
     fn look(&mut self, trial: &Trial, seen: &mut LastLook) {
         let Trial { machine, attempt, boot_id, uptime } = trial;
         let host = machine.host();
-        if has_agent(machine) {
-            *seen = LastLook::default();
-            return;
-        }
         if self.api_server_is_away(&host) {
             seen.away_at = Some(*uptime);
         }
@@ -139,13 +135,6 @@ impl Eye {
         // server behind it answers 502, 503 or 504.
         answer.map_or(true, |answer| answer.status().is_server_error())
     }
-}
-
-/// An agent has the record all through a trial.
-fn has_agent(machine: &MachineArgs) -> bool {
-    let Some(store) = machine.kept_record() else { return false };
-    let holder = format!("monok8s-agent guard (process {})", std::process::id());
-    matches!(store.lock(&holder), Err(StoreError::Held { .. }))
 }
 
 fn server(host: &HostView, path: &Path) -> Option<String> {

@@ -96,7 +96,6 @@ struct Guard {
     came_back: Option<CameBack>,
     sent_back_at: Option<Duration>,
     reset: Reset,
-    watchdog: Option<Watchdog>,
     /// What this boot's trial was last said to be. Once it was a trial, only the loader's word ends it.
     told: Option<Watch>,
     last_resort: LastResort,
@@ -143,12 +142,20 @@ fn watch(args: GuardArgs) -> Result<()> {
     let boot_id = BootId(host::boot_id(&host)?);
     let command_line = host.kernel_command_line().ok().flatten().unwrap_or_default();
     let reset = watchdog::last_reset(&host, &args.watchdog);
+    let earlier = GuardReport::read(&host, &boot_id).map(|report| report.state);
+    if earlier == Some(Seen::StoodDown) {
+        tracing::info!("an earlier guard of this boot stood down: nothing to guard");
+        return Ok(());
+    }
+    // What that one had seen to be a trial is one for this one as well.
+    let is_trial = matches!(earlier, Some(Seen::OnTrial | Seen::SentBack));
     let report = GuardReport::new(&host, &boot_id);
     let last_resort = LastResort::new(args.machine.host(), args.reboot_command.clone())
         .context("cannot start the thread that reboots if all else fails")?;
-    if passed_trial(&command_line).is_some_and(|trial| !trial.evidence.is_reverted()) {
-        let limit = Duration::from_secs(args.timeout_seconds.into());
-        last_resort.set(Some(limit.saturating_add(GUARD_GRACE)));
+    if is_trial || passed_trial(&command_line).is_some_and(|trial| !trial.evidence.is_reverted()) {
+        let limit = Duration::from_secs(args.timeout_seconds.into()).saturating_add(GUARD_GRACE);
+        // Time to look for a guard that was started again later than that.
+        last_resort.set(Some(limit.max(host::uptime(&host)?)));
     }
     let alone = Alone::new(args.health.clone(), args.kubelet_kubeconfig.clone())
         .inspect_err(|error| tracing::warn!("cannot judge a trial without an agent: {error:#}"))
@@ -158,11 +165,10 @@ fn watch(args: GuardArgs) -> Result<()> {
         boot_id,
         command_line,
         booted: None,
-        came_back: None,
+        came_back: is_trial.then_some(CameBack::No),
         sent_back_at: None,
         reset,
-        watchdog: None,
-        told: None,
+        told: is_trial.then_some(Watch { deadline: 0, watchdog: false }),
         last_resort,
         alone,
         report,
@@ -216,19 +222,22 @@ impl Guard {
                 uptime: sight.uptime,
             });
         }
-        let without_agent = self.alone.as_ref().and_then(|alone| alone.without_agent(sight.uptime));
-        let facts = self.facts(&sight, without_agent.as_ref());
+        let without_api = self.alone.as_ref().and_then(|alone| alone.without_api(sight.uptime));
+        let facts = self.facts(&sight, without_api.as_ref());
         let action = guard(&facts);
         let deadline = guard_deadline(&facts);
         match action {
             GuardAction::LookAgain => return Ok(Next::Lost),
             GuardAction::StandDown => {
-                self.last_resort.set(None);
-                self.stand_down();
+                self.stand_down(&sight);
                 return Ok(Next::Done);
             }
             GuardAction::MarkGood => {
                 let loader = sight.backend.as_ref().context("the loader is gone")?;
+                // The watchdog's driver may have been loaded later than this was started.
+                if self.reset == Reset::Unknown {
+                    self.reset = watchdog::last_reset(&self.args.machine.host(), &self.args.watchdog);
+                }
                 loader.backend().mark_good_after(sight.booted, self.reset)?;
                 tracing::info!(slot = %sight.booted, "marked good");
             }
@@ -239,9 +248,7 @@ impl Guard {
             GuardAction::SendBack { by } => self.send_back(&sight, by)?,
             GuardAction::Confirm => {
                 // It may take several tries to tell the loader.
-                if let Some(watchdog) = &mut self.watchdog {
-                    watchdog.keep();
-                }
+                self.last_resort.keep_watchdog();
                 tracing::warn!(slot = %sight.booted, "the API server is away, and all is well otherwise: confirming");
                 let loader = sight.backend.as_ref().context("the loader is gone")?;
                 loader.backend().confirm()?;
@@ -293,7 +300,7 @@ impl Guard {
         Ok(Some(Sight { booted, loader, backend, record, uptime }))
     }
 
-    fn facts<'a>(&'a self, sight: &'a Sight, without_agent: Option<&'a TrialHealth>) -> GuardFacts<'a> {
+    fn facts<'a>(&'a self, sight: &'a Sight, without_api: Option<&'a TrialHealth>) -> GuardFacts<'a> {
         let record = sight.record.as_ref();
         GuardFacts {
             booted: sight.booted,
@@ -307,21 +314,17 @@ impl Guard {
             default_limit: Duration::from_secs(self.args.timeout_seconds.into()),
             sent_back_at: self.sent_back_at,
             came_back: self.came_back.unwrap_or(CameBack::No),
-            without_agent,
+            without_api,
         }
     }
 
-    /// One more second of a trial: the watchdog is kept running, so that a kernel that hangs is reset.
+    /// One more second of a trial. A watchdog runs, so that a kernel that hangs is reset.
     fn watch(&mut self, sight: &Sight, deadline: Duration) {
         self.last_resort.set(Some(deadline));
         // Its driver may be loaded later than this starts.
-        if self.watchdog.is_none() {
-            self.watchdog = Watchdog::start(&self.args.machine.host(), &self.args.watchdog);
-        }
-        if let Some(watchdog) = &mut self.watchdog {
-            watchdog.keep();
-        }
-        let watch = Watch { deadline: deadline.as_secs(), watchdog: self.watchdog.is_some() };
+        let start = || Watchdog::start(&self.args.machine.host(), &self.args.watchdog);
+        let watchdog = self.last_resort.has_watchdog(start);
+        let watch = Watch { deadline: deadline.as_secs(), watchdog };
         if self.told.replace(watch) != Some(watch) {
             let Watch { deadline, watchdog } = watch;
             tracing::info!(slot = %sight.booted, deadline, watchdog, "this boot is a trial");
@@ -329,11 +332,18 @@ impl Guard {
         self.report.say(Seen::OnTrial, Some(deadline));
     }
 
-    fn stand_down(&mut self) {
+    fn stand_down(&mut self, sight: &Sight) {
+        self.last_resort.set(None);
+        if let Some(loader) = &sight.backend
+            && !loader.backend().is_settled()
+            && let Err(error) = loader.backend().mark_good(sight.booted)
+        {
+            tracing::warn!(error = %chain(&error), "an old copy of the loader's state is still there");
+        }
         self.report.say(Seen::StoodDown, None);
         tracing::info!("stands down");
         // Last: one that cannot be stopped is kept from firing from here on.
-        if let Some(watchdog) = self.watchdog.take() {
+        if let Some(watchdog) = self.last_resort.take_watchdog() {
             watchdog.stop();
         }
     }
@@ -341,14 +351,21 @@ impl Guard {
     /// Tells the loader, and goes down even if it cannot be told: the burnt try then has to do.
     fn send_back(&mut self, sight: &Sight, by: Reverter) -> Result<()> {
         tracing::warn!(slot = %sight.booted, "not confirmed in time: going back");
-        if let Some(Err(error)) = sight.backend.as_ref().map(|loader| loader.backend().revert(by)) {
-            tracing::error!(error = %chain(&error), "the loader was not told");
+        if let Some(loader) = sight.backend.as_ref().map(Loader::backend) {
+            let told = loader.revert(by).and_then(|()| loader.status());
+            match told {
+                // Between the look and the word: there was no trial left to send back.
+                Ok(status) if status.is_confirmed(sight.booted) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => tracing::error!(error = %chain(&error), "the loader was not told"),
+            }
         }
         self.go_down()
     }
 
     /// From here on the watchdog is not kept: if all else fails, it resets the machine.
     fn go_down(&mut self) -> Result<()> {
+        drop(self.last_resort.take_watchdog());
         self.report.say(Seen::SentBack, None);
         let host = self.args.machine.host();
         if let Err(error) = reboot::reboot(&host, self.args.reboot_command.as_ref()) {

@@ -22,9 +22,13 @@ impl Node {
         let boot_id = machine.path("host/proc/sys/kernel/random/boot_id");
         fs::create_dir_all(boot_id.parent().unwrap()).unwrap();
         fs::write(boot_id, "b-1\n").unwrap();
-        let loader = SimulatedLoader::install(&machine.path("loader"), Slot::A, Tries(3)).unwrap();
+        let loader = SimulatedLoader::install(&machine.path("loader"), Slot::B, Tries(3)).unwrap();
         loader.boot(|_| true).unwrap();
-        loader.mark_good(Slot::A).unwrap();
+        loader.mark_good(Slot::B).unwrap();
+        let token = KnownGoodSlot::from_confirm_record(Slot::A, "v1.35.3".parse().unwrap(), None);
+        loader.arm_trial(token.into(), AttemptId(4), Tries::TRIAL).unwrap();
+        assert_eq!(loader.boot(|_| true).unwrap(), Slot::A);
+        loader.confirm().unwrap();
         let record = json!({
             "format": 1,
             "nextAttempt": 5,
@@ -75,6 +79,16 @@ fn what_was_never_confirmed_is_not_gone_back_to() {
         assert!(error.contains("nothing that is known to have run well"), "{error}");
         assert_eq!(node.loader.status().unwrap().trial, None);
     }
+}
+
+#[test]
+fn a_slot_that_somebody_wrote_without_the_record_is_not_gone_back_to() {
+    let node = Node::new("KnownGood");
+    node.loader.invalidate(Slot::B).unwrap();
+    let error = ctl(&node.args(&["--reboot", "--reboot-command=false"])).bad(1);
+    assert!(error.contains("does not have slot B for good"), "{error}");
+    assert_eq!(node.loader.status().unwrap().trial, None);
+    assert!(node.store().load().unwrap().attempt.is_none());
 }
 
 #[test]

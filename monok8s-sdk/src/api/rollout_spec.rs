@@ -123,6 +123,10 @@ pub struct Canary {
 /// When a trial boot counts as good, and what happens when nobody can tell.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.checks) || self.checks.all(c, (has(c.holdSeconds) ? c.holdSeconds : 10) < (has(self.timeoutSeconds) ? self.timeoutSeconds : 600))",
+    "message": "a check must be able to hold for its holdSeconds within timeoutSeconds (600 unless it is set), or no trial is ever confirmed",
+}]))]
 pub struct TrialSpec {
     /// Seconds that a trial boot has to be confirmed before the node goes back. Default 600.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,9 +12,11 @@
 //!   `monok8s-a+3.conf`, which the first boot turns into the proof.
 //!
 //! Every change is one rename, removal or new file at a time, each flushed, and each leaves a state
-//! that is safe to stop in. FAT has no journal: a name that the power failed upon may be there
-//! twice. Two entries for one slot are an error for a person to solve, as the loader would count in
-//! one and boot the other.
+//! that is safe to stop in. FAT has no journal: a file that the power failed upon while it was
+//! renamed may be there under both names. Two names of one entry, one of them without a counter, are
+//! a confirmed slot; nothing is changed until a person has repaired the file system, as both names may
+//! share one file. Any other two entries of one slot are an error: the loader would count in one and
+//! boot the other.
 //!
 //! Kernel and initrd lie beside the entries, as the loader reads no other file system: [`kernel`].
 
@@ -92,7 +94,7 @@ pub enum BlsError {
     },
     /// Two files for one slot.
     #[error(
-        "{first} and {second} are of one slot: the loader counts in one and may boot the other; remove the one that is wrong"
+        "{first} and {second} are of one slot: the loader counts in one and may boot the other; run fsck.fat on the EFI system partition, and remove the one that is wrong"
     )]
     Twins {
         /// One of them.
@@ -182,24 +184,26 @@ impl BlsEntries {
         EntryText::parse(&bytes).ok()
     }
 
-    /// An entry that is armed gives way to another one. What it boots is kept first: an installer's
-    /// entry was never staged.
+    /// An entry that is taken out, or gives way to an armed one. What it boots is kept first, so that it
+    /// can be armed later: an installer's entry was never staged.
     fn keep_lines(&self, entries: &Entries, target: &LoaderStatus) -> Result<(), BlsError> {
         let armed = target.trial.filter(|trial| trial.evidence == TrialEvidence::None);
-        let Some((slot, text)) = armed.and_then(|trial| Some((trial.slot, entries.text(trial.slot)?))) else {
-            return Ok(());
-        };
-        if self.staged(slot).is_some() {
-            return Ok(());
+        for slot in Slot::BOTH {
+            let stays = target.order.contains(&slot) && armed.is_none_or(|trial| trial.slot != slot);
+            let Some(text) = entries.text(slot).filter(|_| !stays && self.staged(slot).is_none()) else {
+                continue;
+            };
+            let directory = self.kernels(slot);
+            place(directory, STAGED, text.plain().to_string().as_bytes())
+                .and_then(|()| directory.sync())
+                .map_err(|source| BlsError::Write { path: directory.path().join(STAGED), source })?;
         }
-        let directory = self.kernels(slot);
-        place(directory, STAGED, text.plain().to_string().as_bytes())
-            .and_then(|()| directory.sync())
-            .map_err(|source| BlsError::Write { path: directory.path().join(STAGED), source })
+        Ok(())
     }
 
     fn save(&self, target: &LoaderStatus) -> Result<(), BlsError> {
         let entries = self.load()?;
+        entries.require_no_twins()?;
         let changes = entries.changes(target, |slot| self.staged(slot))?;
         self.keep_lines(&entries, target)?;
         for change in changes {
@@ -241,6 +245,11 @@ impl BootBackend for BlsEntries {
 
     fn store(&self, change: &Change) -> Result<(), BootError> {
         self.save(change.status()).map_err(|source| BootError::Write { backend: NAME, source: source.into() })
+    }
+
+    /// A confirmed slot whose kernel is still told of its trial is not.
+    fn is_settled(&self) -> bool {
+        self.load().map_or(true, |entries| !entries.tells_of_what_is_over())
     }
 
     fn exclusive(&self) -> Result<RegionLock, BootError> {

@@ -14,6 +14,7 @@
 //!   revision, the first if they are equal. A change goes into the other one first, with the next
 //!   revision, is flushed and read back; then into the one that was read. Afterwards both say the
 //!   same, so that no loss of one brings an older state back: that might boot an invalidated slot.
+//!   Only tries are refilled with the other one damaged: an older number of them does no harm.
 //!
 //! A change must hold the lock from before the read to after the write (`exclusive`), as GRUB's own
 //! writes cannot overlap with ours.
@@ -179,11 +180,17 @@ impl GrubEnv {
                 write(region.as_ref(), &changed(region.as_ref(), block, status, None)?)
             }
             Copies::Two(regions) => {
-                let (at, Found { revision, block, .. }) = newest(regions)?;
+                let (at, Found { revision, block, status: before }) = newest(regions)?;
                 let [first, second] = regions;
                 let (read, other) = if at == 0 { (first, second) } else { (second, first) };
                 let bytes = changed(read.as_ref(), block, status, Some(revision))?;
-                write(other.as_ref(), &bytes)?;
+                match write(other.as_ref(), &bytes) {
+                    // GRUB goes on burning tries in the one that can be written. They have to be refilled
+                    // there, or the node changes slots for no reason.
+                    Err(GrubEnvError::Read { .. } | GrubEnvError::Write { .. })
+                        if status.differs_in_tries_only(&before) => {}
+                    written => written?,
+                }
                 write(read.as_ref(), &bytes)
             }
         }

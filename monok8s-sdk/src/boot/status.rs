@@ -285,6 +285,19 @@ impl LoaderStatus {
         self.is_confirmed(booted) && *self != self.marked_good(booted)
     }
 
+    /// Whether nothing but the numbers of tries differs, of slots that may boot anyway.
+    pub(crate) fn differs_in_tries_only(&self, other: &Self) -> bool {
+        let without_tries = |status: &Self| {
+            let mut status = status.clone();
+            for slot in Slot::BOTH {
+                status.slot_mut(slot).tries_left = Tries::NONE;
+            }
+            status.counting_seen = TryCounting::Unsupported;
+            status
+        };
+        without_tries(self) == without_tries(other)
+    }
+
     /// `slot` out of the order and bad, before the first byte of it is overwritten.
     #[must_use]
     pub fn invalidated(&self, slot: Slot) -> Self {

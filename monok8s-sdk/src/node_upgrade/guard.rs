@@ -38,9 +38,9 @@ pub struct GuardFacts<'a> {
     pub sent_back_at: Option<Duration>,
     /// Whether it had been sent back before this boot began.
     pub came_back: CameBack,
-    /// What the guard itself saw of the slot, where no agent can tell because the API server that
-    /// would have it started is away; `None` where that is not so, or nobody looked.
-    pub without_agent: Option<&'a TrialHealth>,
+    /// What the guard itself saw of the slot while the API server is away, which would have an agent
+    /// started; `None` where it is not away, or nobody looked.
+    pub without_api: Option<&'a TrialHealth>,
 }
 
 /// What the kernel command line and the record say about this boot, for as long as the loader's
@@ -115,10 +115,10 @@ pub fn guard(facts: &GuardFacts<'_>) -> GuardAction {
     if remaining.is_zero() { at_the_end(facts) } else { GuardAction::Watch { remaining } }
 }
 
-/// A kubelet starts no agent while the API server is away. Then the trial is judged as the agent
-/// would have judged it.
+/// A kubelet starts no agent while the API server is away, and one that runs may wait for its answers
+/// past the deadline. Then the trial is judged as the agent would have judged it.
 fn at_the_end(facts: &GuardFacts<'_>) -> GuardAction {
-    let verdict = facts.without_agent.zip(attempt(facts)).map(|(health, attempt)| {
+    let verdict = facts.without_api.zip(attempt(facts)).map(|(health, attempt)| {
         let spec = &attempt.trial;
         // One look long after the deadline: no check can still be waited for.
         judge(spec, health, spec.timeout().max(facts.uptime))
@@ -232,7 +232,7 @@ mod tests {
             default_limit: HOUR,
             sent_back_at: None,
             came_back: CameBack::No,
-            without_agent: None,
+            without_api: None,
         }
     }
 
@@ -276,7 +276,7 @@ mod tests {
         ] {
             let mut record = record(60);
             record.attempt.as_mut().unwrap().trial.api_unavailable = Some(policy);
-            let facts = GuardFacts { without_agent: Some(health), ..facts(&loader, Some(&record), 75) };
+            let facts = GuardFacts { without_api: Some(health), ..facts(&loader, Some(&record), 75) };
             assert_eq!(guard(&facts), expected, "{policy:?} {health:?}");
             let early = GuardFacts { uptime: Duration::from_secs(70), ..facts };
             assert!(matches!(guard(&early), GuardAction::Watch { .. }), "not before the deadline");

@@ -83,6 +83,16 @@ async fn of_an_upgrade() {
             check_of(json!({ "name": "a", "http": http, "exec": { "command": ["b"] } })),
             one_check,
         ),
+        (
+            "a check that may hold until just before the end",
+            check_of(json!({ "name": "a", "holdSeconds": 599, "http": http })),
+            ACCEPTED,
+        ),
+        (
+            "a check that outlasts its trial",
+            check_of(json!({ "name": "a", "holdSeconds": 600, "http": http })),
+            "a check must be able to hold",
+        ),
         ("a health check by name", health(json!({ "name": "a" })), ACCEPTED),
         ("a health check by labels", health(json!({ "labelSelector": {} })), ACCEPTED),
         ("a health check of nothing", health(json!({})), one_name),

@@ -41,6 +41,27 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// Of two that boot the same, at the same place, for the same trial, the confirmed one: the other was
+    /// renamed to it.
+    fn or_confirmed(self, other: Self) -> Option<Self> {
+        let place = |entry: &Self| (entry.key, entry.text.trial, entry.text.plain());
+        let is_same = place(&self) == place(&other);
+        match (self.counter, other.counter) {
+            (None, Some(_)) if is_same => Some(self),
+            (Some(_), None) if is_same => Some(other),
+            _ => None,
+        }
+    }
+
+    /// The same under a name, without a trial on the kernel's command line.
+    fn told_of_nothing(&self, name: String) -> Change {
+        let mut text = self.text.clone();
+        text.tell(None);
+        Change::Place { name, content: text.to_string() }
+    }
+}
+
 /// What is left of a trial.
 #[derive(Clone, Debug)]
 struct Ended {
@@ -55,6 +76,8 @@ pub(super) struct Entries {
     b: Option<Entry>,
     ended: Option<Ended>,
     counts: bool,
+    /// Two names of one entry.
+    twins: Option<(String, String)>,
 }
 
 /// One change of the directory, to be flushed before the next.
@@ -87,11 +110,16 @@ impl Entries {
             EntryName::Entry { slot, counter } => {
                 let key = text.key.ok_or(wrong("it has no sort-key, such as monok8s-500000000"))?;
                 let entry = Entry { name: name.to_owned(), counter, key, text };
-                let place = self.slot_mut(slot);
-                if let Some(twin) = place {
-                    return Err(BlsError::Twins { first: twin.name.clone(), second: name.to_owned() });
-                }
-                *place = Some(entry);
+                let Some(twin) = self.slot_mut(slot).take() else {
+                    *self.slot_mut(slot) = Some(entry);
+                    return Ok(());
+                };
+                let twins = (twin.name.clone(), name.to_owned());
+                let Some(confirmed) = twin.or_confirmed(entry) else {
+                    return Err(BlsError::Twins { first: twins.0, second: twins.1 });
+                };
+                self.twins = Some(twins);
+                *self.slot_mut(slot) = Some(confirmed);
             }
             EntryName::Ended { slot, evidence } => {
                 let (attempt, tries_armed) = text.trial.ok_or(wrong("it has no line \"# monok8s-trial\""))?;
@@ -112,6 +140,19 @@ impl Entries {
             (Some(a), Some(b)) if a.key == b.key => Err(BlsError::SameKey { key: a.key.to_string() }),
             _ => Ok(()),
         }
+    }
+
+    /// What is there under two names is not changed: the two may share one file.
+    pub(super) fn require_no_twins(&self) -> Result<(), BlsError> {
+        match self.twins.clone() {
+            Some((first, second)) => Err(BlsError::Twins { first, second }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the kernel of a slot that is not on trial is told of one.
+    pub(super) fn tells_of_what_is_over(&self) -> bool {
+        [&self.a, &self.b].into_iter().flatten().any(|entry| entry.trial().is_none() && entry.text.tells())
     }
 
     pub(super) fn has(&self, slot: Slot) -> bool {
@@ -243,7 +284,11 @@ impl Entries {
                 changes.push(Change::Place { name, content: text.to_string() });
             }
             (None, None) => return Err(BlsError::NothingStaged { slot }),
-            (None, Some(entry)) if armed.is_none() && left == entry.tries_left() => {}
+            (None, Some(entry)) if armed.is_none() && left == entry.tries_left() => {
+                if entry.text.tells() {
+                    changes.push(entry.told_of_nothing(entry.name.clone()));
+                }
+            }
             (None, Some(entry)) => {
                 // A trial with a counter would go on.
                 let is_over = target.counting_seen == TryCounting::Proven || entry.text.trial.is_some();
@@ -253,9 +298,7 @@ impl Entries {
                 changes.push(Change::Rename { from: entry.name.clone(), to: to.clone() });
                 // The name counts. Until this, too, is done, the kernel is told of a trial that is over.
                 if entry.text.tells() {
-                    let mut text = entry.text.clone();
-                    text.tell(None);
-                    changes.push(Change::Place { name: to, content: text.to_string() });
+                    changes.push(entry.told_of_nothing(to));
                 }
             }
         }

@@ -129,12 +129,13 @@ fn a_slot_that_was_not_staged_cannot_be_armed() {
 
 #[test]
 fn what_cannot_be_told_is_an_error_and_changes_nothing() {
+    let other_text = ENTRY_A.replace("panic=5", "panic=9");
     let same_key = ENTRY_A.replace("title A", "title B");
     let no_key = ENTRY_A.replace("sort-key", "#");
     let mut cases: Vec<(&str, Vec<(&str, &str)>)> = vec![
         ("no entry of a slot", vec![]),
         ("is no name for an entry", vec![("monok8s-a+x.conf", ENTRY_A)]),
-        ("are of one slot", vec![("monok8s-a.conf", ENTRY_A), ("monok8s-a+1.conf", ENTRY_A)]),
+        ("are of one slot", vec![("monok8s-a.conf", &other_text), ("monok8s-a+1.conf", ENTRY_A)]),
         ("are of one slot", vec![("monok8s-a+0-1.conf", ENTRY_A), ("monok8s-a+1.conf", ENTRY_A)]),
     ];
     cases.push(("sort-key", vec![("monok8s-a.conf", ENTRY_A), ("monok8s-b.conf", &same_key)]));
@@ -150,6 +151,41 @@ fn what_cannot_be_told_is_an_error_and_changes_nothing() {
     }
     let unmounted = BlsEntries::on_partition("/nonexistent");
     assert!(matches!(unmounted.status(), Err(BootError::Read { .. })));
+}
+
+#[test]
+fn a_confirm_that_the_power_cut_short_is_one_and_is_not_told_as_a_trial_for_ever() {
+    let esp = Esp::installed();
+    let loader = esp.loader();
+    loader.arm_trial(token(Slot::B), AttemptId(7), Tries(1)).unwrap();
+    assert_eq!(esp.power_on(), Slot::B);
+    let path = |name: &str| esp.0.path().join(ENTRIES).join(name);
+    // After the new name was there, and before the old one was gone.
+    fs::copy(path("monok8s-b+0-1.conf"), path("monok8s-b.conf")).unwrap();
+    let twins = loader.status().unwrap();
+    assert!(twins.is_confirmed(Slot::B) && twins.trial.is_none(), "{twins:?}");
+    let before = esp.names();
+    assert!(loader.arm_trial(token(Slot::A), AttemptId(8), Tries(1)).is_err());
+    assert_eq!(esp.names(), before);
+    // After the old one was gone, and before the text was changed.
+    fs::remove_file(path("monok8s-b+0-1.conf")).unwrap();
+    assert!(!loader.is_settled());
+    loader.mark_good(Slot::B).unwrap();
+    assert!(loader.is_settled());
+    assert!(!fs::read_to_string(path("monok8s-b.conf")).unwrap().contains("monok8s.trial="));
+}
+
+#[test]
+fn an_entry_that_was_taken_out_can_be_armed_again() {
+    let esp = Esp::installed();
+    let loader = esp.loader();
+    loader.arm_trial(token(Slot::B), AttemptId(7), Tries(1)).unwrap();
+    assert_eq!(esp.power_on(), Slot::B);
+    loader.confirm().unwrap();
+    // As a rollback does: out of the order first, armed after the commit. Nobody staged an installer's entry.
+    loader.invalidate(Slot::A).unwrap();
+    loader.arm_trial(token(Slot::A), AttemptId(8), Tries(1)).unwrap();
+    assert_eq!(esp.power_on(), Slot::A);
 }
 
 #[test]

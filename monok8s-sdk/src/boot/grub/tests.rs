@@ -229,3 +229,21 @@ fn an_old_copy_that_a_failed_write_left_is_replaced_by_whoever_repeats_it() {
         assert_eq!(loader.status().unwrap(), after);
     }
 }
+
+#[test]
+fn tries_are_refilled_with_one_file_gone_and_nothing_else_changes_then() {
+    for gone in FILES {
+        let node = Node::of_two();
+        let loader = node.loader();
+        for _ in 0..2 {
+            node.power_on();
+        }
+        fs::remove_file(node.dir.path().join(gone)).unwrap();
+        loader.mark_good(Slot::A).unwrap();
+        let status = loader.status().unwrap();
+        assert_eq!(status.slot(Slot::A).tries_left, status.tries_full, "without {gone}");
+        let armed = loader.arm_trial(token(Slot::B), ATTEMPT, Tries::TRIAL);
+        assert!(matches!(armed, Err(BootError::Write { .. })), "{armed:?}");
+        assert_eq!(loader.status().unwrap(), status);
+    }
+}
