@@ -29,6 +29,8 @@ pub const LOSETUP: Program = Program { name: "losetup", package: "mount" };
 pub const SETPRIV: Program = Program { name: "setpriv", package: "util-linux" };
 /// Starts children with mounts and processes of their own.
 pub const UNSHARE: Program = Program { name: "unshare", package: "util-linux" };
+/// Takes out of programs what only debuggers read.
+pub const STRIP: Program = Program { name: "strip", package: "binutils" };
 /// Reads a U-Boot environment.
 pub const FW_PRINTENV: Program = Program { name: "fw_printenv", package: "libubootenv-tool" };
 /// Changes a U-Boot environment.

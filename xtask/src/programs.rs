@@ -1,12 +1,12 @@
 //! The programs of this workspace, as they were built last.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::host::workspace_root;
+use crate::host::{STRIP, run, workspace_root};
 
 /// What cargo calls all of them, as they are shipped.
 pub(crate) const SHIPPED: &[&str] =
@@ -35,7 +35,7 @@ pub enum Program {
 }
 
 impl Program {
-    fn file_name(self) -> &'static str {
+    pub(crate) fn file_name(self) -> &'static str {
         match self {
             Self::Operator => "monok8s-operator",
             Self::Agent => "monok8s-agent",
@@ -73,19 +73,14 @@ impl Program {
         let directory = build(own_profile()?.with_file_name("release"), &["build", &package, &program])?;
         Ok(directory.join(self.file_name()))
     }
-}
 
-/// The directory with all of them as virtual machines run them: profile `node` of the root Cargo.toml.
-///
-/// # Errors
-/// The build fails.
-pub(crate) fn for_nodes() -> Result<PathBuf> {
-    static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
-        let directory = own_profile().map(|profile| profile.with_file_name("node"));
-        directory.and_then(|directory| build(directory, SHIPPED)).map_err(|error| format!("{error:#}"))
-    });
-    built.clone().map_err(|error| anyhow::anyhow!("{error}"))
+    /// Writes the program to `path` without what only debuggers read, which is most of its size.
+    ///
+    /// # Errors
+    /// The build fails, or the copy.
+    pub(crate) fn strip_to(self, path: &Path) -> Result<()> {
+        run(Command::new(STRIP.locate()?).arg("-o").arg(path).arg(self.locate()?)).map(drop)
+    }
 }
 
 /// Where this process was built, which tells the profile.
@@ -97,20 +92,23 @@ fn own_profile() -> Result<PathBuf> {
     Ok(directory.context("this program is not in a target directory")?.to_owned())
 }
 
+/// The variables in which cargo tells a program of its package. No cargo that builds in the same target
+/// directory may see them: build scripts watch them (ring's does), and half the dependencies would be built anew
+/// there, and once more outside.
+pub(crate) fn told_by_cargo() -> impl Iterator<Item = String> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+}
+
 /// Builds with the profile of a directory, and returns the directory.
 fn build(directory: PathBuf, command: &[&str]) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(command).arg("--quiet");
-    if let Some(profile) = ["release", "node"].into_iter().find(|profile| directory.ends_with(profile)) {
-        cargo.args(["--profile", profile]);
+    if directory.ends_with("release") {
+        cargo.arg("--release");
     }
-    // Build scripts watch what cargo tells a program of its package (ring's does). With ours passed on,
-    // half the dependencies would be built anew here, and once more outside.
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy();
-        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
-            cargo.env_remove(&*name);
-        }
+    for name in told_by_cargo() {
+        cargo.env_remove(name);
     }
     let status = cargo
         .current_dir(workspace_root())

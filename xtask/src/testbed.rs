@@ -268,8 +268,17 @@ impl Testbed {
     }
 
     /// Polls until `look` finds something. The error says what was waited for, and shows the cluster.
-    pub async fn wait_for<T, F>(
+    pub async fn wait_for<T, F>(&self, what: &str, timeout: Duration, look: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<Option<T>>>,
+    {
+        self.look_every(POLL, what, timeout, look).await
+    }
+
+    /// The same, looking so often.
+    pub(crate) async fn look_every<T, F>(
         &self,
+        pause: Duration,
         what: &str,
         timeout: Duration,
         mut look: impl FnMut() -> F,
@@ -285,7 +294,7 @@ impl Testbed {
             if Instant::now() > deadline {
                 bail!("waited {timeout:?} in vain for {what}\n{}", self.describe().await);
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(pause).await;
         }
     }
 

@@ -32,16 +32,17 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use crate::grub::{GRUB_EDITENV, GRUB_MKIMAGE, PARTS as GRUB_PARTS};
-use crate::host::{self, DEBUGFS, LOSETUP, MKE2FS, Program, SETPRIV, SFDISK, UNSHARE};
+use crate::host::{self, DEBUGFS, LOSETUP, MKE2FS, Program, SETPRIV, SFDISK, STRIP, UNSHARE};
 
 /// What machines and their images are made with.
-pub const PROGRAMS: [Program; 13] = [
+pub const PROGRAMS: [Program; 14] = [
     MKE2FS,
     DEBUGFS,
     SFDISK,
     LOSETUP,
     SETPRIV,
     UNSHARE,
+    STRIP,
     QEMU,
     Program { name: "mmdebstrap", package: "mmdebstrap" },
     GRUB_MKIMAGE,

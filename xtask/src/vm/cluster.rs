@@ -19,6 +19,8 @@ use crate::vm::{Identity, Vm, VmDisk};
 const HOST: &str = "10.0.2.2";
 /// An emulated machine starts in half a minute when it has the processors for itself.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
+/// Rarely: to look takes processor time, which the machines need.
+const POLL: Duration = Duration::from_millis(500);
 /// Set, it names the directory that serial logs are kept in, unless [`VmCluster::keep_logs`] says another.
 const LOGS: &str = "MONOK8S_VM_LOGS";
 const TAIL_LINES: usize = 60;
@@ -124,13 +126,12 @@ impl VmCluster {
         .await
     }
 
-    /// [`Testbed::wait_for`]; the error also shows the ends of the serial logs.
+    /// As [`Testbed::wait_for`], looking less often; the error also shows the ends of the serial logs.
     pub async fn wait_for<T, F>(&self, what: &str, timeout: Duration, look: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = Result<Option<T>>>,
     {
-        let outcome = self.testbed.wait_for(what, timeout, look).await;
-        match outcome {
+        match self.testbed.look_every(POLL, what, timeout, look).await {
             Ok(found) => Ok(found),
             Err(error) => {
                 let (pods, logs, serial) = (self.pods().await, self.pod_logs().await, self.serial_tails());

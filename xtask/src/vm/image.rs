@@ -6,13 +6,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use monok8s_sdk::manifests::{LOCAL_AGENT_IMAGE, LOCAL_CONTROLLER_IMAGE};
 
 use crate::cache::target_directory;
 use crate::controlplane;
 use crate::host::{MKE2FS, run, workspace_root};
-use crate::programs;
+use crate::programs::Program;
 use crate::rootfs::{Artifact, Image};
 use crate::scratch::Scratch;
 use crate::vm::BaseTree;
@@ -21,8 +21,12 @@ use crate::vm::recipe;
 use crate::vm::tree::Tree;
 
 const MIB: u64 = 1 << 20;
-/// What every image is a file system of, and every slot holds.
-const IMAGE_BYTES: u64 = 392 * MIB;
+/// Size of an image with everything in it, and of the slots that hold it.
+const IMAGE_BYTES: u64 = 396 * MIB;
+/// So much less without the controller's program.
+const CONTROLLER_BYTES: u64 = 36 * MIB;
+/// More than an image has files; by themselves file systems of this size take eight times as many.
+const INODES: u32 = 12_288;
 /// Several are expanded at once.
 const FRAME_BYTES: u64 = 8 * MIB;
 /// containerd's `sandbox_image`, as our config.toml names it.
@@ -94,7 +98,15 @@ pub enum Defect {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeImage {
     version: String,
+    controller: Controller,
     defect: Option<Defect>,
+}
+
+/// Whether the controller's container image has its program in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Controller {
+    Whole,
+    Hollow,
 }
 
 /// Builds images, each once, and keeps them until it is dropped.
@@ -154,7 +166,7 @@ impl ImageLibrary {
         if let Some(defect) = &image.defect {
             break_it(&tree, defect)?;
         }
-        make_ext4(tree.root(), path)?;
+        make_ext4(tree.root(), path, image.bytes())?;
         tree.discard()?;
         Image::at(path)
     }
@@ -179,10 +191,13 @@ impl Parts {
             pause.install(&base.join(program), program)?;
         }
         pause.link("bin/sh", "../usr/bin/dash")?;
-        let programs = programs::for_nodes()?;
-        agent.install(&programs.join("monok8s-agent"), "usr/bin/monok8s-agent")?;
-        agent.install(&programs.join("ctl"), "usr/bin/ctl")?;
-        controller.install(&programs.join("monok8s-operator"), "usr/bin/monok8s-operator")?;
+        let programs = [(&agent, Program::Agent), (&agent, Program::Ctl), (&controller, Program::Operator)];
+        for (tree, program) in programs {
+            let name = program.file_name();
+            let stripped = self.directory.join(name);
+            program.strip_to(&stripped)?;
+            tree.install(&stripped, &format!("usr/bin/{name}"))?;
+        }
         let layout = self.directory.join("layout");
         let mut archive = Archive::new(&layout)?;
         let shared = archive.layer(libraries.root())?;
@@ -215,7 +230,20 @@ impl NodeImage {
     /// An image of `version`, as in `v1.35.4`.
     #[must_use]
     pub fn of(version: &str) -> Self {
-        Self { version: version.to_owned(), defect: None }
+        Self { version: version.to_owned(), controller: Controller::Whole, defect: None }
+    }
+
+    /// The same for machines on which no controller ever starts: a tenth smaller, which emulated machines feel.
+    #[must_use]
+    pub fn without_controller(self) -> Self {
+        Self { controller: Controller::Hollow, ..self }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self.controller {
+            Controller::Whole => IMAGE_BYTES,
+            Controller::Hollow => IMAGE_BYTES - CONTROLLER_BYTES,
+        }
     }
 
     /// The same with something wrong.
@@ -227,6 +255,9 @@ impl NodeImage {
     fn fill(&self, tree: &Tree, parts: &Parts, kubelet: &Path) -> Result<()> {
         tree.overlay(&parts.ours())?;
         tree.overlay(&parts.containers())?;
+        if self.controller == Controller::Hollow {
+            hollow_out(tree)?;
+        }
         // Not for nodes: it put the images where they are.
         tree.remove("usr/bin/ctr")?;
         for unit in ENABLED {
@@ -253,6 +284,20 @@ impl NodeImage {
     }
 }
 
+/// Takes the controller's program out of its container image.
+fn hollow_out(tree: &Tree) -> Result<()> {
+    const CONTAINERS: &str = "usr/share/monok8s/containers";
+    let mut found = 0;
+    for entry in fs::read_dir(tree.root().join(CONTAINERS))? {
+        let snapshot = entry?.file_name();
+        let program = format!("{CONTAINERS}/{}/fs/usr/bin/monok8s-operator", snapshot.display());
+        found += usize::from(tree.root().join(&program).exists());
+        tree.remove(&program)?;
+    }
+    ensure!(found == 1, "{found} controllers below /{CONTAINERS}, instead of one");
+    Ok(())
+}
+
 /// Ruins a good image.
 fn break_it(tree: &Tree, defect: &Defect) -> Result<()> {
     match defect {
@@ -271,14 +316,16 @@ fn break_it(tree: &Tree, defect: &Defect) -> Result<()> {
     }
 }
 
-/// Without a journal: nobody writes there; and without what GRUB 2.06 does not read. Identifiers are fixed, so
-/// that versions differ by their files.
-fn make_ext4(root: &Path, path: &Path) -> Result<()> {
+/// Of 4 KiB blocks: by themselves file systems of this size have smaller ones. Without a journal: nobody writes
+/// there; and without what GRUB 2.06 does not read. Identifiers are fixed, so that versions differ by their
+/// files.
+fn make_ext4(root: &Path, path: &Path, bytes: u64) -> Result<()> {
     File::create(path)
-        .and_then(|file| file.set_len(IMAGE_BYTES))
+        .and_then(|file| file.set_len(bytes))
         .with_context(|| format!("cannot create {}", path.display()))?;
     let mut make = Command::new(MKE2FS.locate()?);
     make.args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal,^metadata_csum_seed"])
+        .args(["-b", "4096", "-N", &INODES.to_string()])
         .args(["-U", "6b386f73-0000-4000-8000-000000000003"])
         .args(["-E", "root_owner=0:0,hash_seed=6b386f73-0000-4000-8000-000000000004", "-d"])
         .arg(root)

@@ -7,21 +7,23 @@ use anyhow::{Result, ensure};
 use monok8s_sdk::api::{FailureReason, ProgressPhase, RolledBackBy};
 use serde_json::json;
 use xtask::kubelet::Role;
-use xtask::vm::{NodeImage, VmCluster};
+use xtask::vm::VmCluster;
 
 use crate::images::Images;
-use crate::scene::{ByHand, NEW, OLD, boots_of, environment, inside, machine, publish, ready_now};
+use crate::scene::{
+    ByHand, NEW, OLD, boots_of, environment, hollow_image, inside, machine, publish, ready_now,
+};
 
 const NODE: &str = "node-3";
 /// Longer than an emulated machine takes to a healthy kubelet.
-const TRIAL_SECONDS: u32 = 120;
+const TRIAL_SECONDS: u32 = 150;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_api_server_away_the_policy_decides_and_the_truth_arrives_later() -> Result<()> {
     let Some(images) = Images::open().await? else { return Ok(()) };
-    let mut cluster = machine(&images, OLD, NODE, Role::Worker).await?;
-    publish(&mut cluster, &images, NEW, &NodeImage::of(NEW)).await?;
+    let mut cluster = machine(&images, &hollow_image(OLD), NODE, Role::Worker).await?;
+    publish(&mut cluster, &images, NEW, &hollow_image(NEW)).await?;
     it_goes_back(&mut cluster).await?;
     it_is_kept(&mut cluster).await
 }

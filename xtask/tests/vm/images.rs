@@ -4,11 +4,23 @@ use std::sync::{Arc, Weak};
 
 use anyhow::Result;
 use tokio::sync::Mutex;
+use xtask::controlplane;
 use xtask::rootfs::Artifact;
 use xtask::vm::{self, ImageLibrary, NodeImage};
 
+use crate::scene::{NEW, OLD};
+
 /// What the tests share, for as long as one of them has it: the last one removes it.
 static LIBRARY: Mutex<Weak<Mutex<ImageLibrary>>> = Mutex::const_new(Weak::new());
+
+/// What the machines' clusters run beside what all tests do, built while the images' base is.
+async fn kubernetes() -> Result<()> {
+    controlplane::scheduler().await?;
+    for version in [OLD, NEW] {
+        controlplane::kubelet(version).await?;
+    }
+    Ok(())
+}
 
 /// The images that the tests share.
 pub(crate) struct Images(Arc<Mutex<ImageLibrary>>);
@@ -23,7 +35,10 @@ impl Images {
         let mut shared = LIBRARY.lock().await;
         let library = match shared.upgrade() {
             Some(library) => library,
-            None => Arc::new(Mutex::new(ImageLibrary::open().await?)),
+            None => {
+                let (library, ()) = tokio::try_join!(ImageLibrary::open(), kubernetes())?;
+                Arc::new(Mutex::new(library))
+            }
         };
         *shared = Arc::downgrade(&library);
         Ok(Some(Self(library)))

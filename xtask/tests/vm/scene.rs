@@ -18,16 +18,23 @@ pub(crate) const OLD: &str = "v1.35.3";
 pub(crate) const NEW: &str = "v1.35.4";
 /// An upgrade under emulation: write, reboot, confirm.
 pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(900);
+/// Seconds of a trial that the guard ends: longer than it takes to start the guard.
+pub(crate) const UNTIL_THE_GUARD: u32 = 45;
 /// A command in a machine.
 const COMMAND: Duration = Duration::from_secs(60);
 
-/// A control plane with the agents' `DaemonSet`, and a machine that runs `version` and is Ready.
-pub(crate) async fn machine(images: &Images, version: &str, node: &str, role: Role) -> Result<VmCluster> {
+/// An image for machines to which no operator comes.
+pub(crate) fn hollow_image(version: &str) -> NodeImage {
+    NodeImage::of(version).without_controller()
+}
+
+/// A control plane with the agents' `DaemonSet`, and a machine that runs this image of [`OLD`] and is Ready.
+pub(crate) async fn machine(images: &Images, image: &NodeImage, node: &str, role: Role) -> Result<VmCluster> {
     let mut cluster = VmCluster::start().await?;
-    publish(&mut cluster, images, version, &NodeImage::of(version)).await?;
+    publish(&mut cluster, images, OLD, image).await?;
     let began = Instant::now();
-    cluster.add(node, role, version)?;
-    cluster.ready(node, version, None).await?;
+    cluster.add(node, role, OLD)?;
+    cluster.ready(node, OLD, None).await?;
     println!("{node}: power-on to Ready: {:.0?}", began.elapsed());
     if role == Role::ControlPlane {
         cluster.label_control_plane(node).await?;
@@ -169,4 +176,30 @@ pub(crate) async fn slot_holds(cluster: &VmCluster, node: &str, slot: Slot, arti
 /// How often GRUB said that it boots a slot.
 pub(crate) fn boots_of(serial: &str, slot: char) -> usize {
     serial.matches(&format!("Booting slot {slot} ")).count()
+}
+
+/// How often GRUB said so of slots A and B.
+pub(crate) fn boots(cluster: &VmCluster, node: &str) -> Result<(usize, usize)> {
+    let serial = cluster.vm(node)?.serial();
+    Ok((boots_of(&serial, 'A'), boots_of(&serial, 'B')))
+}
+
+/// Fails unless, since so many boots of each slot, B was booted once and A not at all. Each holds its image, the
+/// new one is good, and the guard has nothing left to do.
+pub(crate) async fn is_in_slot_b(cluster: &VmCluster, node: &str, before: (usize, usize)) -> Result<()> {
+    let boots = boots(cluster, node)?;
+    ensure!(boots == (before.0, before.1 + 1), "{boots:?} boots after {before:?}");
+    let shown = inside(cluster, node, "ctl slots").await?;
+    println!("{shown}");
+    ensure!(is_good(&environment(cluster, node).await?), "{shown}");
+    slot_holds(cluster, node, Slot::A, OLD).await?;
+    slot_holds(cluster, node, Slot::B, NEW).await?;
+    let stands_down = "for second in $(seq 20); do \
+        grep -q StoodDown /run/monok8s/guard.json && exit; sleep 1; done; cat /run/monok8s/guard.json; exit 1";
+    inside(cluster, node, stands_down).await.map(drop)
+}
+
+/// GRUB's environment says that slot B boots by itself.
+pub(crate) fn is_good(environment: &str) -> bool {
+    ["ORDER=B A\n", "B_OK=1\n", "B_TRY=0\n"].iter().all(|line| environment.contains(line))
 }

@@ -1,5 +1,4 @@
-//! The whole path on a machine that really starts: ordered by the operator, which is a pod on that machine,
-//! and by hand.
+//! The whole path on a machine that really starts, ordered by the operator, which is a pod on that machine.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +14,8 @@ use xtask::vm::{NodeImage, VmCluster};
 
 use crate::images::Images;
 use crate::scene::{
-    ByHand, NEW, OLD, UPGRADE_TIMEOUT, boot_id, boots_of, environment, inside, machine, publish, ready_now,
-    slot_holds,
+    NEW, OLD, UPGRADE_TIMEOUT, boot_id, boots, environment, inside, is_good, is_in_slot_b, machine, publish,
+    ready_now,
 };
 
 const NODE: &str = "node-1";
@@ -25,36 +24,18 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_moves_a_machine_on_and_it_stays_there() -> Result<()> {
     let Some(images) = Images::open().await? else { return Ok(()) };
-    let mut cluster = machine(&images, OLD, NODE, Role::Worker).await?;
+    let mut cluster = machine(&images, &NodeImage::of(OLD), NODE, Role::Worker).await?;
     agent_reports(&cluster, NODE, OLD).await?;
     publish(&mut cluster, &images, NEW, &NodeImage::of(NEW)).await?;
     by_the_operator(&cluster).await?;
-    is_in_slot_b(&cluster, NODE).await?;
+    is_in_slot_b(&cluster, NODE, (1, 0)).await?;
     it_still_starts(&mut cluster).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_order_made_by_hand_does_the_same_without_an_operator() -> Result<()> {
-    const NODE: &str = "node-6";
-    let Some(images) = Images::open().await? else { return Ok(()) };
-    let mut cluster = machine(&images, OLD, NODE, Role::Worker).await?;
-    publish(&mut cluster, &images, NEW, &NodeImage::of(NEW)).await?;
-    let boot = cluster.ready(NODE, OLD, None).await?;
-    let began = Instant::now();
-    let order = ByHand { name: "by-hand", node: NODE, version: NEW, artifact: NEW, trial: json!({}) };
-    order.apply(&cluster).await?;
-    let status = order.reaches(&cluster, &ProgressPhase::Completed).await?;
-    println!("{OLD} to {NEW} by hand: {:.0?}", began.elapsed());
-    ensure!(status.current_version.as_deref() == Some(NEW), "{status:?}");
-    cluster.ready(NODE, NEW, Some(&boot)).await?;
-    is_in_slot_b(&cluster, NODE).await
 }
 
 /// Fails unless a machine that is Ready was started once, from slot A, with this version.
 async fn agent_reports(cluster: &VmCluster, node: &str, version: &str) -> Result<()> {
     // GRUB says so before there is a kernel.
-    let serial = cluster.vm(node)?.serial();
-    ensure!((boots_of(&serial, 'A'), boots_of(&serial, 'B')) == (1, 0), "{serial}");
+    ensure!(boots(cluster, node)? == (1, 0), "{}", cluster.vm(node)?.serial());
     // Nothing leaves for any place but the machine that it runs on.
     let routes = inside(cluster, node, "ip route").await?;
     ensure!(!routes.contains("default"), "{routes}");
@@ -76,25 +57,6 @@ async fn agent_reports(cluster: &VmCluster, node: &str, version: &str) -> Result
     ensure!(status.loader.as_ref().is_some_and(|loader| loader.backend == "grub"), "{status:?}");
     ensure!(status.problem.as_deref().is_none_or(str::is_empty), "{status:?}");
     Ok(())
-}
-
-/// Each slot was booted once and holds its image, the new one is good, and the guard has nothing left to do.
-async fn is_in_slot_b(cluster: &VmCluster, node: &str) -> Result<()> {
-    let serial = cluster.vm(node)?.serial();
-    ensure!((boots_of(&serial, 'A'), boots_of(&serial, 'B')) == (1, 1), "one boot of each slot:\n{serial}");
-    let shown = inside(cluster, node, "ctl slots").await?;
-    println!("{shown}");
-    ensure!(is_good(&environment(cluster, node).await?), "{shown}");
-    slot_holds(cluster, node, Slot::A, OLD).await?;
-    slot_holds(cluster, node, Slot::B, NEW).await?;
-    let stands_down = "for second in $(seq 20); do \
-        grep -q StoodDown /run/monok8s/guard.json && exit; sleep 1; done; cat /run/monok8s/guard.json; exit 1";
-    inside(cluster, node, stands_down).await.map(drop)
-}
-
-/// GRUB's environment says that slot B boots by itself.
-fn is_good(environment: &str) -> bool {
-    ["ORDER=B A\n", "B_OK=1\n", "B_TRY=0\n"].iter().all(|line| environment.contains(line))
 }
 
 async fn by_the_operator(cluster: &VmCluster) -> Result<()> {
@@ -180,11 +142,7 @@ struct Seen {
 
 impl Seen {
     async fn now(cluster: &VmCluster) -> Result<Self> {
-        let serial = cluster.vm(NODE)?.serial();
-        Ok(Self {
-            boot: boot_id(cluster, NODE).await?,
-            boots: (boots_of(&serial, 'A'), boots_of(&serial, 'B')),
-        })
+        Ok(Self { boot: boot_id(cluster, NODE).await?, boots: boots(cluster, NODE)? })
     }
 
     /// Waits until the machine has booted again, and the guard has marked the slot good that the upgrade
@@ -205,7 +163,7 @@ impl Seen {
                 "{NODE} is not back: {seen:?}\n{}",
                 cluster.vm(NODE)?.serial()
             );
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 }
