@@ -37,10 +37,11 @@ const ENABLED: [&str; 3] = ["monok8s-network.service", "monok8s-apiserver.socket
 /// The dead-man switch, as `deploy/host/` has it.
 const GUARD: &str = "monok8s-guard.service";
 /// What would take its time at every start, or writes to a root that is never written.
-const MASKED: [&str; 33] = [
+const MASKED: [&str; 35] = [
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
     "dev-hugepages.mount",
+    "dev-mqueue.mount",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "e2scrub_reap.service",
@@ -67,6 +68,7 @@ const MASKED: [&str; 33] = [
     "systemd-remount-fs.service",
     "systemd-sysusers.service",
     "systemd-tmpfiles-clean.timer",
+    "systemd-tmpfiles-setup-dev.service",
     "systemd-update-done.service",
     "systemd-update-utmp-runlevel.service",
     "systemd-update-utmp.service",
