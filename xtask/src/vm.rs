@@ -35,7 +35,7 @@ use crate::grub::{GRUB_EDITENV, GRUB_MKIMAGE, PARTS as GRUB_PARTS};
 use crate::host::{self, DEBUGFS, LOSETUP, MKE2FS, Program, SETPRIV, SFDISK, STRIP, UNSHARE};
 
 /// What machines and their images are made with.
-pub const PROGRAMS: [Program; 14] = [
+pub const PROGRAMS: [Program; 15] = [
     MKE2FS,
     DEBUGFS,
     SFDISK,
@@ -44,6 +44,7 @@ pub const PROGRAMS: [Program; 14] = [
     UNSHARE,
     STRIP,
     QEMU,
+    PASST,
     Program { name: "mmdebstrap", package: "mmdebstrap" },
     GRUB_MKIMAGE,
     GRUB_EDITENV,
@@ -53,6 +54,8 @@ pub const PROGRAMS: [Program; 14] = [
 ];
 
 pub(crate) use crate::host::{MCOPY, MKFS_VFAT as MKFS_FAT, QEMU_X86_64 as QEMU};
+/// Connects a machine in QEMU with the loopback interface of this one.
+pub(crate) const PASST: Program = Program { name: "passt", package: "passt" };
 /// Writes the layers of container images.
 pub(crate) const TAR: Program = Program { name: "tar", package: "tar" };
 

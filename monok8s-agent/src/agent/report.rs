@@ -12,8 +12,8 @@ use super::cluster::{Cluster, ClusterError, Precondition};
 use super::known::Known;
 use super::status::{Change, Report, change, status};
 
-/// How often byte counts are written.
-pub(super) const BYTES_INTERVAL: Duration = Duration::from_secs(2);
+/// How often byte counts are written: a fleet that is staged at once must not wear out its API server.
+pub(super) const BYTES_INTERVAL: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 

@@ -19,6 +19,8 @@ use crate::agent::health::{HealthProbe, OnTrial};
 use crate::host;
 use crate::machine::MachineArgs;
 
+/// How often a trial is looked at: what is seen changes slowly, and the machine is busy starting.
+const INTERVAL: Duration = Duration::from_secs(5);
 /// How long an API server that is back may take to have an agent started.
 const AGENT_STARTS: Duration = Duration::from_secs(60);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -27,6 +29,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// does not wait for it.
 pub(super) struct Alone {
     trials: SyncSender<Trial>,
+    /// The uptime at the last look.
+    looked_at: Option<Duration>,
     seen: Arc<Mutex<LastLook>>,
 }
 
@@ -56,13 +60,19 @@ impl Alone {
             .name("alone".to_owned())
             .spawn(move || eye.look_until_dropped(&next, &shown))
             .context("cannot start a thread")?;
-        Ok(Self { trials, seen })
+        Ok(Self { trials, looked_at: None, seen })
     }
 
-    /// Has one more look taken at a trial, unless the last one still goes on.
-    pub(super) fn look(&self, trial: Trial) {
-        // Either it is busy, or it is gone and will say nothing more: the deadline then decides.
-        let _ = self.trials.try_send(trial);
+    /// Has one more look taken at a trial, unless the last one was a moment ago, or still goes on.
+    pub(super) fn look(&mut self, trial: Trial) {
+        let uptime = trial.uptime;
+        if self.looked_at.is_some_and(|at| uptime.saturating_sub(at) < INTERVAL) {
+            return;
+        }
+        // Else it is busy, or it is gone and will say nothing more: the deadline then decides.
+        if self.trials.try_send(trial).is_ok() {
+            self.looked_at = Some(uptime);
+        }
     }
 
     /// What was seen last, if the API server is away.

@@ -214,7 +214,7 @@ impl Sight {
 impl Guard {
     fn turn(&mut self, troubles: &mut Troubles) -> Result<Next> {
         let Some(sight) = self.look(troubles)? else { return Ok(Next::Lost) };
-        if let (Some(alone), Some(attempt)) = (&self.alone, sight.trial()) {
+        if let (Some(alone), Some(attempt)) = (&mut self.alone, sight.trial()) {
             alone.look(Trial {
                 machine: self.args.machine.clone(),
                 attempt: attempt.clone(),

@@ -15,7 +15,7 @@ use crate::kubelet::Role;
 use crate::testbed::Testbed;
 use crate::vm::{Identity, Vm, VmDisk};
 
-/// What QEMU's user network calls the loopback interface of the machine that it runs on.
+/// What a machine's network calls the loopback interface of the machine that it runs on.
 const HOST: &str = "10.0.2.2";
 /// An emulated machine starts in half a minute when it has the processors for itself.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
