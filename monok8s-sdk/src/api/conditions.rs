@@ -29,6 +29,8 @@ open_enum! {
         BootGranted,
         /// The node is cordoned, and what had to leave it has left.
         Drained,
+        /// The node is back, and the next one waits until it has been for long enough.
+        Soaking,
         /// The node did not finish a step in the time its upgrade allows.
         TimedOut,
         /// Another upgrade governs the node, or the upgrade wants something else by now.

@@ -318,7 +318,7 @@ pub struct OSUpgradeProgressStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     pub timeline: Vec<TimelineEntry>,
-    /// Ready, Reconciling and Stalled as kstatus reads them; BootGranted, Drained, TimedOut, Superseded and Degraded are the operator's.
+    /// Ready, Reconciling and Stalled as kstatus reads them; BootGranted, Drained, Soaking, TimedOut, Superseded and Degraded are the operator's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub conditions: Vec<Condition>,

@@ -25,6 +25,8 @@ open_enum! {
         InvalidCatalog,
         /// A selector of the spec cannot be understood, or lost a key on its way.
         InvalidNodeSelector,
+        /// A window of the spec cannot be understood.
+        InvalidWindow,
         /// The spec names something that is neither a version nor a channel.
         InvalidVersion,
         /// The catalog has no such version; the message names the nearest ones.
@@ -69,6 +71,18 @@ open_enum! {
         WaitingForWorkers,
         /// As many nodes are unavailable as may be.
         WaitingForBudget,
+        /// No maintenance window is open, or the one that is closes too soon.
+        WaitingForWindow,
+        /// No window opens within a year.
+        NoWindow,
+        /// Canaries have to go first.
+        WaitingForCanary,
+        /// A canary failed, and holds the others back until it is retried.
+        CanaryFailed,
+        /// Nodes of another group are in work, or go first.
+        WaitingForGroup,
+        /// A node is back, and has not been for long enough.
+        Soaking,
         /// The hop would take the control plane's API servers more than one minor release apart.
         ControlPlaneSkew,
         /// A kubelet would be newer than the oldest API server.

@@ -13,8 +13,10 @@ use super::halt::Failures;
 use super::line::Place;
 use super::order::{GRANT_LIFETIME, OrderView, State};
 use super::outlook::Wait;
+use super::pace::Pace;
 use super::survey::{Campaign, Survey};
-use crate::api::BootGrant;
+use super::windows::WindowState;
+use crate::api::{BootGrant, RolloutSpec};
 use crate::version::OsVersion;
 
 struct Candidate<'a, 'f> {
@@ -51,6 +53,13 @@ pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &m
         .iter()
         .map(|campaign| (campaign.view.uid(), Failures::of(campaign, stands).halt()))
         .collect();
+    let paces: BTreeMap<&str, Pace<'_>> = survey
+        .campaigns
+        .iter()
+        .map(|campaign| (campaign.view.uid(), Pace::of(survey, campaign, stands)))
+        .collect();
+    paces.values().filter_map(|pace| pace.ends).for_each(|ends| draft.wake_at(ends));
+    let nothing = Pace::default();
     let (in_turn, waiting): (Vec<_>, Vec<_>) =
         candidates(survey, stands).into_iter().partition(Candidate::has_turn);
 
@@ -58,13 +67,18 @@ pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &m
     for candidate in in_turn.iter().filter(|candidate| candidate.is_away_for_its_turn_alone()) {
         away.remove(candidate.node.name.as_str());
     }
-    let mut in_vain = BTreeSet::new();
+    let mut in_work = in_work(survey);
+    for candidate in &in_turn {
+        in_work.remove(candidate.node.name.as_str());
+    }
+    let mut in_vain = BTreeMap::new();
     for (candidate, had_turn) in
         in_turn.iter().map(|turn| (turn, true)).chain(waiting.iter().map(|turn| (turn, false)))
     {
         if !had_turn {
             // Nodes that lose their turn are away until they were seen to be back.
-            away.append(&mut in_vain);
+            away.extend(in_vain.keys().copied());
+            in_work.append(&mut in_vain);
         }
         let turn = Turn {
             survey,
@@ -75,14 +89,18 @@ pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &m
             order: candidate.order,
             version: candidate.version,
             away: &away,
+            in_work: &in_work,
+            has_begun: had_turn,
+            pace: paces.get(candidate.campaign.view.uid()).unwrap_or(&nothing),
         };
         if let Some(wait) = turn.wait() {
             draft.waits(candidate.campaign, candidate.node, wait);
             if had_turn {
-                in_vain.insert(candidate.node.name.as_str());
+                in_vain.insert(candidate.node.name.as_str(), candidate.node);
             }
         } else {
             away.insert(&candidate.node.name);
+            in_work.insert(&candidate.node.name, candidate.node);
             draft.admitted.insert(candidate.order.uid().to_owned());
             go_on(candidate, survey, draft);
         }
@@ -92,6 +110,34 @@ pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &m
 fn away<'f>(survey: &Survey<'f>) -> BTreeSet<&'f str> {
     let away = survey.fleet.nodes.iter().filter(|node| survey.is_unavailable(node));
     away.map(|node| node.name.as_str()).collect()
+}
+
+/// The nodes that are on their way into a reboot or out of one, whoever ordered it, and those that still wear our
+/// cordon. One that did not come back in time is nobody's work any more.
+fn in_work<'f>(survey: &Survey<'f>) -> BTreeMap<&'f str, &'f NodeView> {
+    let nodes = survey.fleet.nodes.iter().map(|node| (node.name.as_str(), node));
+    let nodes: BTreeMap<&str, &NodeView> = nodes.collect();
+    let (mut committed, mut lost) = (BTreeMap::new(), BTreeSet::new());
+    for order in survey.orders.iter().filter(|order| order.is_committed()) {
+        let name = order.progress.spec.node_name.as_str();
+        let Some((name, node)) = nodes.get_key_value(name).filter(|(_, node)| order.is_for(node)) else {
+            continue;
+        };
+        let rollout = survey.campaign_of(*order).map(|campaign| &campaign.rollout);
+        let state = match rollout {
+            Some(rollout) => order.state(node, rollout, survey.now),
+            None => order.state(node, &RolloutSpec::default(), survey.now),
+        };
+        if state == State::Lost {
+            lost.insert(*name);
+        } else {
+            committed.insert(*name, *node);
+        }
+    }
+    let cordoned =
+        nodes.into_iter().filter(|(name, node)| node.cordoned_for.is_some() && !lost.contains(name));
+    committed.extend(cordoned);
+    committed
 }
 
 fn candidates<'a, 'f>(survey: &'a Survey<'f>, stands: &'a Stands<'f>) -> Vec<Candidate<'a, 'f>> {
@@ -117,17 +163,24 @@ fn candidates<'a, 'f>(survey: &'a Survey<'f>, stands: &'a Stands<'f>) -> Vec<Can
 fn go_on(candidate: &Candidate<'_, '_>, survey: &Survey<'_>, draft: &mut Draft) {
     let Candidate { node, order, version, .. } = candidate;
     let cordoned = node.scheduling == Scheduling::Cordoned;
+    let closes = match candidate.campaign.reboot_window {
+        WindowState::Open { closes } if !order.rollback_is_wanted() => closes,
+        _ => None,
+    };
+    let in_time = |grant: &BootGrant| {
+        grant.not_after.0 > survey.now && closes.is_none_or(|closes| grant.not_after.0 <= closes)
+    };
     let foreign = node.cordoned_for.as_deref().is_some_and(|uid| uid != order.uid());
     match order.boot() {
         // Someone took the cordon off: the grant goes first, then it is put back.
         Some(_) if !cordoned => draft.push(Action::WithdrawBoot { progress: order.object() }),
-        Some(grant) if grant.version == **version && grant.not_after.0 > survey.now => {
+        Some(grant) if grant.version == **version && in_time(grant) => {
             draft.wake_at(grant.not_after.0);
         }
         // The cordon of an order that is over is taken off first.
         _ if foreign => {}
         _ if cordoned => {
-            let not_after = survey.now + GRANT_LIFETIME;
+            let not_after = closes.into_iter().fold(survey.now + GRANT_LIFETIME, Ord::min);
             let grant = BootGrant { version: (*version).clone(), not_after: Time(not_after) };
             draft.push(Action::GrantBoot { progress: order.object(), grant });
         }

@@ -2,13 +2,14 @@
 //! that is shut is the reason that is reported.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::fleet::{Management, NodeView, Readiness, Role, Scheduling};
 use super::govern::Stands;
 use super::halt::{forbidden, names};
 use super::order::OrderView;
 use super::outlook::Wait;
+use super::pace::{self, Pace};
 use super::survey::{Campaign, Survey};
 use crate::api::{Rounding, UpgradeReason};
 use crate::version::OsVersion;
@@ -26,20 +27,30 @@ pub(super) struct Turn<'a, 'f> {
     /// The nodes that are away, or will be by what was decided so far; without this one, unless it
     /// is away for a reason of its own.
     pub(super) away: &'a BTreeSet<&'f str>,
+    /// The nodes that have their turn for certain, in whatever upgrade; without this one.
+    pub(super) in_work: &'a BTreeMap<&'f str, &'f NodeView>,
+    /// Whether its turn has begun: it holds the cordon, or the grant.
+    pub(super) has_begun: bool,
+    /// What soaks.
+    pub(super) pace: &'a Pace<'f>,
 }
 
 type Gate = fn(&Turn<'_, '_>) -> Option<Wait>;
 
 /// All gates, the ones that only a person opens first.
-const GATES: [Gate; 10] = [
+const GATES: [Gate; 14] = [
     paused,
     halted,
     image_forbidden,
+    pace::window,
     other_reboot,
     control_plane_in_step,
     control_plane_first,
+    pace::canary_first,
     api_server_skew,
     operator_last,
+    pace::group_turn,
+    pace::soaking,
     one_control_plane_node,
     budget,
 ];
@@ -51,19 +62,19 @@ impl Turn<'_, '_> {
     }
 
     /// Where the hop leads from what the node runs.
-    fn direction(&self) -> Ordering {
+    pub(super) fn direction(&self) -> Ordering {
         self.node.version.as_ref().map_or(Ordering::Greater, |running| self.version.cmp(running))
     }
 
     /// The other nodes of this upgrade that will still move, and what they run.
-    fn movers(&self) -> impl Iterator<Item = (&NodeView, &OsVersion)> {
+    pub(super) fn movers(&self) -> impl Iterator<Item = (&NodeView, &OsVersion)> {
         let others = self.stands.of(self.campaign).filter(|(node, _)| node.uid != self.node.uid);
         others
             .filter(|(node, stand)| stand.moves(node))
             .filter_map(|(node, _)| Some((node, node.version.as_ref()?)))
     }
 
-    fn wait_for<'n>(
+    pub(super) fn wait_for<'n>(
         reason: UpgradeReason,
         nodes: impl Iterator<Item = &'n NodeView>,
         words: &str,
@@ -136,7 +147,13 @@ fn control_plane_first(turn: &Turn<'_, '_>) -> Option<Wait> {
     if turn.order.rollback_is_wanted() {
         return None;
     }
+    let within = turn.node.version.as_ref().map(OsVersion::minor) == Some(turn.version.minor());
     let (direction, first) = match (turn.node.role, turn.direction()) {
+        (Role::Worker, Ordering::Greater)
+            if within && turn.campaign.canaries.contains(turn.node.name.as_str()) =>
+        {
+            return None;
+        }
         (Role::Worker, Ordering::Greater) => (Ordering::Greater, Role::ControlPlane),
         (Role::ControlPlane, Ordering::Less) => (Ordering::Less, Role::Worker),
         _ => return None,

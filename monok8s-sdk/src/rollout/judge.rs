@@ -52,7 +52,7 @@ pub(super) fn judge<'f>(
     let carried_out = !matches!(verdict.phase, UpgradePhase::Rejected | UpgradePhase::Pending);
     let new_run = campaign.next_run.clone().filter(|_| carried_out && campaign.mode() == Mode::Apply);
     Outlook {
-        conditions: conditions(campaign, &verdict),
+        conditions: conditions(campaign, &verdict, &waits),
         phase: verdict.phase,
         new_run,
         resolved_version,
@@ -65,7 +65,9 @@ pub(super) fn judge<'f>(
 fn conditions(
     campaign: &Campaign<'_>,
     verdict: &Verdict,
+    waits: &BTreeMap<String, Wait>,
 ) -> Vec<(ConditionType, Truth, UpgradeReason, String)> {
+    let waiting_for_window = waits.values().find(|wait| wait.reason == UpgradeReason::WaitingForWindow);
     let is = |standing| Truth::from(verdict.standing == standing);
     let mut list: Vec<_> = [
         (ConditionType::Ready, verdict.ready),
@@ -88,6 +90,9 @@ fn conditions(
         None => (Truth::True, UpgradeReason::CatalogRead, "the catalog was read"),
     };
     other(ConditionType::CatalogReachable, truth, reason, message);
+    if let Some(wait) = waiting_for_window {
+        other(ConditionType::WaitingForWindow, Truth::True, wait.reason.clone(), &wait.message);
+    }
     let ignored = not_obeyed(&campaign.rollout);
     if !ignored.is_empty() {
         let message = format!("this release accepts, but does not obey yet: {}", ignored.join(", "));
@@ -101,26 +106,19 @@ fn not_obeyed(rollout: &RolloutSpec) -> Vec<&'static str> {
     let RolloutSpec {
         max_unavailable: _,
         max_parallel_staging: _,
-        canary,
-        group_by,
-        soak_seconds,
+        canary: _,
+        group_by: _,
+        soak_seconds: _,
         failure_threshold: _,
         max_failed_nodes: _,
         staging_timeout_seconds: _,
         reboot_timeout_seconds: _,
         trial: _,
-        windows,
+        windows: _,
         drain,
         health_checks,
     } = rollout;
-    let fields = [
-        ("rollout.canary", canary.is_some()),
-        ("rollout.groupBy", group_by.is_some()),
-        ("rollout.soakSeconds", soak_seconds.is_some_and(|seconds| seconds > 0)),
-        ("rollout.windows", !windows.is_empty()),
-        ("rollout.drain", drain.is_some()),
-        ("rollout.healthChecks", !health_checks.is_empty()),
-    ];
+    let fields = [("rollout.drain", drain.is_some()), ("rollout.healthChecks", !health_checks.is_empty())];
     fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
 }
 
@@ -181,6 +179,9 @@ fn verdict<'f>(
     };
     if let Err(error) = &campaign.selected {
         return rejected(UpgradeReason::InvalidNodeSelector, error.to_string());
+    }
+    if let Some(error) = campaign.window_error.as_ref().filter(|_| !was_completed(campaign)) {
+        return rejected(UpgradeReason::InvalidWindow, error.to_string());
     }
     if nodes.total == 0 {
         return nobody(survey, campaign);
@@ -254,7 +255,13 @@ fn rolling_out(
     let moving = nodes.staging + nodes.draining + nodes.rebooting > 0;
     let progress = format!("{} of {own} nodes run {version}", nodes.up_to_date);
     let for_a_person = |wait: &Wait| {
-        matches!(wait.reason, UpgradeReason::VersionBlocked | UpgradeReason::VersionQuarantined)
+        matches!(
+            wait.reason,
+            UpgradeReason::VersionBlocked
+                | UpgradeReason::VersionQuarantined
+                | UpgradeReason::CanaryFailed
+                | UpgradeReason::NoWindow
+        )
     };
     let forbidden = waits.values().filter(|wait| for_a_person(wait));
     let stuck = i32::try_from(forbidden.clone().count()).unwrap_or(i32::MAX) >= open;

@@ -26,6 +26,7 @@ mod judge;
 mod line;
 mod order;
 mod outlook;
+mod pace;
 mod plan;
 mod refusals;
 mod report;
@@ -36,6 +37,7 @@ mod survey;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 pub use action::{Action, NewProgress, ObjectRef, Plan};
 pub use fleet::{
@@ -45,3 +47,4 @@ pub use fleet::{
 pub use outlook::{NewRun, Outlook, Wait};
 pub use plan::plan;
 pub use run::{frozen_target, run_digest};
+pub use windows::{WindowError, WindowState, Windows};

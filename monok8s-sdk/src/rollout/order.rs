@@ -7,6 +7,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::action::ObjectRef;
 use super::fleet::{NodeView, Readiness, UpgradeView};
+use super::survey::Campaign;
 use crate::api::{
     BootGrant, ConditionType, ImageRef, OSUpgradeProgress, OSUpgradeProgressStatus, OrderSpec, ProgressPhase,
     RolloutSpec, condition_is_true, find_condition,
@@ -57,6 +58,17 @@ pub(super) enum State<'f> {
     SentBack,
     /// The upgrade let go of it.
     LetGo,
+}
+
+/// Whether a node that is back soaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Soak {
+    /// It need not.
+    Never,
+    /// It does, since then.
+    Since(Timestamp),
+    /// It did for long enough.
+    Over,
 }
 
 impl<'f> OrderView<'f> {
@@ -179,6 +191,49 @@ impl<'f> OrderView<'f> {
     fn phase_began(self, phase: &ProgressPhase) -> Option<Timestamp> {
         let timeline = &self.status()?.timeline;
         timeline.iter().rev().find(|entry| entry.phase == *phase).map(|entry| entry.since.0)
+    }
+
+    /// Whether the node soaks, once it is back: since the operator saw it, which its condition remembers.
+    pub(super) fn soak(self, campaign: &Campaign<'_>, node: &NodeView, now: Timestamp) -> Soak {
+        let lasts = campaign.soak().max(campaign.canary_soak(node));
+        if lasts.is_zero() || self.progress.phase() != ProgressPhase::Completed {
+            return Soak::Never;
+        }
+        let seen = find_condition(self.progress.conditions(), &ConditionType::Soaking);
+        match seen.filter(|seen| seen.last_transition_time.0 <= now) {
+            Some(seen) if seen.status == "True" => {
+                let since = seen.last_transition_time.0;
+                if later(since, lasts) > now { Soak::Since(since) } else { Soak::Over }
+            }
+            Some(_) => Soak::Over,
+            // The grant is taken back when the node is seen to be back, and this begins.
+            None if self.boot().is_some() => Soak::Since(now),
+            // An operator was stopped between the two; or nobody wanted it to soak then. The node's own clock
+            // decides, for want of another one.
+            None => match self.phase_began(&ProgressPhase::Completed) {
+                Some(began) if later(later(began, campaign.reboot_timeout()), lasts) > now => {
+                    Soak::Since(now)
+                }
+                _ => Soak::Never,
+            },
+        }
+    }
+
+    /// Whether it is said of the node that it soaks, or has soaked.
+    pub(super) fn soaks_already(self) -> bool {
+        find_condition(self.progress.conditions(), &ConditionType::Soaking).is_some()
+    }
+
+    /// How long the node took from its commit until it was done, if it is; by its own clock, of which
+    /// only what is possible is believed.
+    pub(super) fn reboot_took(self) -> Option<SignedDuration> {
+        const LONGEST: SignedDuration = SignedDuration::from_mins(30);
+        if self.progress.phase() != ProgressPhase::Completed {
+            return None;
+        }
+        let committed = self.phase_began(&ProgressPhase::Rebooting)?;
+        let took = self.phase_began(&ProgressPhase::Completed)?.duration_since(committed);
+        (took.is_positive() && took < LONGEST).then_some(took)
     }
 
     /// When the attempt that is under way began: the later of the operator's stamp and the node's

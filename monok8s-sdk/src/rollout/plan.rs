@@ -26,6 +26,9 @@ pub fn plan(fleet: &Fleet, now: Timestamp) -> Plan {
     sweep::withdraw(&survey, &wanted, &mut draft);
     sweep::uncordon(&survey, &wanted, &mut draft);
     sweep::collect_garbage(&survey, &mut draft);
+    for campaign in &survey.campaigns {
+        campaign.window_changes().for_each(|at| draft.wake_at(at));
+    }
     report::report(&survey, &stands, &wanted, &mut draft);
 
     let outlooks = survey

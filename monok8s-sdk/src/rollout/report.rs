@@ -7,17 +7,18 @@ use super::action::Action;
 use super::draft::Draft;
 use super::fleet::NodeView;
 use super::govern::{Stand, Stands};
-use super::order::{OrderView, State};
+use super::order::{OrderView, Soak, State};
 use super::survey::{Campaign, Survey};
 use super::sweep::Wanted;
 use crate::api::{ConditionType, ProgressPhase, Truth, find_condition};
 
 /// The conditions of progress objects that only the operator writes. Each is there only while it
-/// says something, so that a fleet at rest carries none.
-const OURS: [ConditionType; 5] = [
+/// says something, so that a fleet at rest carries none, but that its nodes have soaked if they had to.
+pub(super) const OURS: [ConditionType; 6] = [
     ConditionType::BootGranted,
     ConditionType::Degraded,
     ConditionType::Drained,
+    ConditionType::Soaking,
     ConditionType::Superseded,
     ConditionType::TimedOut,
 ];
@@ -35,6 +36,7 @@ pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Want
                 let state = order.state(node, &campaign.rollout, survey.now);
                 findings.extend(timed_out(order, &state));
                 findings.extend(degraded(&state, node, order));
+                findings.extend(soaking(&state, order, campaign, node, survey.now));
                 let deadline = order.deadline(node, &campaign.rollout, survey.now);
                 if let Some(deadline) = deadline.filter(|deadline| *deadline > survey.now) {
                     draft.wake_at(deadline);
@@ -94,6 +96,29 @@ fn degraded(state: &State<'_>, node: &NodeView, order: OrderView<'_>) -> Option<
         State::Unexplained => {
             let message = format!("the node said that {target} is done, but runs {running}");
             Some((ConditionType::Degraded, Truth::True, "UnexplainedRollback", message))
+        }
+        _ => None,
+    }
+}
+
+/// True from when the node was seen to be back until it has soaked, and False from then on; there only for
+/// upgrades that have their nodes soak. A node that is not ready for a moment does not begin anew.
+fn soaking(
+    state: &State<'_>,
+    order: OrderView<'_>,
+    campaign: &Campaign<'_>,
+    node: &NodeView,
+    now: Timestamp,
+) -> Option<Finding> {
+    match (order.soak(campaign, node, now), state) {
+        (Soak::Since(_), State::Settling) if !order.soaks_already() => None,
+        (Soak::Since(_), State::Done | State::Settling) => {
+            let message = "the node is back; the next one waits until it has been for long enough".to_owned();
+            Some((ConditionType::Soaking, Truth::True, "Soaking", message))
+        }
+        (Soak::Over, State::Done | State::Settling) => {
+            let message = "the node was back for long enough".to_owned();
+            Some((ConditionType::Soaking, Truth::False, "Soaked", message))
         }
         _ => None,
     }

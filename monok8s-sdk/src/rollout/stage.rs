@@ -8,7 +8,9 @@ use super::halt::{Failures, forbidden};
 use super::line::Place;
 use super::order::{OrderView, State};
 use super::outlook::Wait;
+use super::pace;
 use super::survey::{Campaign, Survey};
+use super::windows::WindowState;
 use crate::api::{
     ImageRef, Mode, OSUpgradeProgressSpec, OSUpgradeProgressStatus, OrderSpec, ProgressPhase, SourceRef,
     UpgradeReason, progress_name,
@@ -18,6 +20,9 @@ use crate::api::{
 pub(super) fn stage<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Draft) {
     for campaign in &survey.campaigns {
         let Some(run) = campaign.run.filter(|_| campaign.mode() == Mode::Apply) else { continue };
+        if campaign.window_error.is_some() {
+            continue;
+        }
         if let Some(why) = campaign.pause() {
             let wait = Wait { reason: UpgradeReason::Paused, message: why.to_owned() };
             wait_all(campaign, stands, &wait, draft);
@@ -141,7 +146,11 @@ fn grant<'f>(
         let retried = order.is_retried(campaign.view);
         let forbidden = forbidden(survey, campaign, image);
         let forbidden = forbidden.filter(|wait| !retried || wait.reason != UpgradeReason::VersionQuarantined);
-        let wait = halt.filter(|_| !retried).cloned().or(forbidden).or_else(|| {
+        let closed = match campaign.stage_window {
+            WindowState::Closed { opens } => Some(pace::closed("stage", opens)),
+            WindowState::Open { .. } => None,
+        };
+        let wait = halt.filter(|_| !retried).cloned().or(forbidden).or(closed).or_else(|| {
             (free == 0).then(|| Wait {
                 reason: UpgradeReason::WaitingToStage,
                 message: format!("maxParallelStaging lets {limit} nodes stage at once"),

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::fleet::{Fleet, Management, NodeReport, NodeView, Readiness, Role, Scheduling, UpgradeView};
 use super::order::OrderView;
 use super::outlook::NewRun;
 use super::run;
+use super::windows::{WindowError, WindowState, Windows};
 use crate::api::{
-    ANNOTATION_HOLD, DowngradePolicy, InvalidSelector, Mode, RolloutSpec, Selector, annotation_is_on,
+    ANNOTATION_HOLD, DowngradePolicy, InvalidSelector, Mode, RolloutSpec, Selector, WindowScope,
+    annotation_is_on,
 };
 use crate::digest::Sha256Digest;
 use crate::version::Minor;
@@ -23,6 +25,8 @@ pub(super) struct Survey<'f> {
     /// The upgrades that are not being deleted, in the order in which they were accepted; those
     /// that never were come last, by age and name.
     pub(super) campaigns: Vec<Campaign<'f>>,
+    /// How long a node takes from its commit until it is back: the median of those that came back.
+    pub(super) reboot_takes: SignedDuration,
     /// The names of nodes that are NotReady, cordoned or about to reboot.
     unavailable: BTreeSet<&'f str>,
 }
@@ -37,7 +41,18 @@ pub(super) struct Campaign<'f> {
     pub(super) next_run: Option<NewRun>,
     /// The managed nodes that match, by name.
     pub(super) selected: Result<Vec<&'f NodeView>, InvalidSelector>,
+    /// The names of the workers that go first. The operator's own node is none of them: it goes last.
+    pub(super) canaries: BTreeSet<&'f str>,
+    /// Whether a node may be staged now.
+    pub(super) stage_window: WindowState,
+    /// Whether a node may begin its turn, and reboot, now.
+    pub(super) reboot_window: WindowState,
+    /// What is wrong with the windows. Both are closed then.
+    pub(super) window_error: Option<WindowError>,
 }
+
+/// How long a node is expected to be away, as long as none has come back.
+const REBOOT_TAKES: SignedDuration = SignedDuration::from_mins(10);
 
 impl<'f> Survey<'f> {
     pub(super) fn new(fleet: &'f Fleet, now: Timestamp) -> Self {
@@ -46,7 +61,8 @@ impl<'f> Survey<'f> {
         let live = fleet.upgrades.iter().filter(|view| view.upgrade.metadata.deletion_timestamp.is_none());
         let mut campaigns: Vec<_> = live.map(|view| Campaign::new(view, fleet, now)).collect();
         campaigns.sort_by(|a, b| a.age().cmp(&b.age()));
-        let mut survey = Self { fleet, now, orders, campaigns, unavailable: BTreeSet::new() };
+        let reboot_takes = reboot_takes(&orders);
+        let mut survey = Self { fleet, now, orders, campaigns, reboot_takes, unavailable: BTreeSet::new() };
         survey.unavailable =
             fleet.nodes.iter().filter(|node| survey.is_away(node)).map(|node| node.name.as_str()).collect();
         survey
@@ -118,11 +134,65 @@ impl<'f> Campaign<'f> {
             _ => None,
         };
         let selected = view.upgrade.selector().map(|selector| select(fleet, &selector));
-        Self { view, rollout: view.upgrade.spec.rollout(), run, next_run, selected }
+        let rollout = view.upgrade.spec.rollout();
+        let canaries = canaries(fleet, &rollout, selected.as_deref().unwrap_or_default());
+        let (windows, window_error) = match Windows::new(&rollout.windows) {
+            Ok(windows) => (Some(windows), None),
+            Err(error) => (None, Some(error)),
+        };
+        let window =
+            |scope| windows.as_ref().map_or(WindowState::Closed { opens: None }, |all| all.state(scope, now));
+        Self {
+            view,
+            run,
+            next_run,
+            selected,
+            canaries,
+            stage_window: window(WindowScope::Stage),
+            reboot_window: window(WindowScope::Reboot),
+            window_error,
+            rollout,
+        }
     }
 
     pub(super) fn selected(&self) -> &[&'f NodeView] {
         self.selected.as_deref().unwrap_or_default()
+    }
+
+    /// How long the fleet is left alone after a node.
+    pub(super) fn soak(&self) -> SignedDuration {
+        seconds(self.rollout.soak_seconds)
+    }
+
+    /// How long a node may take from its commit until it is back.
+    pub(super) fn reboot_timeout(&self) -> SignedDuration {
+        SignedDuration::from_secs(self.rollout.reboot_timeout_seconds().into())
+    }
+
+    /// How long it is left alone after this one as a canary.
+    pub(super) fn canary_soak(&self, node: &NodeView) -> SignedDuration {
+        let canary = self.rollout.canary.as_ref().filter(|_| self.canaries.contains(node.name.as_str()));
+        seconds(canary.and_then(|canary| canary.soak_seconds))
+    }
+
+    /// The longest time that any node soaks.
+    pub(super) fn soaks_longest(&self) -> SignedDuration {
+        let canary = self.rollout.canary.as_ref().and_then(|canary| canary.soak_seconds);
+        self.soak().max(seconds(canary))
+    }
+
+    /// The group of a node; one without the label is in the first.
+    pub(super) fn group_of<'n>(&self, node: &'n NodeView) -> &'n str {
+        let key = self.rollout.group_by.as_ref();
+        key.and_then(|key| node.labels.get(key)).map(String::as_str).unwrap_or_default()
+    }
+
+    /// When something opens or closes next.
+    pub(super) fn window_changes(&self) -> impl Iterator<Item = Timestamp> {
+        [self.stage_window, self.reboot_window].into_iter().filter_map(|window| match window {
+            WindowState::Open { closes } => closes,
+            WindowState::Closed { opens } => opens,
+        })
     }
 
     pub(super) fn policy(&self) -> DowngradePolicy {
@@ -160,6 +230,26 @@ impl<'f> Campaign<'f> {
         let created = self.view.upgrade.metadata.creation_timestamp.as_ref().map(|time| time.0);
         (begun, created, self.view.name())
     }
+}
+
+fn seconds(seconds: Option<i32>) -> SignedDuration {
+    SignedDuration::from_secs(seconds.unwrap_or(0).into())
+}
+
+/// The median of what nodes took from their commit until they were done, each by its own clock.
+fn reboot_takes(orders: &[OrderView<'_>]) -> SignedDuration {
+    let mut taken: Vec<_> = orders.iter().filter_map(|order| order.reboot_took()).collect();
+    taken.sort_unstable();
+    taken.get(taken.len() / 2).copied().unwrap_or(REBOOT_TAKES)
+}
+
+fn canaries<'f>(fleet: &Fleet, rollout: &RolloutSpec, selected: &[&'f NodeView]) -> BTreeSet<&'f str> {
+    let selector = rollout.canary.as_ref().and_then(|canary| canary.node_selector.parse().ok());
+    let Some(selector) = selector else { return BTreeSet::new() };
+    let workers = selected.iter().filter(|node| {
+        node.role == Role::Worker && fleet.operator_node.as_deref() != Some(node.name.as_str())
+    });
+    workers.filter(|node| selector.matches(&node.labels)).map(|node| node.name.as_str()).collect()
 }
 
 fn select<'f>(fleet: &'f Fleet, selector: &Selector) -> Vec<&'f NodeView> {

@@ -3,12 +3,17 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
 use super::world::{Mishap, World};
-use crate::api::{IntOrPercent, OSUpgrade};
+use crate::api::{
+    Canary, IntOrPercent, NodeSelector, OSUpgrade, RolloutSpec, Window, WindowKind, WindowScope,
+};
 use crate::rollout::fixtures::upgrade;
-use crate::rollout::{Action, Fleet, NodeView, Plan, Readiness, Role, Scheduling};
+use crate::rollout::{Action, Fleet, NodeView, Plan, Readiness, Role, Scheduling, UpgradeView};
+
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 const CATALOG: [&str; 5] = ["v1.33.2", "v1.34.1", "v1.34.6", "v1.35.1", "v1.35.4"];
 
@@ -73,6 +78,25 @@ struct Setting {
     max_unavailable: i32,
     operator_limit: Option<i32>,
     operator_node: Option<usize>,
+    paced: Paced,
+}
+
+/// What of the pace is set.
+#[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
+struct Paced {
+    /// Reboots in the first half of every hour.
+    windows: bool,
+    /// Each machine is in one of two zones.
+    zones: bool,
+    /// The last worker of the three first ones.
+    canary: bool,
+    soak: bool,
+}
+
+fn paced() -> impl Strategy<Value = Paced> {
+    (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>())
+        .prop_map(|(windows, zones, canary, soak)| Paced { windows, zones, canary, soak })
 }
 
 fn setting() -> impl Strategy<Value = Setting> {
@@ -83,15 +107,19 @@ fn setting() -> impl Strategy<Value = Setting> {
         1i32..4,
         prop::option::of(1i32..4),
         prop::option::of(0usize..8),
+        paced(),
     )
         .prop_map(
-            |(control_plane, workers, versions, max_unavailable, operator_limit, operator_node)| Setting {
-                control_plane,
-                workers,
-                versions,
-                max_unavailable,
-                operator_limit,
-                operator_node,
+            |(control_plane, workers, versions, max_unavailable, operator_limit, operator_node, paced)| {
+                Setting {
+                    control_plane,
+                    workers,
+                    versions,
+                    max_unavailable,
+                    operator_limit,
+                    operator_node,
+                    paced,
+                }
             },
         )
 }
@@ -102,11 +130,32 @@ fn wanted(setting: &Setting, number: usize, version: usize, downgrades: bool) ->
         // A halted run is a state of rest; these fleets are to arrive somewhere.
         rollout.failure_threshold = Some(IntOrPercent::Int(100));
         rollout.max_failed_nodes = Some(IntOrPercent::Int(100));
+        pace(rollout, setting.paced);
     });
     if downgrades {
         wanted = wanted.allowing_downgrades();
     }
     wanted.object()
+}
+
+fn pace(rollout: &mut RolloutSpec, paced: Paced) {
+    if paced.windows {
+        rollout.windows.push(Window {
+            kind: WindowKind::Allow,
+            schedule: "0 * * * *".to_owned(),
+            duration_minutes: 30,
+            time_zone: None,
+            applies_to: vec![WindowScope::Reboot],
+        });
+    }
+    if paced.zones {
+        rollout.group_by = Some(ZONE.to_owned());
+    }
+    if paced.canary {
+        let node_selector = NodeSelector([("canary".to_owned(), "yes".into())].into_iter().collect());
+        rollout.canary = Some(Canary { node_selector, soak_seconds: Some(300) });
+    }
+    rollout.soak_seconds = paced.soak.then_some(300);
 }
 
 fn world(setting: &Setting) -> World {
@@ -123,6 +172,13 @@ fn world(setting: &Setting) -> World {
             false => (*version).min(control_plane),
         };
         world.add(&name, is_control_plane, CATALOG[version]);
+        world.touch(&name, |machine| {
+            let zone = if name.ends_with(['0', '2']) { "b" } else { "a" };
+            machine.labels.insert(ZONE.to_owned(), zone.to_owned());
+            if name == "w-1" {
+                machine.labels.insert("canary".to_owned(), "yes".to_owned());
+            }
+        });
     }
     world.max_unavailable = setting.operator_limit.map(IntOrPercent::Int);
     let names: Vec<_> = world.machines.keys().cloned().collect();
@@ -184,6 +240,7 @@ fn check(world: &mut World, writes: usize, meanwhile: &[String]) {
     let fleet = world.observe();
     let plan = crate::rollout::plan(&fleet, world.now);
     judge(&fleet, &plan);
+    judge_pace(&fleet, &plan, world.now);
     for name in meanwhile {
         world.agent(name);
     }
@@ -235,6 +292,46 @@ fn judge(fleet: &Fleet, plan: &Plan) {
         assert_eq!(others.count(), 0, "two control-plane nodes at once: {turn:?}");
     }
     one_write_an_object(plan);
+}
+
+/// The same of the pace, which all upgrades of a fleet share.
+fn judge_pace(fleet: &Fleet, plan: &Plan, now: Timestamp) {
+    let Some(rollout) = fleet.upgrades.first().map(|view| view.upgrade.spec.rollout()) else { return };
+    let closes = 1800 - now.as_second().rem_euclid(3600);
+    for action in plan.actions.iter().filter(|_| !rollout.windows.is_empty()) {
+        match action {
+            Action::Cordon { node, .. } => assert!(closes > 0, "{node:?} is begun when it is closed"),
+            Action::GrantBoot { grant, .. } => {
+                assert!(closes > 0, "granted when it is closed");
+                assert!(grant.not_after.0.duration_since(now).as_secs() <= closes, "{grant:?}");
+            }
+            _ => {}
+        }
+    }
+    let zone = |node: &NodeView| node.labels.get(ZONE).cloned();
+    for action in plan.actions.iter().filter(|_| rollout.group_by.is_some()) {
+        let Action::Cordon { node, .. } = action else { continue };
+        let begun = fleet.nodes.iter().find(|known| known.name == node.name).unwrap();
+        let elsewhere =
+            fleet.nodes.iter().find(|other| zone(other) != zone(begun) && in_work(fleet, other, now));
+        assert!(elsewhere.is_none(), "{} is begun while {elsewhere:?} is in work", begun.name);
+    }
+}
+
+/// Whether a node has a reboot that it may yet begin, or that is not overdue.
+fn in_work(fleet: &Fleet, node: &NodeView, now: Timestamp) -> bool {
+    fleet.progresses.iter().any(|progress| {
+        let Some(order) = progress.spec.order.as_ref().filter(|order| order.node_uid == node.uid) else {
+            return false;
+        };
+        let Some(grant) = &order.boot else { return false };
+        let owned = |view: &UpgradeView| {
+            progress.metadata.owner_references.iter().flatten().any(|owner| owner.uid == view.uid())
+                && view.upgrade.status.as_ref().and_then(|status| status.run) == Some(order.run)
+        };
+        let overdue = now.duration_since(grant.not_after.0) > SignedDuration::from_secs(1200);
+        progress.phase().is_committed() && !overdue && fleet.upgrades.iter().any(owned)
+    })
 }
 
 /// An uncordon may only be planned once the withdrawal was seen: one of the same plan may yet fail.
@@ -300,7 +397,7 @@ fn heal(world: &mut World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn the_rules_hold_through_every_accident_and_the_fleet_comes_to_rest(
@@ -314,7 +411,7 @@ proptest! {
             happen(&mut world, &setting, event);
         }
         heal(&mut world);
-        world.settle(6000);
+        world.settle(1200);
         for (name, machine) in &world.machines {
             prop_assert!(machine.cordoned_for.is_none() && !machine.cordoned, "{} is left cordoned", name);
         }
@@ -329,7 +426,7 @@ proptest! {
             check(&mut world, writes, &[]);
             happen(&mut world, &setting, &Event::Agents);
         }
-        world.settle(6000);
+        world.settle(1200);
         for (name, runs) in world.runs() {
             prop_assert_eq!(runs, CATALOG[version], "{}", name);
         }

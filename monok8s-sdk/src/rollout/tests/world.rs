@@ -10,11 +10,12 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::core::ObjectMeta;
 
 use crate::api::{
-    ConditionType, ImageRef, IntOrPercent, OSUpgrade, OSUpgradeProgress, ProgressPhase, Resolved,
-    UpgradeReason,
+    ConditionType, ImageRef, IntOrPercent, OSUpgrade, OSUpgradeProgress, OSUpgradeStatus, ProgressPhase,
+    Resolved, UpgradeReason,
 };
 use crate::digest::Sha256Digest;
 use crate::rollout::fixtures::{image, node};
+use crate::rollout::report::OURS;
 use crate::rollout::{
     Action, Evaluation, Fleet, NodeView, ObjectRef, Plan, Target, UpgradeView, frozen_target, plan,
 };
@@ -26,6 +27,7 @@ pub(super) struct Machine {
     pub(super) uid: String,
     pub(super) control_plane: bool,
     pub(super) runs: String,
+    pub(super) labels: BTreeMap<String, String>,
     /// What the other slot holds, once it is staged.
     staged: Option<String>,
     pub(super) alive: bool,
@@ -88,6 +90,7 @@ impl World {
             uid: format!("{name}-{stamp}"),
             control_plane,
             runs: runs.to_owned(),
+            labels: BTreeMap::new(),
             staged: None,
             alive: true,
             cordoned: false,
@@ -102,6 +105,13 @@ impl World {
 
     pub(super) fn with(mut self, name: &str, control_plane: bool, runs: &str) -> Self {
         self.add(name, control_plane, runs);
+        self
+    }
+
+    /// Adds a worker that runs v1.35.1, with a label.
+    pub(super) fn with_worker(mut self, name: &str, (key, value): (&str, &str)) -> Self {
+        self.add(name, false, "v1.35.1");
+        self.touch(name, |machine| _ = machine.labels.insert(key.to_owned(), value.to_owned()));
         self
     }
 
@@ -150,6 +160,9 @@ impl World {
         fixture = fixture.version(machine.resource_version);
         if machine.control_plane {
             fixture = fixture.control_plane();
+        }
+        for (key, value) in &machine.labels {
+            fixture = fixture.labelled(key, value);
         }
         let trial = self.progresses.values().any(|progress| {
             let order = progress.spec.order.as_ref();
@@ -209,7 +222,7 @@ impl World {
                 let uid = upgrade.metadata.uid.clone().unwrap_or_default();
                 let Some(outlook) = plan.outlooks.get(&uid) else { continue };
                 let status = Some(outlook.status(upgrade, self.now));
-                wrote |= upgrade.status != status;
+                wrote |= differs(upgrade, upgrade.status.as_ref(), status.as_ref());
                 upgrade.status = status;
                 if outlook.nodes.up_to_date == outlook.nodes.total {
                     finished.push(uid);
@@ -272,9 +285,8 @@ impl World {
                 None => Written::Conflict,
             },
             Action::Report { progress, conditions } => self.change(progress, false, |object| {
-                let ours = ["BootGranted", "Degraded", "Drained", "Superseded", "TimedOut"];
                 let list = &mut object.status.get_or_insert_default().conditions;
-                list.retain(|condition| !ours.contains(&condition.type_.as_str()));
+                list.retain(|condition| OURS.iter().all(|kind| kind.as_str() != condition.type_));
                 list.extend(conditions.iter().cloned());
             }),
             Action::GrantStage { progress, version } => self.change(progress, true, |object| {
@@ -367,6 +379,16 @@ impl World {
             progress.spec.retry_nonce = Some(nonce.to_owned());
             progress.metadata.resource_version = Some(stamp.to_string());
         }
+    }
+}
+
+/// Whether a status says something new. What is waited for changes with every window that opens or closes, for as
+/// long as an upgrade waits.
+fn differs(upgrade: &OSUpgrade, before: Option<&OSUpgradeStatus>, after: Option<&OSUpgradeStatus>) -> bool {
+    let facts = |status: &OSUpgradeStatus| (status.phase.clone(), status.run, status.nodes.clone());
+    match upgrade.spec.rollout().windows.as_slice() {
+        [] => before != after,
+        _ => before.map(facts) != after.map(facts),
     }
 }
 
