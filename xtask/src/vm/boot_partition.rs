@@ -11,8 +11,7 @@ use crate::host::{run, workspace_root};
 use crate::vm::{MCOPY, MKFS_FAT};
 
 /// What monok8s.cfg says of the machines that we make. Names of network devices are the kernel's own; what a
-/// processor leaks to its neighbours is of no matter in a test. The rest is what an emulated processor is slow at,
-/// and makes a start take 48 s instead of 81:
+/// processor leaks to its neighbours is of no matter in a test. The rest is what an emulated processor is slow at:
 /// - the kernel does not trust the processor's counter and reads a timer chip instead (`tsc=reliable`);
 /// - programs written in Go sleep for microseconds, and each time a timer is set (`highres=off`);
 /// - code at another address is translated anew, in every process (`norandmaps`);
