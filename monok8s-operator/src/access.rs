@@ -1,5 +1,6 @@
 //! Requests that the API server did not grant, in words that name the rule to add.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use kube::core::Status;
@@ -16,7 +17,7 @@ pub enum ApiError {
         /// What was attempted.
         verb: &'static str,
         /// On which resource, as `plural.group`.
-        resource: &'static str,
+        resource: Cow<'static, str>,
         /// The server's own words.
         answer: String,
     },
@@ -26,7 +27,7 @@ pub enum ApiError {
         /// What was attempted.
         verb: &'static str,
         /// On which resource, as `plural.group`.
-        resource: &'static str,
+        resource: Cow<'static, str>,
         /// The whole answer.
         status: Box<Status>,
     },
@@ -36,7 +37,7 @@ pub enum ApiError {
         /// What was attempted.
         verb: &'static str,
         /// On which resource, as `plural.group`.
-        resource: &'static str,
+        resource: Cow<'static, str>,
         /// The time that was given.
         after: Duration,
     },
@@ -46,7 +47,7 @@ pub enum ApiError {
         /// What was attempted.
         verb: &'static str,
         /// On which resource, as `plural.group`.
-        resource: &'static str,
+        resource: Cow<'static, str>,
         /// What happened.
         #[source]
         source: Box<kube::Error>,
@@ -56,7 +57,8 @@ pub enum ApiError {
 impl ApiError {
     /// The error of a request to `verb` a `resource` (as `plural.group`).
     #[must_use]
-    pub fn of(verb: &'static str, resource: &'static str, error: kube::Error) -> Self {
+    pub fn of(verb: &'static str, resource: impl Into<Cow<'static, str>>, error: kube::Error) -> Self {
+        let resource = resource.into();
         match error {
             kube::Error::Api(status) if status.is_forbidden() => {
                 Self::Forbidden { verb, resource, answer: status.message.clone() }

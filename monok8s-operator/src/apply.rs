@@ -11,7 +11,7 @@ use monok8s_sdk::api::{
     upgrade_name_of,
 };
 use monok8s_sdk::causes::chain;
-use monok8s_sdk::rollout::{Action, NewProgress, ObjectRef};
+use monok8s_sdk::rollout::{Action, EvictionAnswer, NewProgress, ObjectRef};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::observe::Caches;
 
 mod cordon;
+mod evict;
 mod first_words;
 
 use cordon::{Cordon, cordon};
@@ -79,18 +80,21 @@ pub struct Executor<'a> {
     pub gate: &'a dyn GrantGate,
 }
 
-/// How many actions were carried out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What became of the actions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Writes made.
     pub writes: usize,
     /// Grants that wait for their catalog to be read.
     pub held_back: usize,
+    /// What was answered to evictions, by the pod's UID.
+    pub evictions: Vec<(String, EvictionAnswer)>,
 }
 
 enum Done {
     Written,
     HeldBack,
+    Asked(String, EvictionAnswer),
 }
 
 impl Executor<'_> {
@@ -110,6 +114,11 @@ impl Executor<'_> {
                     tracing::info!(action = action.kind(), object = action.object_name(), "done");
                 }
                 Ok(Done::HeldBack) => applied.held_back += 1,
+                Ok(Done::Asked(pod, answer)) => {
+                    self.metrics.acted(action.kind());
+                    tracing::info!(action = action.kind(), object = action.object_name(), ?answer, "asked");
+                    applied.evictions.push((pod, answer));
+                }
                 Err(stale @ ApplyError::Stale { .. }) => return (applied, Err(stale)),
                 Err(error) => {
                     tracing::warn!(error = chain(&error), "an action failed");
@@ -162,6 +171,8 @@ impl Executor<'_> {
             Action::DeleteProgress { progress } => self.delete(action, progress).await,
             Action::CreateOsNode { node } => self.create_os_node(action, node).await,
             Action::CreateProgress(new) => self.create_progress(action, new).await,
+            Action::Evict { pod, grace_period_seconds } => Ok(self.evict(pod, *grace_period_seconds).await),
+            Action::DeletePod { pod } => self.delete_pod(action, pod).await,
         }
     }
 
@@ -380,7 +391,7 @@ async fn request<T>(
     let source = match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
         Ok(Ok(object)) => return Ok(object),
         Ok(Err(error)) => ApiError::of(verb, resource, error),
-        Err(_) => ApiError::TimedOut { verb, resource, after: REQUEST_TIMEOUT },
+        Err(_) => ApiError::TimedOut { verb, resource: resource.into(), after: REQUEST_TIMEOUT },
     };
     Err(ApplyError::Failed { action, name: name.to_owned(), source })
 }

@@ -119,6 +119,13 @@ impl RunArgs {
         let named = self.node_name.clone();
         named.or_else(|| std::env::var("NODE_NAME").ok()).filter(|name| !name.is_empty())
     }
+
+    /// The operator's own pod, as `namespace/name`, if it is one: from `POD_NAME` of the downward API.
+    #[must_use]
+    pub fn pod(&self) -> Option<String> {
+        let name = std::env::var("POD_NAME").ok().filter(|name| !name.is_empty())?;
+        Some(format!("{}/{name}", self.namespace()))
+    }
 }
 
 fn read_namespace(file: &Path) -> Option<String> {

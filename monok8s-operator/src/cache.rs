@@ -5,8 +5,7 @@
 //! write's answer is kept until the watch has passed its resourceVersion. Comparing them as numbers
 //! is what the API promises since Kubernetes 1.35, and what every server before it did.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::core::DeserializeGuard;
@@ -147,41 +146,19 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot<K> {
         let state = self.lock();
-        let mut objects = BTreeMap::new();
-        let mut unreadable = Vec::new();
-        for (name, object) in &state.watched {
-            match object {
-                Watched::Readable(object) => {
-                    objects.insert(name, Arc::clone(object));
-                }
-                Watched::Unreadable(object) => unreadable.push(object.clone()),
-            }
-        }
-        for (name, written) in &state.written {
-            match (&written.outcome, objects.entry(name)) {
-                (Outcome::Is(object), Entry::Vacant(entry)) => {
-                    entry.insert(Arc::clone(object));
-                }
-                (Outcome::Is(object), Entry::Occupied(mut entry)) => {
-                    if written.version > version_of(entry.get().as_ref()) {
-                        entry.insert(Arc::clone(object));
-                    }
-                }
-                (Outcome::Gone { uid }, Entry::Occupied(entry)) => {
-                    if entry.get().uid().as_ref() == Some(uid) {
-                        entry.remove();
-                    }
-                }
-                (Outcome::Gone { .. }, Entry::Vacant(_)) => {}
-            }
-        }
-        Snapshot { objects: objects.into_values().collect(), unreadable }
+        let names: BTreeSet<&String> = state.watched.keys().chain(state.written.keys()).collect();
+        let objects = names.into_iter().filter_map(|name| state.get(name)).collect();
+        let unreadable = state.watched.values().filter_map(|object| match object {
+            Watched::Readable(_) => None,
+            Watched::Unreadable(object) => Some(object.clone()),
+        });
+        Snapshot { objects, unreadable: unreadable.collect() }
     }
 
     /// The object of that name, if it can be read.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<K>> {
-        self.snapshot().objects.into_iter().find(|object| object.name_any() == name)
+        self.lock().get(name)
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
@@ -191,6 +168,23 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
 }
 
 impl<K: Resource<DynamicType = ()>> State<K> {
+    /// What the watch says of an object, or what we wrote since.
+    fn get(&self, name: &str) -> Option<Arc<K>> {
+        let watched = match self.watched.get(name) {
+            Some(Watched::Readable(object)) => Some(object),
+            Some(Watched::Unreadable(_)) | None => None,
+        };
+        let object = match (self.written.get(name), watched) {
+            (None, watched) => watched,
+            (Some(written), watched) => match (&written.outcome, watched) {
+                (Outcome::Is(_), Some(known)) if version_of(known.as_ref()) >= written.version => Some(known),
+                (Outcome::Is(object), _) => Some(object),
+                (Outcome::Gone { uid }, known) => known.filter(|known| known.uid().as_ref() != Some(uid)),
+            },
+        };
+        object.cloned()
+    }
+
     fn advance(&mut self, version: u64) {
         self.seen = self.seen.max(version);
         let (seen, watched) = (self.seen, &self.watched);

@@ -10,6 +10,7 @@ use kube::{Client, Resource as _, ResourceExt as _};
 use monok8s_sdk::api::{
     ConditionType, OSUpgrade, OSUpgradeProgress, OSUpgradeStatus, ProgressPhase, UpgradePhase, find_condition,
 };
+use monok8s_sdk::rollout::DRAIN_BLOCKED;
 use tokio::sync::mpsc;
 
 use crate::status::Change;
@@ -125,18 +126,54 @@ fn ready_of(status: Option<&OSUpgradeStatus>) -> (Option<&UpgradePhase>, Option<
 /// Remembers how far each node was, and tells what happened since.
 #[derive(Debug, Default)]
 pub struct NodeEdges {
-    phases: Option<BTreeMap<String, ProgressPhase>>,
+    before: Option<BTreeMap<String, Level>>,
+}
+
+/// How far a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Level {
+    phase: ProgressPhase,
+    is_blocked: bool,
 }
 
 impl NodeEdges {
     /// The edges since the last look. The first look has none.
     pub fn since(&mut self, progresses: &[Arc<OSUpgradeProgress>]) -> Vec<Edge> {
         let uid = |object: &Arc<OSUpgradeProgress>| object.uid().unwrap_or_default();
-        let now: BTreeMap<_, _> = progresses.iter().map(|object| (uid(object), object.phase())).collect();
-        let Some(before) = self.phases.replace(now) else { return Vec::new() };
-        let changed = progresses.iter().filter(|object| before.get(&uid(object)) != Some(&object.phase()));
-        changed.filter_map(|object| of_progress(object)).collect()
+        let level = |object: &Arc<OSUpgradeProgress>| Level {
+            phase: object.phase(),
+            is_blocked: blocked_drain(object).is_some(),
+        };
+        let now = progresses.iter().map(|object| (uid(object), level(object))).collect();
+        let Some(before) = self.before.replace(now) else { return Vec::new() };
+        let mut edges = Vec::new();
+        for object in progresses {
+            let (before, now) = (before.get(&uid(object)), level(object));
+            if before.map(|before| &before.phase) != Some(&now.phase) {
+                edges.extend(of_progress(object));
+            }
+            if now.is_blocked && before.is_none_or(|before| !before.is_blocked) {
+                edges.extend(of_blocked_drain(object));
+            }
+        }
+        edges
     }
+}
+
+/// What holds up the drain of a node.
+fn blocked_drain(object: &OSUpgradeProgress) -> Option<&str> {
+    let drained = find_condition(object.conditions(), &ConditionType::Drained)?;
+    (drained.reason == DRAIN_BLOCKED).then_some(drained.message.as_str())
+}
+
+fn of_blocked_drain(object: &OSUpgradeProgress) -> Option<Edge> {
+    Some(Edge {
+        regarding: object.object_ref(&()),
+        related: None,
+        severity: Severity::Warning,
+        reason: "DrainBlocked".to_owned(),
+        note: format!("{} {}", object.spec.node_name, blocked_drain(object)?),
+    })
 }
 
 fn of_progress(object: &OSUpgradeProgress) -> Option<Edge> {

@@ -1,6 +1,7 @@
 //! What a Prometheus sees. Labels are words of fixed lists, except for names of upgrades, of which
 //! the first [`MAX_UPGRADES`] by name are shown.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,14 +22,16 @@ pub const MAX_UPGRADES: usize = 100;
 pub struct Metrics {
     registry: Registry,
     passes: Histogram,
+    plans: Histogram,
     actions: Family<ActionLabels, Counter>,
     conflicts: Counter,
     failures: Family<StageLabels, Counter>,
     catalog_reads: Family<CatalogLabels, Counter>,
-    watch_errors: Family<KindLabels, Counter>,
+    watch_errors: Family<ResourceLabels, Counter>,
     unreadable: Family<KindLabels, Gauge>,
     nodes: Family<NodeLabels, Gauge>,
     phases: Family<PhaseLabels, Gauge>,
+    refusing_budgets: Family<BudgetLabels, Gauge>,
     leading: Gauge,
     shown: Mutex<Shown>,
 }
@@ -37,6 +40,12 @@ pub struct Metrics {
 struct Shown {
     nodes: Vec<NodeLabels>,
     phases: Vec<PhaseLabels>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct BudgetLabels {
+    node: String,
+    budget: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -58,6 +67,11 @@ struct CatalogLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct KindLabels {
     kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ResourceLabels {
+    resource: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -89,6 +103,8 @@ impl Default for Metrics {
             registry: Registry::with_prefix("monok8s_operator"),
             // 1 ms to 16 s.
             passes: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            // 0.1 ms to 1.6 s.
+            plans: Histogram::new(exponential_buckets(0.0001, 2.0, 15)),
             actions: Family::default(),
             conflicts: Counter::default(),
             failures: Family::default(),
@@ -97,6 +113,7 @@ impl Default for Metrics {
             unreadable: Family::default(),
             nodes: Family::default(),
             phases: Family::default(),
+            refusing_budgets: Family::default(),
             leading: Gauge::default(),
             shown: Mutex::default(),
         };
@@ -109,6 +126,8 @@ impl Metrics {
         let registry = &mut self.registry;
         let passes = self.passes.clone();
         registry.register_with_unit("pass_duration", "From observation to status", Unit::Seconds, passes);
+        let plans = self.plans.clone();
+        registry.register_with_unit("plan_duration", "The planner alone", Unit::Seconds, plans);
         registry.register("actions", "Writes that a plan asked for and that were made", self.actions.clone());
         registry.register("conflicts", "Writes refused since the object had changed", self.conflicts.clone());
         registry.register("failed_passes", "Passes that ended early, by stage", self.failures.clone());
@@ -117,6 +136,8 @@ impl Metrics {
         registry.register("unreadable_objects", "Objects this release cannot read", self.unreadable.clone());
         registry.register("nodes", "Selected nodes of an upgrade by state", self.nodes.clone());
         registry.register("upgrade_phase", "1 for the phase an upgrade is in", self.phases.clone());
+        let budgets = self.refusing_budgets.clone();
+        registry.register("refusing_budgets", "1 for each budget that holds up a node's drain", budgets);
         registry.register("leading", "Whether this operator may act", self.leading.clone());
         self
     }
@@ -124,6 +145,11 @@ impl Metrics {
     /// A pass from observation to status took this long.
     pub fn passed(&self, took: Duration) {
         self.passes.observe(took.as_secs_f64());
+    }
+
+    /// The planner took this long to decide.
+    pub fn planned(&self, took: Duration) {
+        self.plans.observe(took.as_secs_f64());
     }
 
     /// A pass ended early in a stage.
@@ -147,8 +173,8 @@ impl Metrics {
     }
 
     /// A watch was interrupted.
-    pub fn watch_failed(&self, kind: &'static str) {
-        self.watch_errors.get_or_create(&KindLabels { kind }).inc();
+    pub fn watch_failed(&self, resource: &str) {
+        self.watch_errors.get_or_create(&ResourceLabels { resource: resource.to_owned() }).inc();
     }
 
     /// How many objects of a kind cannot be read.
@@ -182,6 +208,14 @@ impl Metrics {
             self.nodes.remove(stale);
         }
         *before = shown;
+    }
+
+    /// Shows these disruption budgets (as `namespace/name`), each with the node that it holds up, and no others.
+    pub fn show_refusing_budgets(&self, budgets: BTreeSet<(String, String)>) {
+        self.refusing_budgets.clear();
+        for (node, budget) in budgets {
+            self.refusing_budgets.get_or_create(&BudgetLabels { node, budget }).set(1);
+        }
     }
 
     /// All metrics as `OpenMetrics` text.

@@ -3,21 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::core::DeserializeGuard;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt as _};
 use monok8s_sdk::api::{OSNode, OSUpgrade, OSUpgradeProgress, upgrade_name_of};
-use monok8s_sdk::causes::chain;
 use monok8s_sdk::rollout::NodeView;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use crate::access::ApiError;
 use crate::cache::{Cache, Snapshot, Unreadable};
 use crate::metrics::Metrics;
 use crate::wake::Bell;
+use crate::watch::Watch;
 
 /// The four kinds that a plan depends on.
 #[derive(Debug, Default)]
@@ -94,38 +92,10 @@ where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static,
 {
     let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
-    let mut told = None;
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => {
-                told = None;
-                cache.observe(event);
-                bell.ring();
-            }
-            Err(error) => {
-                metrics.watch_failed(kind);
-                let why = watch_error(kind, error);
-                // Once per outage; it is retried with a backoff, for ever.
-                if told.as_ref() != Some(&why) {
-                    tracing::warn!("{why}");
-                    told = Some(why);
-                }
-            }
-        }
-    }
-}
-
-fn watch_error(kind: &'static str, error: watcher::Error) -> String {
-    match error {
-        watcher::Error::InitialListFailed(error) => chain(&ApiError::of("list", kind, error)),
-        watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
-            chain(&ApiError::of("watch", kind, error))
-        }
-        watcher::Error::WatchError(status) => chain(&ApiError::of("watch", kind, kube::Error::Api(status))),
-        error @ watcher::Error::NoResourceVersion => {
-            format!("cannot watch {kind}: {}", chain(&error))
-        }
+    let mut watch = Watch::new(kind, api, watcher::Config::default(), metrics);
+    loop {
+        cache.observe(watch.next().await);
+        bell.ring();
     }
 }
 

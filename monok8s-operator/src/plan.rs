@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt as _};
 use monok8s_sdk::api::{IntOrPercent, OSUpgrade};
 use monok8s_sdk::causes::chain;
-use monok8s_sdk::rollout::{Fleet, Management, NodeView, Plan, plan};
+use monok8s_sdk::rollout::{Fleet, Management, NodeView, Plan, UpgradeView, plan};
 use monok8s_sdk::version::OsVersion;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -17,9 +17,11 @@ use crate::admin::{Health, Readiness};
 use crate::apply::{self, Applied, ApplyError, Executor};
 use crate::catalogs::Catalogs;
 use crate::events::{self, Events, NodeEdges};
+use crate::health::HealthChecks;
 use crate::leader::Leadership;
 use crate::metrics::{Metrics, UpgradeGauges};
 use crate::observe::{Caches, Observed};
+use crate::pods::Pods;
 use crate::resolve;
 use crate::status::{self, StatusError};
 use crate::wake::{Bell, Debounce, Ear};
@@ -35,6 +37,8 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 pub struct Settings {
     /// The node it runs on.
     pub operator_node: Option<String>,
+    /// Its pod, as `namespace/name`.
+    pub operator_pod: Option<String>,
     /// The budget over all upgrades.
     pub max_unavailable: Option<IntOrPercent>,
 }
@@ -45,8 +49,12 @@ pub struct Planner {
     pub client: Client,
     /// What is known of the cluster.
     pub caches: Caches,
+    /// What is known of the pods of cordoned nodes.
+    pub pods: Pods,
     /// What is known of catalogs.
     pub catalogs: Catalogs,
+    /// What health checks come to.
+    pub health_checks: HealthChecks,
     /// Whether it may act.
     pub leadership: Leadership,
     /// Counts.
@@ -144,13 +152,18 @@ impl Planner {
         self.tell_unreadable(&observed, memory);
         memory.api_server.refresh(&self.client).await;
         let fleet = self.resolve(&observed, memory);
+        let began = Instant::now();
         let plan = plan(&fleet, now);
+        self.metrics.planned(began.elapsed());
 
-        let (applied, acted) = self.apply(&plan, &fleet).await;
+        let (mut applied, acted) = self.apply(&plan, &fleet).await;
+        let asked = !applied.evictions.is_empty();
+        self.pods.remember(std::mem::take(&mut applied.evictions), now);
+        self.metrics.show_refusing_budgets(self.pods.refusing_budgets());
         let reported = if is_over(&acted) { Ok(0) } else { self.report(&observed, &plan, now).await };
 
         self.events.publish(memory.node_edges.since(&observed.progresses.objects));
-        if applied.writes > 0 || matches!(reported, Ok(written) if written > 0) {
+        if asked || applied.writes > 0 || matches!(reported, Ok(written) if written > 0) {
             // What comes next depends on what was just written.
             self.bell.ring();
         }
@@ -161,20 +174,29 @@ impl Planner {
 
     fn resolve(&mut self, observed: &Observed, memory: &Memory) -> Fleet {
         let nodes = observed.node_views();
+        self.pods.follow(&nodes);
         let running = running_versions(&nodes);
         self.catalogs.follow(&observed.upgrades.objects);
+        self.health_checks.follow(&observed.upgrades.objects);
         let upgrades = observed.upgrades.objects.iter();
         let upgrades = upgrades
-            .map(|upgrade| resolve::view(upgrade, &self.catalogs.reading(upgrade), &running))
+            .map(|upgrade| {
+                let view = resolve::view(upgrade, &self.catalogs.reading(upgrade), &running);
+                UpgradeView { health: self.health_checks.of(upgrade), ..view }
+            })
             .collect();
-        Fleet {
+        let mut fleet = Fleet {
             nodes,
             upgrades,
             progresses: observed.judged_progresses(),
             api_server: memory.api_server.version.clone(),
             operator_node: self.settings.operator_node.clone(),
             max_unavailable: self.settings.max_unavailable.clone(),
-        }
+            operator_pod: self.settings.operator_pod.clone(),
+            ..Fleet::default()
+        };
+        self.pods.show(&mut fleet);
+        fleet
     }
 
     async fn apply(&self, plan: &Plan, fleet: &Fleet) -> (Applied, Result<(), ApplyError>) {

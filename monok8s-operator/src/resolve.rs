@@ -10,6 +10,8 @@ use monok8s_sdk::catalog::{Catalog, ResolveError, hop_candidates};
 use monok8s_sdk::rollout::{Evaluation, Target, UpgradeView, frozen_target};
 use monok8s_sdk::version::OsVersion;
 
+use crate::health::Understood;
+
 /// What is known of the catalog of one upgrade.
 #[derive(Clone, Debug)]
 pub enum Reading {
@@ -57,15 +59,25 @@ pub fn view(upgrade: &OSUpgrade, reading: &Reading, running: &BTreeSet<OsVersion
         }
         Reading::Unknown { error: None } => told_error(upgrade),
     };
-    let evaluation = match upgrade.selector() {
-        Ok(_) => evaluate(upgrade, reading, running),
-        Err(error) => Evaluation::Rejected {
-            reason: UpgradeReason::InvalidNodeSelector,
-            message: error.to_string(),
-            resolved: upgrade.spec.version.parse().ok(),
-        },
+    let evaluation = match not_understood(upgrade) {
+        None => evaluate(upgrade, reading, running),
+        Some((reason, message)) => {
+            Evaluation::Rejected { reason, message, resolved: upgrade.spec.version.parse().ok() }
+        }
     };
-    UpgradeView { upgrade: upgrade.clone(), evaluation, catalog_error }
+    UpgradeView { upgrade: upgrade.clone(), evaluation, catalog_error, health: Vec::new() }
+}
+
+/// What in a spec cannot be understood, whatever the catalog says.
+fn not_understood(upgrade: &OSUpgrade) -> Option<(UpgradeReason, String)> {
+    if let Err(error) = upgrade.selector() {
+        return Some((UpgradeReason::InvalidNodeSelector, error.to_string()));
+    }
+    let checks = upgrade.spec.rollout().health_checks;
+    checks.iter().enumerate().find_map(|(at, check)| {
+        let problem = Understood::new(check).err()?;
+        Some((UpgradeReason::InvalidHealthCheck, format!("rollout.healthChecks[{at}]: {problem}")))
+    })
 }
 
 /// What was last told about the catalog stands until it was tried again: a restart is no news.

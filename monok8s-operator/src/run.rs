@@ -14,10 +14,12 @@ use crate::admin::{Admin, AdminError, Health, Readiness};
 use crate::args::{LeaseMode, RunArgs};
 use crate::catalogs::Catalogs;
 use crate::events::Events;
+use crate::health::HealthChecks;
 use crate::leader::{Elector, Leadership, LeaseLost, identity};
 use crate::metrics::Metrics;
 use crate::observe::Caches;
 use crate::plan::{Planner, Settings};
+use crate::pods::Pods;
 use crate::{crds, wake};
 
 /// Why the operator ended.
@@ -69,7 +71,9 @@ async fn run(args: &RunArgs) -> Result<(), RunError> {
     }
     tokio::spawn(admin.serve());
     let mut stop = stop_signals().map_err(RunError::Start)?;
-    let config = kube::Config::infer().await.map_err(|error| RunError::NoCluster(Box::new(error)))?;
+    let mut config = kube::Config::infer().await.map_err(|error| RunError::NoCluster(Box::new(error)))?;
+    // Whoever asks decides what a 429 means: to an eviction it is the answer.
+    config.default_retry = false;
     let client = Client::try_from(config).map_err(|error| RunError::Client(Box::new(error)))?;
     tokio::select! {
         () = crds::wait(&client, &health) => {}
@@ -105,12 +109,17 @@ fn planner(
     let refresh = Duration::from_secs(u64::from(args.catalog_refresh_seconds));
     let catalogs =
         Catalogs::new(client.clone(), args.namespace(), refresh, bell.clone(), Arc::clone(metrics))?;
-    let settings =
-        Settings { operator_node: args.node_name(), max_unavailable: args.max_unavailable.clone() };
+    let settings = Settings {
+        operator_node: args.node_name(),
+        operator_pod: args.pod(),
+        max_unavailable: args.max_unavailable.clone(),
+    };
     Ok(Planner {
         client: client.clone(),
         caches: Caches::default(),
+        pods: Pods::new(client.clone(), bell.clone(), Arc::clone(metrics)),
         catalogs,
+        health_checks: HealthChecks::new(client.clone(), bell.clone(), Arc::clone(metrics)),
         leadership: leadership.clone(),
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),

@@ -104,6 +104,6 @@ async fn apply(
     let patch = Patch::Apply(&object);
     match tokio::time::timeout(REQUEST_TIMEOUT, api.patch_status(&name, &params, &patch)).await {
         Ok(written) => written.map_err(|error| ApiError::of("patch", STATUS, error)),
-        Err(_) => Err(ApiError::TimedOut { verb: "patch", resource: STATUS, after: REQUEST_TIMEOUT }),
+        Err(_) => Err(ApiError::TimedOut { verb: "patch", resource: STATUS.into(), after: REQUEST_TIMEOUT }),
     }
 }

@@ -9,6 +9,8 @@ pub mod digest;
 pub mod disk;
 #[cfg(all(feature = "test-util", feature = "image", feature = "boot"))]
 pub mod fuzzing;
+#[cfg(feature = "health")]
+pub mod health;
 #[cfg(any(feature = "client", feature = "image"))]
 pub mod http;
 #[cfg(feature = "image")]
@@ -18,4 +20,5 @@ pub mod node_upgrade;
 pub mod os_release;
 pub mod rollout;
 pub mod slot;
+pub mod status;
 pub mod version;

@@ -88,6 +88,8 @@ struct GenArgs {
 enum BenchWhat {
     /// An OS image into the inactive slot. Takes root; results go to bench/.
     Image(xtask::bench::Options),
+    /// A rollout over thousands of nodes: the operator's and the API server's work. Results go to bench/.
+    Fleet(xtask::bench::fleet::Options),
 }
 
 #[derive(Debug, Subcommand)]
@@ -120,6 +122,7 @@ async fn run(task: Task) -> Result<()> {
         Task::Test { .. } => xtask::test::run(Selection::All).await,
         Task::Image { versions, output } => xtask::vm::build_images(&versions, &output).await,
         Task::Bench { what: BenchWhat::Image(options) } => Box::pin(xtask::bench::run(options)).await,
+        Task::Bench { what: BenchWhat::Fleet(options) } => Box::pin(xtask::bench::fleet::run(options)).await,
         Task::Fuzz { write_seeds: true, .. } => {
             fuzz::seeds::write(&xtask::host::workspace_root().join("fuzz/corpus"))
         }

@@ -7,8 +7,12 @@ mod operator {
     mod agent;
     mod catalogs;
     mod crashes;
+    mod drain;
+    mod explain;
     mod fixture;
+    mod health;
     mod lease;
+    mod pods;
     mod rollout;
     mod start;
 }

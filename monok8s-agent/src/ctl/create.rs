@@ -6,7 +6,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use monok8s_sdk::manifests::{
-    Agent, ConfigMapCatalogs, Controller, DEFAULT_NAMESPACE, ImageSource, Namespace, to_yaml,
+    Agent, ConfigMapCatalogs, Controller, DEFAULT_NAMESPACE, ImageSource, Namespace, Readable, to_yaml,
 };
 
 use super::{Outcome, output};
@@ -29,6 +29,10 @@ pub(super) struct ControllerArgs {
     /// Let catalogs be read from ConfigMaps of the namespace.
     #[arg(long)]
     allow_configmaps: bool,
+
+    /// Let objects of a kind be read, for health checks: apps/Deployment, or Pod. May be given several times.
+    #[arg(long, value_name = "GROUP/KIND")]
+    grant_read: Vec<Readable>,
 }
 
 #[derive(Debug, Args)]
@@ -98,11 +102,12 @@ impl Common {
 impl Create {
     pub(super) fn run(self) -> Result<Outcome> {
         let objects = match self {
-            Self::Controller(ControllerArgs { common, allow_configmaps }) => {
+            Self::Controller(ControllerArgs { common, allow_configmaps, grant_read }) => {
                 let image = common.image();
                 let config_maps =
                     if allow_configmaps { ConfigMapCatalogs::Allowed } else { ConfigMapCatalogs::Denied };
-                Controller { namespace: common.namespace, image, config_maps }.objects()
+                let grant_read = grant_read.into_iter().collect();
+                Controller { namespace: common.namespace, image, config_maps, grant_read }.objects()
             }
             Self::Agent(AgentArgs { common, disk, data_dir, boot_backend, pod_checks, politeness }) => {
                 let PolitenessSettings { download_rate, disk_rate, io_pressure, io_floor } = politeness;

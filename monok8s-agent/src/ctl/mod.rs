@@ -1,7 +1,8 @@
 //! The program `ctl`. What was asked for goes to stdout and nothing else does; errors are printed once,
-//! here. It exits with 0 when it did what was asked, 1 when it did not, and 2 when it was asked wrongly.
+//! here. It exits with 0 when it did what was asked, 1 when it did not, and 2 when it was asked wrongly; `status --exit-code` has more.
 
 mod catalog;
+mod cluster;
 mod create;
 mod flash;
 mod hold;
@@ -9,7 +10,10 @@ mod image;
 mod output;
 mod part;
 mod rollback;
+mod send_back;
 mod slots;
+mod status;
+mod steer;
 
 use std::process::ExitCode;
 
@@ -37,10 +41,20 @@ enum Command {
     /// Make artifacts that nodes can fetch in part, and look at them.
     #[command(subcommand)]
     Image(image::Command),
-    /// Boot the other slot of this machine on purpose.
+    /// Boot the other slot on purpose: of this machine, of a node, or of all nodes of an upgrade.
     Rollback(Box<rollback::Rollback>),
     /// Show both slots of this machine, and what boots next.
     Slots(slots::Slots),
+    /// Show how far upgrades are.
+    Status(status::Status),
+    /// Say why an upgrade is where it is.
+    Explain(status::Explain),
+    /// Begin no further node.
+    Pause(steer::Pause),
+    /// Go on where `pause` stopped.
+    Resume(steer::Resume),
+    /// Try failed nodes again.
+    Retry(steer::Retry),
 }
 
 /// How a command ended that did what it was asked to do.
@@ -50,6 +64,8 @@ enum Outcome {
     Good,
     /// What was examined has errors; they were printed.
     Bad,
+    /// A state that was asked for as an exit code.
+    Code(u8),
 }
 
 /// Runs the program.
@@ -59,6 +75,7 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::FAILURE,
+        Ok(Outcome::Code(code)) => ExitCode::from(code),
         // Whoever reads our output has seen enough.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -76,5 +93,10 @@ fn run(command: Command) -> Result<Outcome> {
         Command::Image(command) => command.run(),
         Command::Rollback(rollback) => rollback.run(),
         Command::Slots(slots) => slots.run(),
+        Command::Status(status) => status.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Pause(pause) => pause.run(),
+        Command::Resume(resume) => resume.run(),
+        Command::Retry(retry) => retry.run(),
     }
 }

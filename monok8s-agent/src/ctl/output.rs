@@ -4,6 +4,7 @@ use std::fmt::{Display, Write as _};
 use std::io::{self, Write as _};
 
 use anyhow::Result;
+pub(super) use monok8s_sdk::status::table;
 use serde::Serialize;
 
 /// The form of the output.
@@ -50,29 +51,4 @@ pub(super) fn lines<T: Display>(items: impl IntoIterator<Item = T>) -> String {
         let _ = writeln!(text, "{item}");
         text
     })
-}
-
-/// Aligned columns, as kubectl prints them: three blanks apart, none at the end of a line.
-pub(super) fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<_> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        cells.join("   ").trim_end().to_owned()
-    };
-    lines(rows.iter().map(line))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn columns_are_aligned_and_lines_end_with_their_last_word() {
-        let rows = [vec!["A", "LONG", "C"], vec!["bcd", "e", ""]];
-        let rows: Vec<Vec<String>> =
-            rows.iter().map(|row| row.iter().map(ToString::to_string).collect()).collect();
-        assert_eq!(super::table(&rows), "A     LONG   C\nbcd   e\n");
-    }
 }

@@ -14,17 +14,31 @@ use monok8s_sdk::version::OsVersion;
 use serde::Serialize;
 
 use super::Outcome;
+use super::cluster::ClusterArgs;
 use super::hold::hold;
-use super::output::Format;
+use super::output::{self, Format};
+use super::send_back::send_back;
 use crate::host;
 use crate::machine::MachineArgs;
 use crate::reboot::{RebootCommand, reboot};
 
-/// Arms the slot that is not booted, if what it holds ran before and was confirmed: on trial, as after an
+/// Without NODE and --upgrade, this is about this machine: it arms the slot that is not booted, if what it holds ran before and was confirmed: on trial, as after an
 /// upgrade, so that a slot that does not come up is left again. While the booted slot itself is on trial,
 /// that trial is sent back. Nothing is drained. An agent that runs here reboots the node.
 #[derive(Debug, Args)]
 pub(super) struct Rollback {
+    /// A node of the cluster: it gets a rollbackNonce, and the controller drains it and has it reboot when its turn
+    /// comes.
+    #[arg(value_name = "NODE", conflicts_with_all = ["upgrade", "reboot"])]
+    node: Option<String>,
+
+    /// The same for all nodes that this upgrade has brought where they are.
+    #[arg(long, value_name = "NAME", conflicts_with = "reboot")]
+    upgrade: Option<String>,
+
+    #[command(flatten)]
+    cluster: ClusterArgs,
+
     /// Reboot as well.
     #[arg(long)]
     reboot: bool,
@@ -59,6 +73,12 @@ struct RolledBack {
 
 impl Rollback {
     pub(super) fn run(self) -> Result<Outcome> {
+        if self.node.is_some() || self.upgrade.is_some() {
+            let (node, upgrade) = (self.node.as_deref(), self.upgrade.as_deref());
+            let done = self.cluster.with(async |client| send_back(&client, node, upgrade).await)?;
+            output::print(&output::lines(done))?;
+            return Ok(Outcome::Good);
+        }
         let booted = self.machine.slots()?.booted().slot;
         let Some(loader) = self.machine.loader()? else {
             bail!("no boot loader that can be told is known on this machine: set --boot-backend");

@@ -23,8 +23,8 @@ open_enum! {
         DrainBlocked,
         /// The next step waits for a maintenance window.
         WaitingForWindow,
-        /// Fields of the spec that this release accepts but does not obey yet; the message names them.
-        NotObeyed,
+        /// A health check holds nodes back.
+        HealthGate,
         /// The operator allows the node to commit to the reboot.
         BootGranted,
         /// The node is cordoned, and what had to leave it has left.

@@ -27,6 +27,8 @@ open_enum! {
         InvalidNodeSelector,
         /// A window of the spec cannot be understood.
         InvalidWindow,
+        /// The expression of a health check cannot be understood.
+        InvalidHealthCheck,
         /// The spec names something that is neither a version nor a channel.
         InvalidVersion,
         /// The catalog has no such version; the message names the nearest ones.
@@ -83,6 +85,14 @@ open_enum! {
         WaitingForGroup,
         /// A node is back, and has not been for long enough.
         Soaking,
+        /// A health check does not hold, or could not be evaluated.
+        HealthGate,
+        /// Pods have to leave the node.
+        Draining,
+        /// A disruption budget or a pod holds up the drain of a node.
+        DrainBlocked,
+        /// The node is not Ready, or did not come back.
+        NodeUnreachable,
         /// The hop would take the control plane's API servers more than one minor release apart.
         ControlPlaneSkew,
         /// A kubelet would be newer than the oldest API server.
@@ -93,7 +103,5 @@ open_enum! {
         NotPaused,
         /// The catalog was read.
         CatalogRead,
-        /// This release does not obey the fields that the message names.
-        NotImplemented,
     }
 }

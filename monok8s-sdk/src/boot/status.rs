@@ -286,6 +286,7 @@ impl LoaderStatus {
     }
 
     /// Whether nothing but the numbers of tries differs, of slots that may boot anyway.
+    #[cfg(feature = "boot")]
     pub(crate) fn differs_in_tries_only(&self, other: &Self) -> bool {
         let without_tries = |status: &Self| {
             let mut status = status.clone();

@@ -1,11 +1,13 @@
 //! The operator: one replica, few rights, no privileges.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::rbac::{cluster_role, role, rule, service_account};
 use super::{
     CONTROLLER_NAME, CONTROLLER_PORT, ConfigMapCatalogs, ImageSource, LOCAL_CONTROLLER_IMAGE, Namespace,
-    configmap_catalogs, field_env, metadata, on_managed_nodes, pod_labels, prerequisites,
+    Readable, configmap_catalogs, field_env, metadata, on_managed_nodes, pod_labels, prerequisites,
 };
 use crate::api::{GROUP, LABEL_CONTROL_PLANE};
 
@@ -25,6 +27,8 @@ pub struct Controller {
     pub image: ImageSource,
     /// Whether catalogs may be read from `ConfigMaps`.
     pub config_maps: ConfigMapCatalogs,
+    /// What it may read for health checks.
+    pub grant_read: BTreeSet<Readable>,
 }
 
 impl Controller {
@@ -44,11 +48,17 @@ impl Controller {
     #[must_use]
     pub fn own_objects(&self) -> Vec<Value> {
         let mut objects = vec![service_account(CONTROLLER_NAME, &self.namespace)];
-        objects.extend(cluster_role(CONTROLLER_NAME, &self.namespace, &cluster_rules()));
+        objects.extend(cluster_role(CONTROLLER_NAME, &self.namespace, &self.cluster_rules()));
         let lease = [rule("coordination.k8s.io", &["leases"], &["get", "create", "patch"])];
         objects.extend(role(CONTROLLER_NAME, &self.namespace, &[CONTROLLER_NAME], &lease));
         objects.push(self.deployment());
         objects
+    }
+
+    fn cluster_rules(&self) -> Vec<Value> {
+        let granted = self.grant_read.iter();
+        let granted = granted.map(|kind| rule(kind.group(), &[kind.resource()], &["get", "list", "watch"]));
+        cluster_rules().into_iter().chain(granted).collect()
     }
 
     fn deployment(&self) -> Value {
@@ -126,6 +136,11 @@ fn cluster_rules() -> Vec<Value> {
         rule(GROUP, &["osnodes"], &["get", "list", "watch", "create"]),
         // A cordon is a patch.
         rule("", &["nodes"], &["get", "list", "watch", "patch"]),
+        // Drains. Pods are only ever deleted where drain.onTimeout is Force.
+        rule("", &["pods"], &["list", "watch", "delete"]),
+        rule("", &["pods/eviction"], &["create"]),
+        rule("", &["persistentvolumeclaims"], &["get"]),
+        rule("storage.k8s.io", &["volumeattachments"], &["list", "watch"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
     ]
 }

@@ -8,6 +8,7 @@ mod agent;
 mod configmaps;
 mod controller;
 mod rbac;
+mod readable;
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 pub use agent::Agent;
 pub use configmaps::{ConfigMapCatalogs, configmap_catalogs};
 pub use controller::Controller;
+pub use readable::{Readable, ReadableError};
 
 use crate::api::{LABEL_MANAGED, crds, sort_keys};
 

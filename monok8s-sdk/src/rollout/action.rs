@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
 use super::outlook::Outlook;
+use super::pods::PodView;
 use crate::api::{BootGrant, OSUpgradeProgressSpec, OSUpgradeProgressStatus};
 use crate::version::OsVersion;
 
@@ -30,6 +31,23 @@ pub struct ObjectRef {
     pub uid: String,
     /// Its resourceVersion.
     pub resource_version: String,
+}
+
+/// A pod as it was when something was decided about it. Its writes name the UID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRef {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+impl PodRef {
+    pub(super) fn of(pod: &PodView) -> Self {
+        Self { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() }
+    }
 }
 
 /// One write. Each is decided on observed facts alone and needs no other one of its plan.
@@ -86,6 +104,18 @@ pub enum Action {
         /// Which hop, and until when.
         grant: BootGrant,
     },
+    /// Ask for a pod's eviction, with its UID as precondition. The answer goes to `Fleet::evictions`.
+    Evict {
+        /// The pod.
+        pod: PodRef,
+        /// Seconds that it gets to end; `None`: its own.
+        grace_period_seconds: Option<i32>,
+    },
+    /// Delete a pod, with its UID as precondition, whatever disruption budgets say.
+    DeletePod {
+        /// The pod.
+        pod: PodRef,
+    },
     /// Set `spec.unschedulable` and the cordon annotation, in one write.
     Cordon {
         /// The Node.
@@ -110,6 +140,8 @@ impl Action {
             Self::GrantStage { .. } => "grant-stage",
             Self::GrantBoot { .. } => "grant-boot",
             Self::Cordon { .. } => "cordon",
+            Self::Evict { .. } => "evict",
+            Self::DeletePod { .. } => "delete-pod",
         }
     }
 
@@ -125,6 +157,7 @@ impl Action {
             | Self::GrantBoot { progress, .. } => &progress.name,
             Self::Uncordon { node } | Self::CreateOsNode { node } | Self::Cordon { node, .. } => &node.name,
             Self::CreateProgress(new) => &new.name,
+            Self::Evict { pod, .. } | Self::DeletePod { pod } => &pod.name,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Cordon, and leave to reboot. A drain will have its place between the two.
+//! Cordon, drain, and leave to reboot.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,10 +6,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::action::Action;
 use super::draft::Draft;
+use super::drain;
 use super::fleet::{NodeView, Readiness, Scheduling};
 use super::gates::Turn;
 use super::govern::{Stand, Stands};
 use super::halt::Failures;
+use super::health;
 use super::line::Place;
 use super::order::{GRANT_LIFETIME, OrderView, State};
 use super::outlook::Wait;
@@ -160,7 +162,7 @@ fn candidates<'a, 'f>(survey: &'a Survey<'f>, stands: &'a Stands<'f>) -> Vec<Can
 }
 
 /// The next step of a node whose turn it is.
-fn go_on(candidate: &Candidate<'_, '_>, survey: &Survey<'_>, draft: &mut Draft) {
+fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Draft) {
     let Candidate { node, order, version, .. } = candidate;
     let cordoned = node.scheduling == Scheduling::Cordoned;
     let closes = match candidate.campaign.reboot_window {
@@ -179,7 +181,11 @@ fn go_on(candidate: &Candidate<'_, '_>, survey: &Survey<'_>, draft: &mut Draft) 
         }
         // The cordon of an order that is over is taken off first.
         _ if foreign => {}
+        _ if cordoned && !drain::go_on(survey, candidate.campaign, node, *order, draft) => {}
         _ if cordoned => {
+            if let Some(wait) = health::wait(candidate.campaign, *order) {
+                return draft.waits(candidate.campaign, node, wait);
+            }
             let not_after = closes.into_iter().fold(survey.now + GRANT_LIFETIME, Ord::min);
             let grant = BootGrant { version: (*version).clone(), not_after: Time(not_after) };
             draft.push(Action::GrantBoot { progress: order.object(), grant });

@@ -45,6 +45,10 @@ impl Draft {
         self.next_event = Some(self.next_event.map_or(at, |earlier| earlier.min(at)));
     }
 
+    pub(super) fn next_event(&self) -> Option<Timestamp> {
+        self.next_event
+    }
+
     /// The actions in the order of execution, and the next event.
     pub(super) fn finish(mut self) -> (Vec<Action>, Option<Timestamp>) {
         self.actions.sort_by_key(rank);
@@ -63,6 +67,7 @@ fn rank(action: &Action) -> u8 {
         Action::GrantStage { .. } => 4,
         Action::GrantBoot { .. } => 5,
         Action::Cordon { .. } => 6,
-        Action::Report { .. } => 7,
+        Action::Evict { .. } | Action::DeletePod { .. } => 7,
+        Action::Report { .. } => 8,
     }
 }

@@ -395,6 +395,11 @@ impl UpgradeFixture {
     #[must_use]
     pub fn view(&self) -> UpgradeView {
         let target = Target { resolved: self.resolved(), blocked: self.blocked.iter().cloned().collect() };
-        UpgradeView { upgrade: self.object(), evaluation: Evaluation::Accepted(target), catalog_error: None }
+        UpgradeView {
+            upgrade: self.object(),
+            evaluation: Evaluation::Accepted(target),
+            catalog_error: None,
+            health: Vec::new(),
+        }
     }
 }

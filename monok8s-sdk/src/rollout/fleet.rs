@@ -6,11 +6,17 @@ use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo};
 use k8s_openapi::jiff::Timestamp;
 
 use super::action::ObjectRef;
+use super::drain::Eviction;
+use super::health::Health;
+use super::pods::PodView;
 use crate::api::{
     ANNOTATION_CORDON, ANNOTATION_EXCLUDE, IntOrPercent, LABEL_CONTROL_PLANE, LABEL_MANAGED, OSNode,
     OSNodeStatus, OSUpgrade, OSUpgradeProgress, Resolved, ReturnState, UpgradeReason, annotation_is_on,
 };
 use crate::version::OsVersion;
+
+/// What Kubernetes itself taints nodes with that are cordoned, or not ready for a moment.
+const TAINTS_OF_KUBERNETES: &str = "node.kubernetes.io/";
 
 /// Everything the planner looks at: one consistent-enough view of the cluster. Facts may be old;
 /// the preconditions of the actions catch that.
@@ -30,6 +36,16 @@ pub struct Fleet {
     pub operator_node: Option<String>,
     /// How many managed nodes may be unavailable at once over all upgrades. `None`: no such limit.
     pub max_unavailable: Option<IntOrPercent>,
+    /// The operator's own pod, as `namespace/name`, which no drain asks to leave.
+    pub operator_pod: Option<String>,
+    /// The pods of cordoned nodes, by the Node's UID; without a node whose pods are not known yet.
+    pub pods: BTreeMap<String, Vec<PodView>>,
+    /// The names of the volumes attached to each node, by the Node's name; `None` if they are not known yet.
+    pub volumes: Option<BTreeMap<String, BTreeSet<String>>>,
+    /// The volumes behind claims, as `namespace/name`, of pods that no drain has leave.
+    pub claims: BTreeMap<String, String>,
+    /// What became of evictions, by the pod's UID. What an operator did not live to remember is asked again.
+    pub evictions: BTreeMap<String, Eviction>,
 }
 
 /// An upgrade, and what its spec and catalog were evaluated to.
@@ -42,6 +58,8 @@ pub struct UpgradeView {
     /// Why the last attempt to read the catalog failed; `None` if it succeeded. An upgrade whose
     /// run is frozen stays `Accepted` meanwhile.
     pub catalog_error: Option<String>,
+    /// What its health checks came to, in their order. One that is missing was not evaluated yet.
+    pub health: Vec<Health>,
 }
 
 /// What a spec and a catalog come to, without a look at nodes.
@@ -104,6 +122,8 @@ pub struct NodeView {
     pub scheduling: Scheduling,
     /// The UID of the progress object that it was cordoned for, if the cordon is ours.
     pub cordoned_for: Option<String>,
+    /// Whether it keeps away pods that do not say that they tolerate it.
+    pub taints: Taints,
     /// What it runs; `None` if neither source names an OS version.
     pub version: Option<OsVersion>,
     /// Who said what it runs.
@@ -152,6 +172,15 @@ pub enum Scheduling {
     Schedulable,
     /// It is cordoned, by us or by anyone.
     Cordoned,
+}
+
+/// Whether a node keeps away pods that do not say that they tolerate it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Taints {
+    /// It takes any pod.
+    Open,
+    /// It is tainted with `NoSchedule` or `NoExecute`, as nodes of the control plane are.
+    Closed,
 }
 
 /// Who said which version a node runs.
@@ -228,6 +257,7 @@ impl NodeView {
             },
             readiness: readiness(node.status.as_ref()),
             scheduling: if unschedulable { Scheduling::Cordoned } else { Scheduling::Schedulable },
+            taints: taints(node),
             cordoned_for: annotations.and_then(|all| all.get(ANNOTATION_CORDON)).cloned(),
             version,
             version_source,
@@ -269,6 +299,16 @@ impl NodeView {
             resource_version: self.resource_version.clone(),
         }
     }
+}
+
+/// Without what the Node says in other ways too.
+fn taints(node: &Node) -> Taints {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    let closed = taints.into_iter().flatten().any(|taint| {
+        !taint.key.starts_with(TAINTS_OF_KUBERNETES)
+            && matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")
+    });
+    if closed { Taints::Closed } else { Taints::Open }
 }
 
 fn readiness(status: Option<&NodeStatus>) -> Readiness {

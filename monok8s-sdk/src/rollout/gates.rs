@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::fleet::{Management, NodeView, Readiness, Role, Scheduling};
 use super::govern::Stands;
 use super::halt::{forbidden, names};
+use super::health;
 use super::order::OrderView;
 use super::outlook::Wait;
 use super::pace::{self, Pace};
@@ -38,27 +39,28 @@ pub(super) struct Turn<'a, 'f> {
 type Gate = fn(&Turn<'_, '_>) -> Option<Wait>;
 
 /// All gates, the ones that only a person opens first.
-const GATES: [Gate; 14] = [
-    paused,
-    halted,
-    image_forbidden,
-    pace::window,
-    other_reboot,
-    control_plane_in_step,
-    control_plane_first,
-    pace::canary_first,
-    api_server_skew,
-    operator_last,
-    pace::group_turn,
-    pace::soaking,
-    one_control_plane_node,
-    budget,
+const GATES: [(&str, Gate); 15] = [
+    ("paused", paused),
+    ("halted", halted),
+    ("image forbidden", image_forbidden),
+    ("window", pace::window),
+    ("other reboot", other_reboot),
+    ("control plane in step", control_plane_in_step),
+    ("control plane first", control_plane_first),
+    ("canary first", pace::canary_first),
+    ("API server skew", api_server_skew),
+    ("operator last", operator_last),
+    ("group turn", pace::group_turn),
+    ("soaking", pace::soaking),
+    ("health", health::gate),
+    ("one control-plane node", one_control_plane_node),
+    ("budget", budget),
 ];
 
 impl Turn<'_, '_> {
     /// Why the node may not go now.
     pub(super) fn wait(&self) -> Option<Wait> {
-        GATES.iter().find_map(|gate| gate(self))
+        GATES.iter().filter(|(name, _)| stands(name)).find_map(|(_, gate)| gate(self))
     }
 
     /// Where the hop leads from what the node runs.
@@ -277,5 +279,42 @@ fn why(turn: &Turn<'_, '_>, node: &NodeView) -> &'static str {
             "cordoned by someone"
         }
         (false, Readiness::Ready, _) => "its turn",
+    }
+}
+
+/// Gates can be taken away, to see that somebody notices.
+#[cfg(not(test))]
+const fn stands(_: &str) -> bool {
+    true
+}
+
+#[cfg(test)]
+pub(super) use removal::{DRAIN, gate_names, stands, without};
+
+#[cfg(test)]
+mod removal {
+    use std::cell::Cell;
+
+    /// The name of what is no gate, and is taken away like one.
+    pub(in crate::rollout) const DRAIN: &str = "drain";
+
+    thread_local! {
+        static GONE: Cell<&'static str> = const { Cell::new("") };
+    }
+
+    pub(in crate::rollout) fn gate_names() -> impl Iterator<Item = &'static str> {
+        super::GATES.iter().map(|(name, _)| *name)
+    }
+
+    pub(in crate::rollout) fn stands(name: &str) -> bool {
+        GONE.get() != name
+    }
+
+    /// Does something without a gate, on this thread.
+    pub(in crate::rollout) fn without<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
+        GONE.set(name);
+        let done = work();
+        GONE.set("");
+        done
     }
 }

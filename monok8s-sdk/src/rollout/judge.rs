@@ -6,13 +6,12 @@ use super::draft::Draft;
 use super::fleet::{Evaluation, Management, NodeView, Scheduling, Target};
 use super::govern::{Stand, Stands};
 use super::halt::{Failures, names};
+use super::health;
 use super::order::{OrderView, State};
 use super::outlook::{Outlook, Wait};
 use super::refusals::{Unable, common_reason, explain, unable};
 use super::survey::{Campaign, Survey};
-use crate::api::{
-    ConditionType, LABEL_MANAGED, Mode, NodeCounts, RolloutSpec, Truth, UpgradePhase, UpgradeReason,
-};
+use crate::api::{ConditionType, LABEL_MANAGED, Mode, NodeCounts, Truth, UpgradePhase, UpgradeReason};
 use crate::version::OsVersion;
 
 /// Where an upgrade stands, before it is put into conditions.
@@ -67,7 +66,6 @@ fn conditions(
     verdict: &Verdict,
     waits: &BTreeMap<String, Wait>,
 ) -> Vec<(ConditionType, Truth, UpgradeReason, String)> {
-    let waiting_for_window = waits.values().find(|wait| wait.reason == UpgradeReason::WaitingForWindow);
     let is = |standing| Truth::from(verdict.standing == standing);
     let mut list: Vec<_> = [
         (ConditionType::Ready, verdict.ready),
@@ -90,36 +88,21 @@ fn conditions(
         None => (Truth::True, UpgradeReason::CatalogRead, "the catalog was read"),
     };
     other(ConditionType::CatalogReachable, truth, reason, message);
-    if let Some(wait) = waiting_for_window {
-        other(ConditionType::WaitingForWindow, Truth::True, wait.reason.clone(), &wait.message);
-    }
-    let ignored = not_obeyed(&campaign.rollout);
-    if !ignored.is_empty() {
-        let message = format!("this release accepts, but does not obey yet: {}", ignored.join(", "));
-        other(ConditionType::NotObeyed, Truth::True, UpgradeReason::NotImplemented, &message);
+    for (kind, reason) in [
+        (ConditionType::WaitingForWindow, UpgradeReason::WaitingForWindow),
+        (ConditionType::DrainBlocked, UpgradeReason::DrainBlocked),
+        (ConditionType::HealthGate, UpgradeReason::HealthGate),
+    ] {
+        if let Some((node, wait)) = waits.iter().find(|(_, wait)| wait.reason == reason) {
+            let message = match kind {
+                ConditionType::DrainBlocked => format!("{node} {}", wait.message),
+                ConditionType::HealthGate => health::without_prefix(&wait.message).to_owned(),
+                _ => wait.message.clone(),
+            };
+            other(kind, Truth::True, reason, &message);
+        }
     }
     list
-}
-
-/// The fields that are set and make no difference in this release.
-fn not_obeyed(rollout: &RolloutSpec) -> Vec<&'static str> {
-    let RolloutSpec {
-        max_unavailable: _,
-        max_parallel_staging: _,
-        canary: _,
-        group_by: _,
-        soak_seconds: _,
-        failure_threshold: _,
-        max_failed_nodes: _,
-        staging_timeout_seconds: _,
-        reboot_timeout_seconds: _,
-        trial: _,
-        windows: _,
-        drain,
-        health_checks,
-    } = rollout;
-    let fields = [("rollout.drain", drain.is_some()), ("rollout.healthChecks", !health_checks.is_empty())];
-    fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
 }
 
 fn counts(campaign: &Campaign<'_>, stands: &Stands<'_>) -> NodeCounts {
@@ -278,7 +261,8 @@ fn rolling_out(
             message: wait.message.clone(),
         };
     }
-    let (reason, message) = match waits.iter().next().filter(|_| !moving) {
+    let blocked = waits.iter().find(|(_, wait)| wait.reason == UpgradeReason::DrainBlocked);
+    let (reason, message) = match blocked.or_else(|| waits.iter().next().filter(|_| !moving)) {
         Some((node, wait)) => (wait.reason.clone(), format!("{progress}; {node}: {}", wait.message)),
         None => (UpgradeReason::RollingOut, progress),
     };

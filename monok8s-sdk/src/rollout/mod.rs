@@ -16,18 +16,23 @@
 mod action;
 mod boot;
 mod draft;
+mod drain;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fixtures;
 mod fleet;
+mod forecast;
 mod gates;
 mod govern;
 mod halt;
+mod health;
+mod inspect;
 mod judge;
 mod line;
 mod order;
 mod outlook;
 mod pace;
 mod plan;
+mod pods;
 mod refusals;
 mod report;
 mod route;
@@ -39,12 +44,16 @@ mod sweep;
 mod tests;
 mod windows;
 
-pub use action::{Action, NewProgress, ObjectRef, Plan};
+pub use action::{Action, NewProgress, ObjectRef, Plan, PodRef};
+pub use drain::{DRAIN_BLOCKED, Eviction, EvictionAnswer};
 pub use fleet::{
-    Evaluation, Fleet, Management, NodeReport, NodeView, Readiness, Role, Scheduling, Target, UpgradeView,
-    VersionSource,
+    Evaluation, Fleet, Management, NodeReport, NodeView, Readiness, Role, Scheduling, Taints, Target,
+    UpgradeView, VersionSource,
 };
+pub use health::Health;
+pub use inspect::{Assessment, Inspection, Standing, inspect};
 pub use outlook::{NewRun, Outlook, Wait};
 pub use plan::plan;
+pub use pods::{PodController, PodData, PodRun, PodView};
 pub use run::{frozen_target, run_digest};
 pub use windows::{WindowError, WindowState, Windows};

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::action::ObjectRef;
+use super::drain;
 use super::fleet::{NodeView, Readiness, UpgradeView};
 use super::survey::Campaign;
 use crate::api::{
@@ -177,7 +178,7 @@ impl<'f> OrderView<'f> {
     }
 
     /// When the node committed, as far as its clock can be trusted: inside the grant.
-    fn committed_at(self) -> Option<Timestamp> {
+    pub(super) fn committed_at(self) -> Option<Timestamp> {
         let said = self.phase_began(&ProgressPhase::Rebooting);
         match self.boot() {
             Some(grant) => {
@@ -236,9 +237,18 @@ impl<'f> OrderView<'f> {
         (took.is_positive() && took < LONGEST).then_some(took)
     }
 
+    /// How long the node took from the start of its download until its slot was read back, if it did; by its own
+    /// clock, of which only what is possible is believed.
+    pub(super) fn stage_took(self) -> Option<SignedDuration> {
+        const LONGEST: SignedDuration = SignedDuration::from_hours(6);
+        let began = self.phase_began(&ProgressPhase::Downloading)?;
+        let took = self.phase_began(&ProgressPhase::Staged)?.duration_since(began);
+        (took.is_positive() && took < LONGEST).then_some(took)
+    }
+
     /// When the attempt that is under way began: the later of the operator's stamp and the node's
     /// own word, which is not believed about the future.
-    fn staging_began(self, now: Timestamp) -> Option<Timestamp> {
+    pub(super) fn staging_began(self, now: Timestamp) -> Option<Timestamp> {
         let stamp = find_condition(self.progress.conditions(), &ConditionType::TimedOut)?;
         let said = self.phase_began(&ProgressPhase::Downloading).filter(|said| *said <= now);
         Some(said.map_or(stamp.last_transition_time.0, |said| said.max(stamp.last_transition_time.0)))
@@ -258,10 +268,10 @@ impl<'f> OrderView<'f> {
         }
         match self.plain_state(node) {
             State::Staging(_) => self.staging_began(now).map(|at| later(at, staging)),
+            State::Staged(_) if self.boot().is_none() => drain::deadline_to_abort(self, rollout),
             State::Staged(_) => {
                 let granted = find_condition(self.progress.conditions(), &ConditionType::BootGranted)?;
-                (self.boot().is_some() && granted.status == "True")
-                    .then(|| later(granted.last_transition_time.0, reboot))
+                (granted.status == "True").then(|| later(granted.last_transition_time.0, reboot))
             }
             State::Settling => {
                 let seen = find_condition(self.progress.conditions(), &ConditionType::Degraded)?;
@@ -363,7 +373,7 @@ impl<'f> OrderView<'f> {
 }
 
 /// `at` and `more`, as far as times go: what is written in an object may be at their end.
-fn later(at: Timestamp, more: SignedDuration) -> Timestamp {
+pub(super) fn later(at: Timestamp, more: SignedDuration) -> Timestamp {
     let end = if more.is_negative() { Timestamp::MIN } else { Timestamp::MAX };
     at.checked_add(more).unwrap_or(end)
 }

@@ -17,20 +17,7 @@ use super::{boot, report, stage};
 pub fn plan(fleet: &Fleet, now: Timestamp) -> Plan {
     let survey = Survey::new(fleet, now);
     let stands = Stands::new(&survey);
-    let wanted = Wanted::new(&survey, &stands);
-    let mut draft = Draft::default();
-
-    sweep::create_os_nodes(&survey, &mut draft);
-    stage::stage(&survey, &stands, &mut draft);
-    boot::take_turns(&survey, &stands, &mut draft);
-    sweep::withdraw(&survey, &wanted, &mut draft);
-    sweep::uncordon(&survey, &wanted, &mut draft);
-    sweep::collect_garbage(&survey, &mut draft);
-    for campaign in &survey.campaigns {
-        campaign.window_changes().for_each(|at| draft.wake_at(at));
-    }
-    report::report(&survey, &stands, &wanted, &mut draft);
-
+    let draft = draft(&survey, &stands);
     let outlooks = survey
         .campaigns
         .iter()
@@ -38,4 +25,22 @@ pub fn plan(fleet: &Fleet, now: Timestamp) -> Plan {
         .collect();
     let (actions, next_event) = draft.finish();
     Plan { actions, outlooks, next_event }
+}
+
+/// What is done about the fleet, and what waits.
+pub(super) fn draft<'f>(survey: &Survey<'f>, stands: &Stands<'f>) -> Draft {
+    let wanted = Wanted::new(survey, stands);
+    let mut draft = Draft::default();
+
+    sweep::create_os_nodes(survey, &mut draft);
+    stage::stage(survey, stands, &mut draft);
+    boot::take_turns(survey, stands, &mut draft);
+    sweep::withdraw(survey, &wanted, &mut draft);
+    sweep::uncordon(survey, &wanted, &mut draft);
+    sweep::collect_garbage(survey, &mut draft);
+    for campaign in &survey.campaigns {
+        campaign.window_changes().for_each(|at| draft.wake_at(at));
+    }
+    report::report(survey, stands, &wanted, &mut draft);
+    draft
 }

@@ -5,6 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::action::Action;
 use super::draft::Draft;
+use super::drain;
 use super::fleet::NodeView;
 use super::govern::{Stand, Stands};
 use super::order::{OrderView, Soak, State};
@@ -23,7 +24,7 @@ pub(super) const OURS: [ConditionType; 6] = [
     ConditionType::TimedOut,
 ];
 
-type Finding = (ConditionType, Truth, &'static str, String);
+pub(super) type Finding = (ConditionType, Truth, &'static str, String);
 
 /// Brings the conditions of all orders up to date, and notes when the next deadline passes.
 pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Wanted<'f>, draft: &mut Draft) {
@@ -36,6 +37,7 @@ pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Want
                 let state = order.state(node, &campaign.rollout, survey.now);
                 findings.extend(timed_out(order, &state));
                 findings.extend(degraded(&state, node, order));
+                findings.extend(drain::finding(survey, campaign, node, (order, &state), draft));
                 findings.extend(soaking(&state, order, campaign, node, survey.now));
                 let deadline = order.deadline(node, &campaign.rollout, survey.now);
                 if let Some(deadline) = deadline.filter(|deadline| *deadline > survey.now) {
@@ -69,6 +71,9 @@ fn timed_out(order: OrderView<'_>, state: &State<'_>) -> Option<Finding> {
         }
         State::Failed => match order.progress.phase() {
             ProgressPhase::Failed => None,
+            ProgressPhase::Staged | ProgressPhase::Draining if drain_timed_out(order).is_some() => {
+                timed_out(Truth::True, DRAIN_TIMED_OUT, &drain_timed_out(order)?)
+            }
             ProgressPhase::Staged | ProgressPhase::Draining => {
                 let message =
                     "the node had leave to reboot and did not commit to it within rebootTimeoutSeconds";
@@ -81,6 +86,19 @@ fn timed_out(order: OrderView<'_>, state: &State<'_>) -> Option<Finding> {
         },
         _ => None,
     }
+}
+
+const DRAIN_TIMED_OUT: &str = "DrainTimedOut";
+
+/// What a drain waited for until its time was over.
+fn drain_timed_out(order: OrderView<'_>) -> Option<String> {
+    let find = |kind| find_condition(order.progress.conditions(), &kind);
+    let before = find(ConditionType::TimedOut).filter(|before| before.reason == DRAIN_TIMED_OUT);
+    let ends = || {
+        let drained = find(ConditionType::Drained).filter(|drained| drained.status == "False")?;
+        Some(format!("the drain was not over within drain.timeoutSeconds: {}", drained.message))
+    };
+    before.map(|before| before.message.clone()).or_else(ends)
 }
 
 /// False while the Node object may merely be late: its transition time is when that began.

@@ -22,11 +22,15 @@ pub(super) struct Survey<'f> {
     pub(super) now: Timestamp,
     /// All progress objects, by name.
     pub(super) orders: Vec<OrderView<'f>>,
+    /// The same, by the name of the node.
+    by_node: BTreeMap<&'f str, Vec<OrderView<'f>>>,
     /// The upgrades that are not being deleted, in the order in which they were accepted; those
     /// that never were come last, by age and name.
     pub(super) campaigns: Vec<Campaign<'f>>,
     /// How long a node takes from its commit until it is back: the median of those that came back.
     pub(super) reboot_takes: SignedDuration,
+    /// How long a node takes to download and write an image: the median of those that did.
+    pub(super) stage_takes: SignedDuration,
     /// The names of nodes that are NotReady, cordoned or about to reboot.
     unavailable: BTreeSet<&'f str>,
 }
@@ -53,16 +57,25 @@ pub(super) struct Campaign<'f> {
 
 /// How long a node is expected to be away, as long as none has come back.
 const REBOOT_TAKES: SignedDuration = SignedDuration::from_mins(10);
+/// How long staging is expected to take, as long as no node has.
+const STAGE_TAKES: SignedDuration = SignedDuration::from_mins(5);
 
 impl<'f> Survey<'f> {
     pub(super) fn new(fleet: &'f Fleet, now: Timestamp) -> Self {
         let mut orders: Vec<_> = fleet.progresses.iter().map(|progress| OrderView { progress }).collect();
         orders.sort_by_key(|order| order.name());
+        let mut by_node: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        for order in &orders {
+            by_node.entry(order.progress.spec.node_name.as_str()).or_default().push(*order);
+        }
         let live = fleet.upgrades.iter().filter(|view| view.upgrade.metadata.deletion_timestamp.is_none());
         let mut campaigns: Vec<_> = live.map(|view| Campaign::new(view, fleet, now)).collect();
         campaigns.sort_by(|a, b| a.age().cmp(&b.age()));
-        let reboot_takes = reboot_takes(&orders);
-        let mut survey = Self { fleet, now, orders, campaigns, reboot_takes, unavailable: BTreeSet::new() };
+        let reboot_takes = median(orders.iter().filter_map(|order| order.reboot_took()), REBOOT_TAKES);
+        let stage_takes = median(orders.iter().filter_map(|order| order.stage_took()), STAGE_TAKES);
+        let unavailable = BTreeSet::new();
+        let mut survey =
+            Self { fleet, now, orders, by_node, campaigns, reboot_takes, stage_takes, unavailable };
         survey.unavailable =
             fleet.nodes.iter().filter(|node| survey.is_away(node)).map(|node| node.name.as_str()).collect();
         survey
@@ -76,7 +89,8 @@ impl<'f> Survey<'f> {
 
     /// Every progress object for this very node, hand-made ones included.
     pub(super) fn orders_of(&self, node: &NodeView) -> impl Iterator<Item = OrderView<'f>> {
-        self.orders.iter().copied().filter(|order| order.is_for(node))
+        let of_its_name = self.by_node.get(node.name.as_str()).into_iter().flatten();
+        of_its_name.copied().filter(|order| order.is_for(node))
     }
 
     /// The live upgrade, its run and the node that an order is for, if it is for the run that is
@@ -236,11 +250,10 @@ fn seconds(seconds: Option<i32>) -> SignedDuration {
     SignedDuration::from_secs(seconds.unwrap_or(0).into())
 }
 
-/// The median of what nodes took from their commit until they were done, each by its own clock.
-fn reboot_takes(orders: &[OrderView<'_>]) -> SignedDuration {
-    let mut taken: Vec<_> = orders.iter().filter_map(|order| order.reboot_took()).collect();
+fn median(taken: impl Iterator<Item = SignedDuration>, otherwise: SignedDuration) -> SignedDuration {
+    let mut taken: Vec<_> = taken.collect();
     taken.sort_unstable();
-    taken.get(taken.len() / 2).copied().unwrap_or(REBOOT_TAKES)
+    taken.get(taken.len() / 2).copied().unwrap_or(otherwise)
 }
 
 fn canaries<'f>(fleet: &Fleet, rollout: &RolloutSpec, selected: &[&'f NodeView]) -> BTreeSet<&'f str> {

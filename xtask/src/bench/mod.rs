@@ -8,6 +8,7 @@ mod casync;
 mod cgroup;
 mod contender;
 mod figures;
+pub mod fleet;
 mod host_facts;
 mod inputs;
 mod rauc;

@@ -46,6 +46,7 @@ async fn what_ctl_prints_is_applied_in_one_go_on_an_empty_cluster() {
         namespace: "ota".parse().unwrap(),
         image: ImageSource::Registry("registry.example.com/monok8s/controller:v1".to_owned()),
         config_maps: ConfigMapCatalogs::Allowed,
+        grant_read: ["apps/Deployment".parse().unwrap()].into(),
     };
     for objects in [Controller::default().objects(), pulled.objects(), Agent::default().objects()] {
         let control_plane = ControlPlane::start(Options::default()).await.unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use monok8s_sdk::api::{
@@ -13,7 +13,7 @@ use monok8s_sdk::api::{
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
-use xtask::kubelet::{Kubelet, NodeSpec};
+use xtask::kubelet::{Health, Kubelet, NodeSpec};
 
 /// What all agents of a cluster saw together.
 #[derive(Debug, Default)]
@@ -62,6 +62,25 @@ pub(super) enum Manner {
     Works,
     /// Stages, and never commits.
     StopsAtStaged,
+    /// Never begins to stage.
+    NeverStages,
+    /// Says that the artifact is not what was ordered.
+    FailsToStage,
+    /// Comes back in its old slot.
+    FallsBack,
+    /// Its Node is not Ready.
+    NotReady,
+}
+
+/// The pods on a node that are neither a `DaemonSet`'s nor a file's.
+async fn pods_that_leave(client: &Client, node: &str) -> Vec<String> {
+    let on = ListParams::default().fields(&format!("spec.nodeName={node}"));
+    let pods = Api::<Pod>::all(client.clone()).list(&on).await.unwrap();
+    let leave = pods.iter().filter(|pod| {
+        pod.owner_references().iter().all(|owner| owner.kind != "DaemonSet")
+            && !pod.annotations().contains_key("kubernetes.io/config.mirror")
+    });
+    leave.map(kube::ResourceExt::name_any).collect()
 }
 
 /// A node and its agent. Dropped, both fall silent.
@@ -78,6 +97,9 @@ impl Machine {
         budget: usize,
     ) -> Self {
         let kubelet = Kubelet::start(client.clone(), spec).await.unwrap();
+        if manner == Manner::NotReady {
+            kubelet.set_health(Health::NotReady).await.unwrap();
+        }
         let agent = Agent {
             client,
             kubelet,
@@ -154,15 +176,23 @@ impl Agent {
             return Ok(());
         };
         let staged = *phase == ProgressPhase::Staged;
+        let may_stage = order.stage.as_ref() == Some(hop) && !staged;
         match (&order.stage, &order.boot) {
-            (Some(stage), _) if stage == hop && !staged => {
-                self.say(object, ProgressPhase::Staged, target, json!({ "hop": hop })).await
+            _ if self.manner == Manner::NeverStages => Ok(()),
+            _ if may_stage && self.manner == Manner::FailsToStage => {
+                let why = json!({ "failureReason": "ChecksumMismatch", "message": "the artifact's sha256 differs" });
+                self.say(object, ProgressPhase::Failed, target, why).await
             }
-            (_, Some(boot)) if staged && boot.version == *hop && self.manner == Manner::Works => {
+            _ if may_stage => self.say(object, ProgressPhase::Staged, target, json!({ "hop": hop })).await,
+            (_, Some(boot)) if staged && boot.version == *hop && self.commits() => {
                 self.commit(object, &hop.to_string(), target).await
             }
             _ => Ok(()),
         }
+    }
+
+    fn commits(&self) -> bool {
+        matches!(self.manner, Manner::Works | Manner::FallsBack)
     }
 
     /// The write that decides: with the resourceVersion of the object that carried the grant.
@@ -189,6 +219,11 @@ impl Agent {
         assert!(order.hops.iter().any(|known| known.version.to_string() == hop));
         tokio::time::sleep(Duration::from_millis(100)).await;
         self.check_cordon(object).await;
+        if self.manner == Manner::FallsBack {
+            self.ledger.come_back(self.kubelet.name());
+            let why = json!({ "failureReason": "FellBack", "message": "the kernel did not come up" });
+            return self.say(object, ProgressPhase::RolledBack, target, why).await;
+        }
         if self.running != hop {
             self.kubelet.booted(&hop).await.unwrap();
             self.running = hop;
@@ -210,6 +245,10 @@ impl Agent {
             node.annotations().get(ANNOTATION_CORDON).is_some_and(|uid| Some(uid) != object.uid().as_ref());
         if !cordoned || for_another {
             self.ledger.blame(format!("{} reboots without a cordon of its own", self.kubelet.name()));
+        }
+        let pods = pods_that_leave(&self.client, self.kubelet.name()).await;
+        if !pods.is_empty() {
+            self.ledger.blame(format!("{} reboots with {pods:?} on it", self.kubelet.name()));
         }
         let control_plane = ListParams::default().labels(LABEL_CONTROL_PLANE);
         let others = Api::<Node>::all(self.client.clone()).list(&control_plane).await.unwrap();

@@ -1,19 +1,16 @@
 //! Random fleets, upgrades and accidents. Whatever happens, the rules hold at every step; and when
 //! the accidents end, the fleet comes to rest.
 
-use std::collections::BTreeSet;
-
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
-use super::world::{Mishap, World};
+use super::health::check as health_check;
+use super::rules::{SOAK_SECONDS, ZONE, judge};
+use super::world::{Mishap, World, pod};
 use crate::api::{
     Canary, IntOrPercent, NodeSelector, OSUpgrade, RolloutSpec, Window, WindowKind, WindowScope,
 };
 use crate::rollout::fixtures::upgrade;
-use crate::rollout::{Action, Fleet, NodeView, Plan, Readiness, Role, Scheduling, UpgradeView};
-
-const ZONE: &str = "topology.kubernetes.io/zone";
+use crate::rollout::{Health, PodController, PodView};
 
 const CATALOG: [&str; 5] = ["v1.33.2", "v1.34.1", "v1.34.6", "v1.35.1", "v1.35.4"];
 
@@ -29,6 +26,14 @@ enum Event {
     PersonCordons(usize),
     PersonUncordons(usize),
     Mishap(usize, Mishap),
+    /// The catalog blocks a version, or does not any more.
+    Block(usize),
+    /// What health checks look at falls ill, or is well again.
+    Health,
+    /// Somebody upgrades a machine by hand, which is in its reboot now, or was.
+    ByHand(usize),
+    /// A disruption budget protects a machine's pod, or does not any more.
+    Budget(usize),
     Retarget {
         upgrade: usize,
         version: usize,
@@ -59,6 +64,10 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0usize..8).prop_map(Event::PersonUncordons),
         1 => (0usize..8, prop_oneof![Just(Mishap::FailsToStage), Just(Mishap::FallsBack)])
             .prop_map(|(machine, mishap)| Event::Mishap(machine, mishap)),
+        1 => (0usize..8).prop_map(Event::Budget),
+        1 => (0usize..5).prop_map(Event::Block),
+        1 => (0usize..8).prop_map(Event::ByHand),
+        1 => Just(Event::Health),
         1 => (0usize..3, 0usize..5, any::<bool>()).prop_map(|(upgrade, version, downgrades)| {
             Event::Retarget { upgrade, version, downgrades }
         }),
@@ -70,6 +79,49 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// A fleet, and what happens to it.
+#[derive(Clone, Debug)]
+pub(super) struct Story {
+    setting: Setting,
+    /// What the first upgrade wants, and whether that may be a downgrade.
+    first: (usize, bool),
+    events: Vec<Event>,
+}
+
+pub(super) fn story() -> impl Strategy<Value = Story> {
+    (setting(), (0usize..5, any::<bool>()), prop::collection::vec(event(), 0..120), any::<bool>()).prop_map(
+        |(setting, first, mut events, is_alone)| {
+            if is_alone {
+                events.iter_mut().for_each(stay_with_one_upgrade);
+            }
+            Story { setting, first, events }
+        },
+    )
+}
+
+/// What several upgrades do to each other hides what one does alone.
+fn stay_with_one_upgrade(event: &mut Event) {
+    match event {
+        Event::Retarget { upgrade, .. } | Event::Pause { upgrade } => *upgrade = 0,
+        Event::Delete { .. } => *event = Event::Agents,
+        _ => {}
+    }
+}
+
+/// Lets a story happen. Panics where a rule does not hold.
+pub(super) fn live(story: &Story) -> World {
+    let mut world = world(&story.setting);
+    world.apply(&wanted(&story.setting, 0, story.first.0, story.first.1));
+    for event in &story.events {
+        happen(&mut world, &story.setting, event);
+    }
+    for event in [Event::Operator(usize::MAX), Event::Agents, Event::TimePasses(60)].iter().cycle().take(120)
+    {
+        happen(&mut world, &story.setting, event);
+    }
+    world
+}
+
 #[derive(Clone, Debug)]
 struct Setting {
     control_plane: usize,
@@ -78,6 +130,9 @@ struct Setting {
     max_unavailable: i32,
     operator_limit: Option<i32>,
     operator_node: Option<usize>,
+    /// The first node that falls back halts the run.
+    halts: bool,
+    has_health_check: bool,
     paced: Paced,
 }
 
@@ -107,29 +162,30 @@ fn setting() -> impl Strategy<Value = Setting> {
         1i32..4,
         prop::option::of(1i32..4),
         prop::option::of(0usize..8),
+        (any::<bool>(), any::<bool>()),
         paced(),
     )
-        .prop_map(
-            |(control_plane, workers, versions, max_unavailable, operator_limit, operator_node, paced)| {
-                Setting {
-                    control_plane,
-                    workers,
-                    versions,
-                    max_unavailable,
-                    operator_limit,
-                    operator_node,
-                    paced,
-                }
-            },
-        )
+        .prop_map(|(control_plane, workers, versions, max_unavailable, operator, node, flags, paced)| {
+            Setting {
+                control_plane,
+                workers,
+                versions,
+                max_unavailable,
+                operator_limit: operator,
+                operator_node: node,
+                halts: flags.0,
+                has_health_check: flags.1,
+                paced,
+            }
+        })
 }
 
 fn wanted(setting: &Setting, number: usize, version: usize, downgrades: bool) -> OSUpgrade {
     let mut wanted = upgrade(&format!("up-{number}")).to(CATALOG[version]).rollout(|rollout| {
         rollout.max_unavailable = Some(IntOrPercent::Int(setting.max_unavailable));
-        // A halted run is a state of rest; these fleets are to arrive somewhere.
-        rollout.failure_threshold = Some(IntOrPercent::Int(100));
+        rollout.failure_threshold = Some(IntOrPercent::Int(if setting.halts { 1 } else { 100 }));
         rollout.max_failed_nodes = Some(IntOrPercent::Int(100));
+        rollout.health_checks = setting.has_health_check.then(health_check).into_iter().collect();
         pace(rollout, setting.paced);
     });
     if downgrades {
@@ -155,7 +211,7 @@ fn pace(rollout: &mut RolloutSpec, paced: Paced) {
         let node_selector = NodeSelector([("canary".to_owned(), "yes".into())].into_iter().collect());
         rollout.canary = Some(Canary { node_selector, soak_seconds: Some(300) });
     }
-    rollout.soak_seconds = paced.soak.then_some(300);
+    rollout.soak_seconds = paced.soak.then_some(SOAK_SECONDS);
 }
 
 fn world(setting: &Setting) -> World {
@@ -175,6 +231,8 @@ fn world(setting: &Setting) -> World {
         world.touch(&name, |machine| {
             let zone = if name.ends_with(['0', '2']) { "b" } else { "a" };
             machine.labels.insert(ZONE.to_owned(), zone.to_owned());
+            let daemon = PodView { controller: PodController::DaemonSet, ..pod(&format!("ds-{name}")) };
+            machine.pods = vec![pod(&format!("app-{name}")), daemon];
             if name == "w-1" {
                 machine.labels.insert("canary".to_owned(), "yes".to_owned());
             }
@@ -182,6 +240,7 @@ fn world(setting: &Setting) -> World {
     }
     world.max_unavailable = setting.operator_limit.map(IntOrPercent::Int);
     let names: Vec<_> = world.machines.keys().cloned().collect();
+    world.health = vec![Health::Holds];
     world.operator_node = setting.operator_node.map(|number| names[number % names.len()].clone());
     world
 }
@@ -208,6 +267,23 @@ fn happen(world: &mut World, setting: &Setting, event: &Event) {
             if !granted {
                 world.touch(&name(number), |machine| machine.cordoned = false);
             }
+        }
+        Event::Budget(number) => {
+            let pod = format!("app-{}", name(number));
+            if !world.protected.remove(&pod) {
+                world.protected.insert(pod);
+            }
+        }
+        Event::Block(version) => {
+            let version = CATALOG[version].parse().unwrap();
+            if !world.blocked.remove(&version) {
+                world.blocked.insert(version);
+            }
+        }
+        Event::ByHand(number) => world.by_hand(&name(number)),
+        Event::Health => {
+            let ill = Health::DoesNotHold("of Thing it, \"object.well\" is false".to_owned());
+            world.health = vec![if world.health == [Health::Holds] { ill } else { Health::Holds }];
         }
         Event::Mishap(number, mishap) => world.touch(&name(number), |machine| machine.mishaps.push(mishap)),
         Event::Retarget { upgrade, version, downgrades } => {
@@ -239,146 +315,20 @@ fn happen(world: &mut World, setting: &Setting, event: &Event) {
 fn check(world: &mut World, writes: usize, meanwhile: &[String]) {
     let fleet = world.observe();
     let plan = crate::rollout::plan(&fleet, world.now);
-    judge(&fleet, &plan);
-    judge_pace(&fleet, &plan, world.now);
+    judge(&fleet, &plan, world.now);
     for name in meanwhile {
         world.agent(name);
     }
     world.execute(&plan, writes);
 }
 
-/// What must hold of every plan, whatever the fleet looks like.
-fn judge(fleet: &Fleet, plan: &Plan) {
-    let node = |name: &str| fleet.nodes.iter().find(|node| node.name == name).unwrap();
-    let cordons = plan.actions.iter().filter_map(|action| match action {
-        Action::Cordon { node: object, .. } => Some(node(&object.name)),
-        _ => None,
-    });
-    let cordons: Vec<&NodeView> = cordons.collect();
-    let grants = plan.actions.iter().filter_map(|action| match action {
-        Action::GrantBoot { progress, .. } => {
-            let found =
-                fleet.progresses.iter().find(|known| known.metadata.uid.as_ref() == Some(&progress.uid));
-            Some(node(&found.unwrap().spec.node_name))
-        }
-        _ => None,
-    });
-    let grants: Vec<&NodeView> = grants.collect();
-    for granted in &grants {
-        assert_eq!(granted.scheduling, Scheduling::Cordoned, "granted without a cordon: {granted:?}");
-    }
-    uncordons_follow_withdrawals(fleet, plan);
-    let away = away(fleet);
-    // Cordons add up; nodes that were away already cost nothing.
-    let new: Vec<_> = cordons.iter().filter(|node| !away.contains(node.name.as_str())).collect();
-    let after = |counted: &dyn Fn(&NodeView) -> bool| {
-        fleet.nodes.iter().filter(|node| counted(node) && away.contains(node.name.as_str())).count()
-            + new.iter().filter(|node| counted(node)).count()
-    };
-    if !new.is_empty() {
-        if let Some(IntOrPercent::Int(limit)) = &fleet.max_unavailable {
-            assert!(after(&|_| true) <= usize::try_from(*limit).unwrap(), "over the operator's limit");
-        }
-        // Every upgrade of these fleets selects all nodes and has the same budget.
-        let budget = fleet.upgrades[0].upgrade.spec.rollout().max_unavailable(fleet.nodes.len());
-        assert!(after(&|_| true) <= budget, "over budget: {new:?}");
-    }
-    for turn in cordons.iter().chain(&grants).filter(|node| node.role == Role::ControlPlane) {
-        let others =
-            fleet.nodes.iter().filter(|node| node.role == Role::ControlPlane && node.uid != turn.uid);
-        let others = others.filter(|node| {
-            away.contains(node.name.as_str()) || cordons.iter().any(|cordoned| cordoned.uid == node.uid)
-        });
-        assert_eq!(others.count(), 0, "two control-plane nodes at once: {turn:?}");
-    }
-    one_write_an_object(plan);
-}
-
-/// The same of the pace, which all upgrades of a fleet share.
-fn judge_pace(fleet: &Fleet, plan: &Plan, now: Timestamp) {
-    let Some(rollout) = fleet.upgrades.first().map(|view| view.upgrade.spec.rollout()) else { return };
-    let closes = 1800 - now.as_second().rem_euclid(3600);
-    for action in plan.actions.iter().filter(|_| !rollout.windows.is_empty()) {
-        match action {
-            Action::Cordon { node, .. } => assert!(closes > 0, "{node:?} is begun when it is closed"),
-            Action::GrantBoot { grant, .. } => {
-                assert!(closes > 0, "granted when it is closed");
-                assert!(grant.not_after.0.duration_since(now).as_secs() <= closes, "{grant:?}");
-            }
-            _ => {}
-        }
-    }
-    let zone = |node: &NodeView| node.labels.get(ZONE).cloned();
-    for action in plan.actions.iter().filter(|_| rollout.group_by.is_some()) {
-        let Action::Cordon { node, .. } = action else { continue };
-        let begun = fleet.nodes.iter().find(|known| known.name == node.name).unwrap();
-        let elsewhere =
-            fleet.nodes.iter().find(|other| zone(other) != zone(begun) && in_work(fleet, other, now));
-        assert!(elsewhere.is_none(), "{} is begun while {elsewhere:?} is in work", begun.name);
-    }
-}
-
-/// Whether a node has a reboot that it may yet begin, or that is not overdue.
-fn in_work(fleet: &Fleet, node: &NodeView, now: Timestamp) -> bool {
-    fleet.progresses.iter().any(|progress| {
-        let Some(order) = progress.spec.order.as_ref().filter(|order| order.node_uid == node.uid) else {
-            return false;
-        };
-        let Some(grant) = &order.boot else { return false };
-        let owned = |view: &UpgradeView| {
-            progress.metadata.owner_references.iter().flatten().any(|owner| owner.uid == view.uid())
-                && view.upgrade.status.as_ref().and_then(|status| status.run) == Some(order.run)
-        };
-        let overdue = now.duration_since(grant.not_after.0) > SignedDuration::from_secs(1200);
-        progress.phase().is_committed() && !overdue && fleet.upgrades.iter().any(owned)
-    })
-}
-
-/// An uncordon may only be planned once the withdrawal was seen: one of the same plan may yet fail.
-fn uncordons_follow_withdrawals(fleet: &Fleet, plan: &Plan) {
-    for action in &plan.actions {
-        let Action::Uncordon { node } = action else { continue };
-        let may_reboot = fleet.progresses.iter().find(|progress| {
-            let order = progress.spec.order.as_ref().filter(|order| order.node_uid == node.uid);
-            order.is_some_and(|order| order.boot.is_some() || progress.phase().is_committed())
-        });
-        assert!(may_reboot.is_none(), "uncordon of a node that may reboot: {may_reboot:?}");
-    }
-}
-
-fn away(fleet: &Fleet) -> BTreeSet<&str> {
-    let away = fleet.nodes.iter().filter(|node| {
-        let committed = fleet.progresses.iter().any(|progress| {
-            let order = progress.spec.order.as_ref();
-            progress.spec.node_name == node.name
-                && order.is_none_or(|order| order.node_uid == node.uid)
-                && (progress.phase().is_committed() || order.is_some_and(|order| order.boot.is_some()))
-        });
-        committed || node.readiness == Readiness::NotReady || node.scheduling == Scheduling::Cordoned
-    });
-    away.map(|node| node.name.as_str()).collect()
-}
-
-/// A second write that is bound to the same resourceVersion could only fail.
-fn one_write_an_object(plan: &Plan) {
-    let mut written = BTreeSet::new();
-    for action in &plan.actions {
-        let uid = match action {
-            Action::Report { .. } | Action::CreateProgress(_) | Action::CreateOsNode { .. } => continue,
-            Action::WithdrawBoot { progress }
-            | Action::Supersede { progress }
-            | Action::DeleteProgress { progress }
-            | Action::GrantStage { progress, .. }
-            | Action::GrantBoot { progress, .. } => &progress.uid,
-            Action::Cordon { node, .. } | Action::Uncordon { node } => &node.uid,
-        };
-        assert!(written.insert(uid), "written twice: {action:?}");
-    }
-}
-
 /// The accidents are over: machines and people behave, and nothing is paused.
 fn heal(world: &mut World) {
     let names: Vec<_> = world.machines.keys().cloned().collect();
+    world.protected.clear();
+    world.blocked.clear();
+    world.progresses.retain(|_, progress| progress.spec.order.is_some());
+    world.health = vec![Health::Holds];
     for name in names {
         world.touch(&name, |machine| {
             machine.alive = true;
@@ -400,16 +350,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_rules_hold_through_every_accident_and_the_fleet_comes_to_rest(
-        setting in setting(),
-        first in (0usize..5, any::<bool>()),
-        events in prop::collection::vec(event(), 0..120),
-    ) {
-        let mut world = world(&setting);
-        world.apply(&wanted(&setting, 0, first.0, first.1));
-        for event in &events {
-            happen(&mut world, &setting, event);
-        }
+    fn the_rules_hold_through_every_accident_and_the_fleet_comes_to_rest(story in story()) {
+        let mut world = live(&story);
         heal(&mut world);
         world.settle(1200);
         for (name, machine) in &world.machines {

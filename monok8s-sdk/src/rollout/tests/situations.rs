@@ -5,8 +5,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::world::World;
 use crate::api::{
-    ANNOTATION_HOLD, ConditionType, DrainSpec, IntOrPercent, Mode, OSUpgradeProgress, ProgressPhase,
-    UpgradePhase, UpgradeReason, condition_is_true, find_condition,
+    ANNOTATION_HOLD, ConditionType, IntOrPercent, Mode, OSUpgradeProgress, ProgressPhase, UpgradePhase,
+    UpgradeReason, condition_is_true, find_condition,
 };
 use crate::rollout::fixtures::{NodeFixture, UpgradeFixture, node, upgrade};
 use crate::rollout::{Action, Evaluation, Fleet, Outlook, Plan, plan};
@@ -377,18 +377,6 @@ fn a_completed_upgrade_stays_completed_when_its_nodes_were_moved_on() {
     let plan = plan(&fleet(&[node("a").running("v1.35.4")], &[done]), now());
     assert_eq!(summary(outlook(&plan, "old")), ("Completed", "UpToDate", "Ready".to_owned()));
     assert_eq!(plan.actions, []);
-}
-
-#[test]
-fn what_is_accepted_and_not_obeyed_is_named() {
-    let ignored = upgrade("up").rollout(|rollout| {
-        rollout.drain = Some(DrainSpec::default());
-        rollout.soak_seconds = Some(60);
-    });
-    let plan = plan(&fleet(&[node("a")], &[ignored]), now());
-    let conditions = &outlook(&plan, "up").conditions;
-    let ignored = conditions.iter().find(|(kind, ..)| *kind == ConditionType::NotObeyed).unwrap();
-    assert!(ignored.3.ends_with(": rollout.drain"), "{}", ignored.3);
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //! ones do, and an operator that carries plans out.
 
 mod agents;
+mod pods;
+
+pub(super) use pods::pod;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,15 +13,17 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::core::ObjectMeta;
 
 use crate::api::{
-    ConditionType, ImageRef, IntOrPercent, OSUpgrade, OSUpgradeProgress, OSUpgradeStatus, ProgressPhase,
-    Resolved, UpgradeReason,
+    ConditionType, ImageRef, IntOrPercent, OSUpgrade, OSUpgradeProgress, OSUpgradeProgressSpec,
+    OSUpgradeStatus, ProgressPhase, Resolved, SourceRef, UpgradeReason,
 };
 use crate::digest::Sha256Digest;
 use crate::rollout::fixtures::{image, node};
 use crate::rollout::report::OURS;
 use crate::rollout::{
-    Action, Evaluation, Fleet, NodeView, ObjectRef, Plan, Target, UpgradeView, frozen_target, plan,
+    Action, Evaluation, Eviction, EvictionAnswer, Fleet, Health, NodeView, ObjectRef, Plan, PodView, Target,
+    UpgradeView, frozen_target, plan,
 };
+use crate::version::OsVersion;
 
 /// One machine, and the Node object it has.
 #[derive(Clone, Debug)]
@@ -38,6 +43,7 @@ pub(super) struct Machine {
     /// What the next attempts do; none left means that all goes well.
     pub(super) mishaps: Vec<Mishap>,
     has_os_node: bool,
+    pub(super) pods: Vec<PodView>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +61,17 @@ pub(super) struct World {
     pub(super) catalog: Vec<ImageRef>,
     pub(super) operator_node: Option<String>,
     pub(super) max_unavailable: Option<IntOrPercent>,
+    /// Names of pods that a disruption budget protects, and of those that never end.
+    pub(super) protected: BTreeSet<String>,
+    pub(super) stuck: BTreeSet<String>,
+    /// Volumes by the name of the node that they are attached to, and by their claim.
+    pub(super) volumes: BTreeMap<String, BTreeSet<String>>,
+    pub(super) claims: BTreeMap<String, String>,
+    /// Versions that the catalog blocks.
+    pub(super) blocked: BTreeSet<OsVersion>,
+    /// What every upgrade's health checks come to.
+    pub(super) health: Vec<Health>,
+    evictions: BTreeMap<String, Eviction>,
     clock: u64,
 }
 
@@ -75,6 +92,13 @@ impl World {
             catalog: catalog.iter().map(|version| image(version)).collect(),
             operator_node: None,
             max_unavailable: None,
+            protected: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            volumes: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            blocked: BTreeSet::new(),
+            health: Vec::new(),
+            evictions: BTreeMap::new(),
             clock: 1,
         }
     }
@@ -99,6 +123,7 @@ impl World {
             resource_version: stamp,
             mishaps: Vec::new(),
             has_os_node: false,
+            pods: Vec::new(),
         };
         self.machines.insert(name.to_owned(), machine);
     }
@@ -144,6 +169,26 @@ impl World {
         });
     }
 
+    /// Somebody begins an upgrade of a machine by hand, which commits at once; or it has ended.
+    pub(super) fn by_hand(&mut self, node: &str) {
+        let name = format!("by-hand-{node}");
+        if self.progresses.remove(&name).is_some() {
+            return;
+        }
+        let stamp = self.tick();
+        let spec = OSUpgradeProgressSpec {
+            source_ref: SourceRef { name: "by-hand".to_owned() },
+            node_name: node.to_owned(),
+            retry_nonce: None,
+            rollback_nonce: None,
+            order: None,
+        };
+        let mut progress = OSUpgradeProgress::new(&name, spec);
+        progress.metadata.uid = Some(format!("{name}-{stamp}"));
+        progress.status.get_or_insert_default().phase = Some(ProgressPhase::Rebooting);
+        self.progresses.insert(name, progress);
+    }
+
     pub(super) fn observe(&self) -> Fleet {
         Fleet {
             nodes: self.machines.iter().map(|(name, machine)| self.view(name, machine)).collect(),
@@ -152,6 +197,11 @@ impl World {
             api_server: Some("v1.35.4".parse().unwrap()),
             operator_node: self.operator_node.clone(),
             max_unavailable: self.max_unavailable.clone(),
+            operator_pod: None,
+            pods: self.pods(),
+            volumes: Some(self.volumes.clone()),
+            claims: self.claims.clone(),
+            evictions: self.evictions.clone(),
         }
     }
 
@@ -193,14 +243,15 @@ impl World {
             })
         });
         let evaluation = match resolved {
-            Some(resolved) => Evaluation::Accepted(Target { resolved, blocked: BTreeSet::new() }),
+            Some(resolved) => Evaluation::Accepted(Target { resolved, blocked: self.blocked.clone() }),
             None => Evaluation::Rejected {
                 reason: UpgradeReason::VersionNotInCatalog,
                 message: "not there".to_owned(),
                 resolved: None,
             },
         };
-        UpgradeView { upgrade: upgrade.clone(), evaluation, catalog_error: None }
+        let health = self.health.clone();
+        UpgradeView { upgrade: upgrade.clone(), evaluation, catalog_error: None, health }
     }
 
     /// The operator observes, plans, and writes the first `writes` of its plan, then the statuses
@@ -305,6 +356,11 @@ impl World {
                 order.stage = None;
                 order.boot = None;
             }),
+            Action::Evict { pod, .. } if self.protected.contains(&pod.name) => {
+                let (budgets, why) = (vec!["default/web".to_owned()], "default/web needs 2 has 2".to_owned());
+                self.end(pod, EvictionAnswer::Refused { budgets, why })
+            }
+            Action::Evict { pod, .. } | Action::DeletePod { pod } => self.end(pod, EvictionAnswer::Accepted),
             Action::Cordon { node, progress_uid } => self.schedule(node, Some(progress_uid)),
             Action::Uncordon { node } => {
                 self.assert_uncordon_is_safe(node);

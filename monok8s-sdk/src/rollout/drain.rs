@@ -1,0 +1,326 @@
+//! What has to leave a node before it reboots, and whether it has. Evictions are asked for here and answered by
+//! the API server; what was answered is observed, as everything is. The clock of a drain is the condition
+//! `Drained` of the order, which outlives operators.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use super::action::{Action, PodRef};
+use super::draft::Draft;
+use super::fleet::{NodeView, Readiness, Scheduling, Taints};
+use super::halt::names;
+use super::order::{OrderView, State, later};
+use super::outlook::Wait;
+use super::pods::{Fate, PodView};
+use super::report::Finding;
+use super::survey::{Campaign, Survey};
+use crate::api::{
+    ConditionType, DrainOnTimeout, DrainPolicy, DrainSpec, RolloutSpec, Truth, UpgradeReason, find_condition,
+};
+
+/// A pod is asked to leave again after so long, as `kubectl drain` does.
+const AGAIN: SignedDuration = SignedDuration::from_secs(5);
+/// A pod that is there so long after its time to end is stuck. On a node that is not ready, which will never report
+/// it, and after a drain by force it is not waited for.
+const STUCK_AFTER: SignedDuration = SignedDuration::from_secs(60);
+/// Reason of the condition `Drained` of a node's object while something holds up the drain.
+pub const DRAIN_BLOCKED: &str = "Blocked";
+/// Reason of `Drained` once a drain was forced; it stays for ever.
+const FORCED: &str = "Forced";
+
+/// What the API server answered to an eviction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub answer: EvictionAnswer,
+}
+
+/// What the API server answered to an eviction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EvictionAnswer {
+    /// The pod is being deleted, or was gone.
+    Accepted,
+    /// Not now.
+    Refused {
+        /// The disruption budgets that refuse, as `namespace/name`.
+        budgets: Vec<String>,
+        /// The same with their numbers: `default/web needs 2 has 2`.
+        why: String,
+    },
+    /// It was not even judged.
+    Failed(String),
+}
+
+/// Where a drain stands.
+pub(super) enum Drain<'f> {
+    /// Nothing has to leave.
+    Unneeded(&'static str),
+    /// What is there is not known yet.
+    Unseen,
+    /// These have to leave.
+    Left(Left<'f>),
+    /// All that had to have left.
+    Empty,
+}
+
+/// What has to leave and is still there.
+#[derive(Default)]
+pub(super) struct Left<'f> {
+    pods: Vec<&'f PodView>,
+    /// Names of volumes that are to be detached, which is done when their pods are gone.
+    volumes: Vec<&'f str>,
+}
+
+impl<'f> Drain<'f> {
+    pub(super) fn of(
+        survey: &Survey<'f>,
+        campaign: &Campaign<'_>,
+        node: &NodeView,
+        order: OrderView<'_>,
+    ) -> Self {
+        let spec = spec(&campaign.rollout);
+        match spec.policy.unwrap_or_default() {
+            DrainPolicy::Never => return Self::Unneeded("drain.policy is Never"),
+            DrainPolicy::Auto if !has_elsewhere(survey, node) => {
+                return Self::Unneeded("no other node could take its pods");
+            }
+            DrainPolicy::Auto | DrainPolicy::Always => {}
+        }
+        let fleet = survey.fleet;
+        let (Some(pods), Some(volumes)) = (fleet.pods.get(&node.uid), &fleet.volumes) else {
+            return Self::Unseen;
+        };
+        let own = fleet.operator_pod.as_deref();
+        let (stay, mut leave): (Vec<&PodView>, Vec<_>) = pods
+            .iter()
+            .partition(|pod| own == Some(pod.full_name().as_str()) || pod.fate(&spec) == Fate::Stays);
+        let kept: BTreeSet<&String> = stay
+            .iter()
+            .flat_map(|pod| pod.full_claims())
+            .filter_map(|claim| fleet.claims.get(&claim))
+            .collect();
+        let attached = volumes.get(&node.name).into_iter().flatten();
+        let mut volumes: Vec<_> =
+            attached.filter(|volume| !kept.contains(volume)).map(String::as_str).collect();
+        let by_force = is_over(order, &campaign.rollout, survey.now) || was_forced(order);
+        if by_force || node.readiness == Readiness::NotReady {
+            leave.retain(|pod| !is_stuck(pod, survey.now));
+            volumes.clear();
+        }
+        if leave.is_empty() && volumes.is_empty() {
+            return Self::Empty;
+        }
+        Self::Left(Left { pods: leave, volumes })
+    }
+}
+
+/// The drain that a rollout asks for.
+fn spec(rollout: &RolloutSpec) -> DrainSpec {
+    rollout.drain.clone().unwrap_or_default()
+}
+
+/// Whether the pods of a node could go anywhere else, in time: what is away for a moment, or for an upgrade of ours,
+/// counts, or pods would be killed by a reboot because another node blinked.
+fn has_elsewhere(survey: &Survey<'_>, node: &NodeView) -> bool {
+    survey.fleet.nodes.iter().any(|other| {
+        let takes_pods = other.scheduling == Scheduling::Schedulable || other.cordoned_for.is_some();
+        other.uid != node.uid && takes_pods && other.taints == Taints::Open
+    })
+}
+
+fn is_stuck(pod: &PodView, now: Timestamp) -> bool {
+    pod.ends.is_some_and(|ends| later(ends, STUCK_AFTER) <= now)
+}
+
+/// When a drain has lasted for as long as it may. Only what was written counts: it is the same for the next
+/// operator.
+pub(super) fn deadline(order: OrderView<'_>, rollout: &RolloutSpec) -> Option<Timestamp> {
+    let began = find_condition(order.progress.conditions(), &ConditionType::Drained)?;
+    let lasts = SignedDuration::from_secs(spec(rollout).timeout_seconds.unwrap_or(1800).into());
+    (began.status == Truth::False.as_str()).then(|| later(began.last_transition_time.0, lasts))
+}
+
+fn is_over(order: OrderView<'_>, rollout: &RolloutSpec, now: Timestamp) -> bool {
+    deadline(order, rollout).is_some_and(|deadline| deadline <= now)
+}
+
+/// The same where the node has failed then.
+pub(super) fn deadline_to_abort(order: OrderView<'_>, rollout: &RolloutSpec) -> Option<Timestamp> {
+    let aborts = spec(rollout).on_timeout.unwrap_or_default() == DrainOnTimeout::Abort;
+    deadline(order, rollout).filter(|_| aborts)
+}
+
+/// Whether the time was over once, and what was left was deleted.
+fn was_forced(order: OrderView<'_>) -> bool {
+    find_condition(order.progress.conditions(), &ConditionType::Drained)
+        .is_some_and(|drained| drained.reason == FORCED)
+}
+
+/// Whether the order says that the node was drained.
+fn is_drained(order: OrderView<'_>) -> bool {
+    order.says(&ConditionType::Drained)
+}
+
+/// Whether the order says when the drain began.
+fn has_begun(order: OrderView<'_>) -> bool {
+    find_condition(order.progress.conditions(), &ConditionType::Drained)
+        .is_some_and(|began| began.status == Truth::False.as_str())
+}
+
+/// Has the pods leave that have to. `true` once they have, and it is written.
+pub(super) fn go_on<'f>(
+    survey: &Survey<'f>,
+    campaign: &Campaign<'f>,
+    node: &'f NodeView,
+    order: OrderView<'f>,
+    draft: &mut Draft,
+) -> bool {
+    #[cfg(test)]
+    if !super::gates::stands(super::gates::DRAIN) {
+        return true;
+    }
+    let left = match Drain::of(survey, campaign, node, order) {
+        Drain::Unneeded(_) | Drain::Empty => return is_drained(order),
+        Drain::Unseen => {
+            let message = "waits until what runs on it is known".to_owned();
+            draft.waits(campaign, node, Wait { reason: UpgradeReason::Draining, message });
+            return false;
+        }
+        Drain::Left(left) => left,
+    };
+    let spec = spec(&campaign.rollout);
+    let over = is_over(order, &campaign.rollout, survey.now);
+    draft.waits(campaign, node, wait(&left, &spec, survey));
+    // The clock first.
+    if has_begun(order) {
+        for pod in left.pods {
+            let stuck = pod.ends.map(|ends| later(ends, STUCK_AFTER));
+            if let Some(at) = stuck.filter(|at| *at > survey.now) {
+                draft.wake_at(at);
+            }
+            if let Some(action) = if over { delete(pod) } else { evict(pod, &spec, survey, draft) } {
+                draft.push(action);
+            }
+        }
+        if let Some(deadline) = deadline(order, &campaign.rollout) {
+            draft.wake_at(deadline);
+        }
+    }
+    false
+}
+
+/// Asks a pod to leave, unless it was asked a moment ago.
+fn evict(pod: &PodView, spec: &DrainSpec, survey: &Survey<'_>, draft: &mut Draft) -> Option<Action> {
+    if pod.ends.is_some() || pod.fate(spec) != Fate::Leaves {
+        return None;
+    }
+    let again = survey.fleet.evictions.get(&pod.uid).map(|asked| later(asked.at, AGAIN));
+    if let Some(again) = again.filter(|again| *again > survey.now) {
+        draft.wake_at(again);
+        return None;
+    }
+    let grace_period_seconds = spec.grace_period_seconds;
+    Some(Action::Evict { pod: PodRef::of(pod), grace_period_seconds })
+}
+
+/// Deletes a pod, whatever its budget says.
+fn delete(pod: &PodView) -> Option<Action> {
+    pod.ends.is_none().then(|| Action::DeletePod { pod: PodRef::of(pod) })
+}
+
+/// What a drain waits for.
+fn wait(left: &Left<'_>, spec: &DrainSpec, survey: &Survey<'_>) -> Wait {
+    match obstacles(&left.pods, spec, survey) {
+        Some(message) => Wait { reason: UpgradeReason::DrainBlocked, message },
+        None => Wait { reason: UpgradeReason::Draining, message: format!("waits for {}", awaited(left)) },
+    }
+}
+
+/// What has to happen yet, where nothing is in its way.
+fn awaited(left: &Left<'_>) -> String {
+    if left.pods.is_empty() {
+        return format!("volumes to be detached: {}", names(&left.volumes));
+    }
+    "its pods to leave".to_owned()
+}
+
+/// What holds up pods that have to leave; it says the same as long as nothing changes.
+fn obstacles(left: &[&PodView], spec: &DrainSpec, survey: &Survey<'_>) -> Option<String> {
+    let of = |fate: Fate| -> Vec<String> {
+        let pods = left.iter().filter(|pod| pod.ends.is_none() && pod.fate(spec) == fate);
+        pods.map(|pod| pod.full_name()).collect()
+    };
+    let mut refusals: Vec<&str> = left
+        .iter()
+        .filter(|pod| pod.ends.is_none())
+        .filter_map(|pod| match &survey.fleet.evictions.get(&pod.uid)?.answer {
+            EvictionAnswer::Refused { why, .. } | EvictionAnswer::Failed(why) => Some(why.as_str()),
+            EvictionAnswer::Accepted => None,
+        })
+        .collect();
+    refusals.sort_unstable();
+    refusals.dedup();
+    let overdue = left.iter().filter(|pod| is_stuck(pod, survey.now)).map(|pod| pod.full_name());
+    let said = |all: Vec<String>, words: &str| {
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        (!all.is_empty()).then(|| format!("{} {words}", names(&all)))
+    };
+    let parts = [
+        (!refusals.is_empty()).then(|| names(&refusals)),
+        said(of(Fate::IsUnmanaged), "would be made again by nobody (drain.unmanagedPods is Block)"),
+        said(of(Fate::WouldLoseData), "would lose an emptyDir (drain.deleteEmptyDirData is false)"),
+        said(overdue.collect(), "did not end in time"),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| format!("cannot be drained: {}", parts.join("; ")))
+}
+
+/// The condition `Drained` of an order: False since the drain began, True since it is over.
+pub(super) fn finding<'f>(
+    survey: &Survey<'f>,
+    campaign: &Campaign<'f>,
+    node: &'f NodeView,
+    (order, state): (OrderView<'f>, &State<'f>),
+    draft: &Draft,
+) -> Option<Finding> {
+    let before = find_condition(order.progress.conditions(), &ConditionType::Drained);
+    let was_forced = was_forced(order);
+    let in_turn = node.scheduling == Scheduling::Cordoned && draft.admitted.contains(order.uid());
+    let kept = || {
+        let before = before?;
+        let truth = if is_drained(order) { Truth::True } else { Truth::False };
+        let reason = REASONS.into_iter().find(|reason| *reason == before.reason).unwrap_or(DRAINED);
+        Some((ConditionType::Drained, truth, reason, before.message.clone()))
+    };
+    let says = |truth, reason, message: &str| {
+        let reason = if was_forced { FORCED } else { reason };
+        Some((ConditionType::Drained, truth, reason, message.to_owned()))
+    };
+    match state {
+        State::Committed | State::Settling => kept(),
+        State::Staged(_) if order.boot().is_some() => kept(),
+        State::Staged(_) if in_turn => match Drain::of(survey, campaign, node, order) {
+            Drain::Unneeded(why) => says(Truth::True, "Unneeded", &format!("it was not drained: {why}")),
+            Drain::Unseen => kept(),
+            Drain::Left(left) => {
+                let spec = spec(&campaign.rollout);
+                let over = is_over(order, &campaign.rollout, survey.now);
+                match obstacles(&left.pods, &spec, survey) {
+                    _ if over => says(Truth::False, FORCED, "the time is over, and what is left is deleted"),
+                    Some(message) => says(Truth::False, DRAIN_BLOCKED, &message),
+                    None => says(Truth::False, "Draining", &format!("waits for {}", awaited(&left))),
+                }
+            }
+            Drain::Empty if was_forced => says(Truth::True, FORCED, "what had to leave was deleted"),
+            Drain::Empty => says(Truth::True, DRAINED, "what had to leave has left"),
+        },
+        _ if was_forced => kept(),
+        _ => None,
+    }
+}
+
+const DRAINED: &str = "Drained";
+const REASONS: [&str; 5] = [DRAINED, "Unneeded", DRAIN_BLOCKED, "Draining", FORCED];

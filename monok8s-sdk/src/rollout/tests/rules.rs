@@ -1,0 +1,391 @@
+//! What must hold of every plan, whatever the fleet looks like: told again, in other words than the planner's.
+
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use crate::api::{ConditionType, IntOrPercent, OSUpgradeProgress, ProgressPhase, find_condition};
+use crate::rollout::{
+    Action, Fleet, Health, Management, NodeView, Plan, PodController, PodView, Readiness, Role, Scheduling,
+    UpgradeView,
+};
+use crate::version::OsVersion;
+
+pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
+pub(super) const SOAK_SECONDS: i32 = 300;
+
+/// A node that a plan cordons, or gives leave to reboot.
+struct Turn<'f> {
+    node: &'f NodeView,
+    order: &'f OSUpgradeProgress,
+    upgrade: &'f UpgradeView,
+    running: &'f OsVersion,
+    hop: &'f OsVersion,
+}
+
+impl Turn<'_> {
+    fn direction(&self) -> Ordering {
+        self.hop.cmp(self.running)
+    }
+}
+
+/// Judges a plan for a fleet.
+pub(super) fn judge(fleet: &Fleet, plan: &Plan, now: Timestamp) {
+    let (begun, granted) = (begun(fleet, plan), granted(fleet, plan));
+    for turn in &granted {
+        assert_eq!(
+            turn.node.scheduling,
+            Scheduling::Cordoned,
+            "granted without a cordon: {}",
+            turn.node.name
+        );
+        assert!(is_drained(fleet, turn.node), "granted and not drained: {:?}", turn.node);
+    }
+    for turn in begun.iter().chain(&granted) {
+        nobody_stopped_it(turn);
+        no_other_reboot(fleet, turn);
+        in_a_window(fleet, plan, now);
+    }
+    for turn in &begun {
+        not_after_a_failure(fleet, turn);
+        in_step(fleet, turn, now);
+        in_order(fleet, turn, now);
+        no_skew(fleet, turn);
+        the_operator_last(fleet, turn, now);
+        canaries_first(fleet, turn, now);
+        one_zone_at_a_time(fleet, turn, now);
+        after_the_soak(fleet, turn, now);
+    }
+    within_budget(fleet, &begun, &granted);
+    uncordons_follow_withdrawals(fleet, plan);
+    one_write_an_object(plan);
+}
+
+fn turn<'f>(fleet: &'f Fleet, progress_uid: &str) -> Turn<'f> {
+    let by_uid = |known: &&OSUpgradeProgress| known.metadata.uid.as_deref() == Some(progress_uid);
+    let order = fleet.progresses.iter().find(by_uid).unwrap();
+    let node = fleet.nodes.iter().find(|node| node.name == order.spec.node_name).unwrap();
+    let upgrade = fleet.upgrades.iter().find(|view| owns(view, order)).unwrap();
+    let running = node.version.as_ref().unwrap();
+    let hops = &order.spec.order.as_ref().unwrap().hops;
+    let direction = hops.last().unwrap().version.cmp(running);
+    let hop = &hops.iter().find(|hop| hop.version.cmp(running) == direction).unwrap().version;
+    Turn { node, order, upgrade, running, hop }
+}
+
+fn begun<'f>(fleet: &'f Fleet, plan: &Plan) -> Vec<Turn<'f>> {
+    let uids = plan.actions.iter().filter_map(|action| match action {
+        Action::Cordon { progress_uid, .. } => Some(progress_uid),
+        _ => None,
+    });
+    uids.map(|uid| turn(fleet, uid)).collect()
+}
+
+fn granted<'f>(fleet: &'f Fleet, plan: &Plan) -> Vec<Turn<'f>> {
+    let uids = plan.actions.iter().filter_map(|action| match action {
+        Action::GrantBoot { progress, .. } => Some(&progress.uid),
+        _ => None,
+    });
+    uids.map(|uid| turn(fleet, uid)).collect()
+}
+
+/// Whether an order is of the run of an upgrade that is under way.
+fn owns(view: &UpgradeView, order: &OSUpgradeProgress) -> bool {
+    let run = view.upgrade.status.as_ref().and_then(|status| status.run);
+    order.metadata.owner_references.iter().flatten().any(|owner| owner.uid == view.uid())
+        && order.spec.order.as_ref().map(|order| order.run) == run
+}
+
+fn is_of(order: &OSUpgradeProgress, node: &NodeView) -> bool {
+    order.spec.order.as_ref().is_some_and(|order| order.node_uid == node.uid)
+}
+
+/// The other nodes with work in the same run that they will do by themselves, and what they run. Of several upgrades
+/// it is the planner's to say which governs a node, so then there are none here.
+fn movers<'f>(fleet: &'f Fleet, turn: &Turn<'f>, now: Timestamp) -> Vec<(&'f NodeView, &'f OsVersion)> {
+    if fleet.upgrades.len() > 1 {
+        return Vec::new();
+    }
+    let orders = fleet.progresses.iter().filter(|order| owns(turn.upgrade, order));
+    let moving = orders.filter(|order| {
+        let let_go = find_condition(order.conditions(), &ConditionType::Superseded)
+            .is_some_and(|superseded| superseded.status == "True");
+        // Deadlines are for the planner to count: whoever may have missed one is left out.
+        let late = order.conditions().iter().any(|condition| {
+            let since = now.duration_since(condition.last_transition_time.0);
+            condition.status == "False" && since >= SignedDuration::from_secs(1800)
+        });
+        let gave_up = find_condition(order.conditions(), &ConditionType::TimedOut)
+            .is_some_and(|timed_out| timed_out.status == "True");
+        !order.phase().is_final() && !order.phase().is_committed() && !let_go && !gave_up && !late
+    });
+    let nodes = moving.filter_map(|order| {
+        let node = fleet.nodes.iter().find(|node| is_of(order, node))?;
+        let at = node.version.as_ref()?;
+        let hops = &order.spec.order.as_ref()?.hops;
+        let on_time = order.spec.order.as_ref()?.boot.is_none() && node.cordoned_for.is_none();
+        let moves = node.readiness == Readiness::Ready && hops.last()?.version != *at && on_time;
+        (moves && node.uid != turn.node.uid).then_some((node, at))
+    });
+    nodes.collect()
+}
+
+fn nobody_stopped_it(turn: &Turn<'_>) {
+    let Turn { node, upgrade, hop, .. } = turn;
+    assert!(upgrade.upgrade.spec.paused != Some(true), "{} is begun in a paused upgrade", node.name);
+    let blocked = &upgrade.target().unwrap().blocked;
+    assert!(!blocked.contains(*hop), "{} goes to {hop}, which is blocked", node.name);
+    let checks = upgrade.upgrade.spec.rollout().health_checks.len();
+    let sick = upgrade.health.iter().take(checks).any(|health| *health != Health::Holds);
+    assert!(!sick, "{} is begun while a health check does not hold", node.name);
+}
+
+fn no_other_reboot(fleet: &Fleet, turn: &Turn<'_>) {
+    let other = fleet.progresses.iter().find(|order| {
+        let by_hand = order.spec.order.is_none() && order.spec.node_name == turn.node.name;
+        (by_hand || is_of(order, turn.node))
+            && order.metadata.uid != turn.order.metadata.uid
+            && order.phase().is_committed()
+    });
+    assert!(other.is_none(), "{} is in a reboot already: {other:?}", turn.node.name);
+}
+
+/// With one upgrade only: another one may govern the node that failed.
+fn not_after_a_failure(fleet: &Fleet, turn: &Turn<'_>) {
+    let threshold = turn.upgrade.upgrade.spec.rollout().failure_threshold;
+    if threshold != Some(IntOrPercent::Int(1)) || fleet.upgrades.len() > 1 {
+        return;
+    }
+    let failed = fleet.progresses.iter().find(|order| {
+        let node = fleet.nodes.iter().find(|node| is_of(order, node));
+        let observed = order.status.as_ref().and_then(|status| status.observed_retry_nonce.as_deref());
+        owns(turn.upgrade, order)
+            && order.phase() == ProgressPhase::RolledBack
+            && node.is_some_and(|node| node.readiness == Readiness::Ready && node.version.is_some())
+            && order.retry_nonce() == observed.unwrap_or_default()
+            && node.and_then(|node| node.version.as_ref())
+                != order.spec.order.as_ref().and_then(|order| order.hops.last()).map(|hop| &hop.version)
+    });
+    assert!(failed.is_none(), "{} is begun after {failed:?}", turn.node.name);
+}
+
+/// The control plane finishes a hop before it begins the next, and stays within one minor release.
+fn in_step(fleet: &Fleet, turn: &Turn<'_>, now: Timestamp) {
+    if turn.node.role != Role::ControlPlane {
+        return;
+    }
+    let direction = turn.direction();
+    let behind = movers(fleet, turn, now).into_iter().find(|(other, at)| {
+        other.role == Role::ControlPlane && turn.running.cmp(at) == direction && turn.hop.cmp(at) == direction
+    });
+    assert!(behind.is_none(), "{} begins its next hop before {behind:?}", turn.node.name);
+    let there = turn.hop.minor();
+    let apart = fleet.nodes.iter().find(|other| {
+        let minor = other.version.as_ref().map(OsVersion::minor);
+        other.role == Role::ControlPlane
+            && other.uid != turn.node.uid
+            && other.management != Management::Excluded
+            && minor.is_some_and(|minor| minor.minor.abs_diff(there.minor) > 1)
+    });
+    assert!(apart.is_none(), "{} goes to {there}, and there is {apart:?}", turn.node.name);
+}
+
+/// The control plane first on the way up, the workers first on the way down.
+fn in_order(fleet: &Fleet, turn: &Turn<'_>, now: Timestamp) {
+    let direction = turn.direction();
+    let first = match (turn.node.role, direction) {
+        (Role::Worker, Ordering::Greater) => Role::ControlPlane,
+        (Role::ControlPlane, Ordering::Less) => Role::Worker,
+        _ => return,
+    };
+    let canary = turn.upgrade.upgrade.spec.rollout().canary.is_some() && is_canary(fleet, turn.node);
+    if canary && turn.running.minor() == turn.hop.minor() {
+        return;
+    }
+    let behind = movers(fleet, turn, now)
+        .into_iter()
+        .find(|(other, at)| other.role == first && turn.hop.cmp(at) == direction);
+    assert!(behind.is_none(), "{} is begun before {behind:?}", turn.node.name);
+}
+
+/// No kubelet is newer than the oldest API server.
+fn no_skew(fleet: &Fleet, turn: &Turn<'_>) {
+    let there = turn.hop.minor();
+    let minor = |node: &NodeView| node.version.as_ref().map(OsVersion::minor);
+    if turn.node.role == Role::Worker {
+        let servers = fleet.nodes.iter().filter(|node| {
+            node.role == Role::ControlPlane && node.readiness == Readiness::Ready && node.version.is_some()
+        });
+        let oldest = servers.filter_map(minor).min();
+        let rises = there > turn.running.minor();
+        assert!(!rises || oldest.is_none_or(|oldest| there <= oldest), "{} is too new", turn.node.name);
+    } else if turn.direction() == Ordering::Less {
+        let newer = fleet.nodes.iter().find(|node| {
+            node.role == Role::Worker && node.management != Management::Excluded && minor(node) > Some(there)
+        });
+        assert!(newer.is_none(), "{} goes down below {newer:?}", turn.node.name);
+    }
+}
+
+fn the_operator_last(fleet: &Fleet, turn: &Turn<'_>, now: Timestamp) {
+    if fleet.operator_node.as_deref() != Some(turn.node.name.as_str()) {
+        return;
+    }
+    let direction = turn.direction();
+    let behind = movers(fleet, turn, now).into_iter().find(|(other, at)| {
+        let ahead = other.role == Role::ControlPlane && at.cmp(&turn.running) == direction;
+        other.role == turn.node.role && turn.hop.cmp(at) == direction && !ahead
+    });
+    assert!(behind.is_none(), "the operator's {} is begun before {behind:?}", turn.node.name);
+}
+
+fn is_canary(fleet: &Fleet, node: &NodeView) -> bool {
+    let operators = fleet.operator_node.as_deref() == Some(node.name.as_str());
+    node.role == Role::Worker && node.labels.contains_key("canary") && !operators
+}
+
+fn canaries_first(fleet: &Fleet, turn: &Turn<'_>, now: Timestamp) {
+    let has_canaries = turn.upgrade.upgrade.spec.rollout().canary.is_some();
+    if !has_canaries || is_canary(fleet, turn.node) || turn.node.role == Role::ControlPlane {
+        return;
+    }
+    let first = movers(fleet, turn, now)
+        .into_iter()
+        .find(|(other, at)| is_canary(fleet, other) && turn.hop.cmp(at) == turn.direction());
+    assert!(first.is_none(), "{} is begun before the canary {first:?}", turn.node.name);
+}
+
+/// Reboots are for the first half of each hour, if there are windows.
+fn in_a_window(fleet: &Fleet, plan: &Plan, now: Timestamp) {
+    let Some(rollout) = fleet.upgrades.first().map(|view| view.upgrade.spec.rollout()) else { return };
+    let closes = 1800 - now.as_second().rem_euclid(3600);
+    for action in plan.actions.iter().filter(|_| !rollout.windows.is_empty()) {
+        match action {
+            Action::Cordon { node, .. } => assert!(closes > 0, "{node:?} is begun when it is closed"),
+            Action::GrantBoot { grant, .. } => {
+                assert!(closes > 0, "granted when it is closed");
+                assert!(grant.not_after.0.duration_since(now).as_secs() <= closes, "{grant:?}");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn one_zone_at_a_time(fleet: &Fleet, turn: &Turn<'_>, now: Timestamp) {
+    if turn.upgrade.upgrade.spec.rollout().group_by.is_none() {
+        return;
+    }
+    let zone = |node: &NodeView| node.labels.get(ZONE).cloned();
+    let elsewhere =
+        fleet.nodes.iter().find(|other| zone(other) != zone(turn.node) && in_work(fleet, other, now));
+    assert!(elsewhere.is_none(), "{} is begun while {elsewhere:?} is in work", turn.node.name);
+}
+
+/// Whether a node has a reboot that it may yet begin, or that is not overdue.
+fn in_work(fleet: &Fleet, node: &NodeView, now: Timestamp) -> bool {
+    fleet.progresses.iter().any(|progress| {
+        let Some(order) = progress.spec.order.as_ref().filter(|order| order.node_uid == node.uid) else {
+            return false;
+        };
+        let Some(grant) = &order.boot else { return false };
+        let overdue = now.duration_since(grant.not_after.0) > SignedDuration::from_secs(1200);
+        progress.phase().is_committed() && !overdue && fleet.upgrades.iter().any(|view| owns(view, progress))
+    })
+}
+
+fn after_the_soak(fleet: &Fleet, turn: &Turn<'_>, now: Timestamp) {
+    if turn.upgrade.upgrade.spec.rollout().soak_seconds != Some(SOAK_SECONDS) {
+        return;
+    }
+    let soaks = fleet.progresses.iter().find(|order| {
+        let soaking = find_condition(order.conditions(), &ConditionType::Soaking);
+        let lasts = SignedDuration::from_secs(SOAK_SECONDS.into());
+        let node = fleet.nodes.iter().find(|node| is_of(order, node));
+        owns(turn.upgrade, order)
+            && order.phase() == ProgressPhase::Completed
+            && node.is_some_and(|node| node.uid != turn.node.uid && node.readiness == Readiness::Ready)
+            && soaking.is_some_and(|soaking| {
+                let since = soaking.last_transition_time.0;
+                soaking.status == "True" && since <= now && now.duration_since(since) < lasts
+            })
+    });
+    assert!(soaks.is_none(), "{} is begun while {soaks:?} soaks", turn.node.name);
+}
+
+/// Whether nothing is left that has to leave, or there is no other place for it.
+fn is_drained(fleet: &Fleet, node: &NodeView) -> bool {
+    let elsewhere = fleet.nodes.iter().any(|other| {
+        let takes_pods = other.scheduling == Scheduling::Schedulable || other.cordoned_for.is_some();
+        other.uid != node.uid && takes_pods
+    });
+    let has_left = |pod: &PodView| pod.controller == PodController::DaemonSet || pod.ends.is_some();
+    !elsewhere || fleet.pods[&node.uid].iter().all(has_left)
+}
+
+fn within_budget(fleet: &Fleet, begun: &[Turn<'_>], granted: &[Turn<'_>]) {
+    let away = away(fleet);
+    // Cordons add up; nodes that were away already cost nothing.
+    let new = begun.iter().filter(|turn| !away.contains(turn.node.name.as_str())).count();
+    if new > 0 {
+        let after = away.len() + new;
+        if let Some(IntOrPercent::Int(limit)) = &fleet.max_unavailable {
+            assert!(after <= usize::try_from(*limit).unwrap(), "over the operator's limit");
+        }
+        // Every upgrade of these fleets selects all nodes and has the same budget.
+        let budget = fleet.upgrades[0].upgrade.spec.rollout().max_unavailable(fleet.nodes.len());
+        assert!(after <= budget, "over budget: {new} more than {away:?}");
+    }
+    let control_plane = |turn: &&Turn<'_>| turn.node.role == Role::ControlPlane;
+    for turn in begun.iter().chain(granted).filter(control_plane) {
+        let others =
+            fleet.nodes.iter().filter(|node| node.role == Role::ControlPlane && node.uid != turn.node.uid);
+        let others = others.filter(|node| {
+            away.contains(node.name.as_str()) || begun.iter().any(|begun| begun.node.uid == node.uid)
+        });
+        assert_eq!(others.count(), 0, "two control-plane nodes at once: {}", turn.node.name);
+    }
+}
+
+/// An uncordon may only be planned once the withdrawal was seen: one of the same plan may yet fail.
+fn uncordons_follow_withdrawals(fleet: &Fleet, plan: &Plan) {
+    for action in &plan.actions {
+        let Action::Uncordon { node } = action else { continue };
+        let may_reboot = fleet.progresses.iter().find(|progress| {
+            let order = progress.spec.order.as_ref().filter(|order| order.node_uid == node.uid);
+            order.is_some_and(|order| order.boot.is_some() || progress.phase().is_committed())
+        });
+        assert!(may_reboot.is_none(), "uncordon of a node that may reboot: {may_reboot:?}");
+    }
+}
+
+fn away(fleet: &Fleet) -> BTreeSet<&str> {
+    let away = fleet.nodes.iter().filter(|node| {
+        let committed = fleet.progresses.iter().any(|progress| {
+            let order = progress.spec.order.as_ref();
+            progress.spec.node_name == node.name
+                && order.is_none_or(|order| order.node_uid == node.uid)
+                && (progress.phase().is_committed() || order.is_some_and(|order| order.boot.is_some()))
+        });
+        committed || node.readiness == Readiness::NotReady || node.scheduling == Scheduling::Cordoned
+    });
+    away.map(|node| node.name.as_str()).collect()
+}
+
+/// A second write that is bound to the same resourceVersion could only fail.
+fn one_write_an_object(plan: &Plan) {
+    let mut written = BTreeSet::new();
+    for action in &plan.actions {
+        let uid = match action {
+            Action::Report { .. } | Action::CreateProgress(_) | Action::CreateOsNode { .. } => continue,
+            Action::WithdrawBoot { progress }
+            | Action::Supersede { progress }
+            | Action::DeleteProgress { progress }
+            | Action::GrantStage { progress, .. }
+            | Action::GrantBoot { progress, .. } => &progress.uid,
+            Action::Evict { pod, .. } | Action::DeletePod { pod } => &pod.uid,
+            Action::Cordon { node, .. } | Action::Uncordon { node } => &node.uid,
+        };
+        assert!(written.insert(uid), "written twice: {action:?}");
+    }
+}

@@ -1,0 +1,143 @@
+//! What needs a person, and the command to type next.
+
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Cluster, Course, NodeLine, Summary};
+use crate::api::{ConditionType, OSUpgrade, UpgradePhase, UpgradeReason, find_condition};
+use crate::rollout::Assessment;
+
+/// Something that needs a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attention {
+    /// Since when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// How bad it is.
+    pub level: Level,
+    /// What it does to the upgrade.
+    pub impact: String,
+    /// What is the matter.
+    pub message: String,
+    /// What to type to see more of it, or to go on.
+    pub command: String,
+}
+
+/// How bad something is, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Level {
+    /// It does not go on without a person.
+    Error,
+    /// It may not go on without a person.
+    Warning,
+    /// A person has stopped it, and may have forgotten.
+    Info,
+}
+
+/// Everything about an upgrade and its nodes that needs a person, the worst first.
+pub(super) fn of(
+    upgrade: &OSUpgrade,
+    summary: &Summary,
+    nodes: &[NodeLine],
+    cluster: &Cluster,
+) -> Vec<Attention> {
+    let mut all: Vec<_> = [unseen(upgrade, summary, cluster), catalog(upgrade, summary)]
+        .into_iter()
+        .flatten()
+        .chain(whole(upgrade, summary))
+        .chain(nodes.iter().filter_map(|node| of_node(node, summary)))
+        .collect();
+    all.sort_by(|a, b| (a.level, a.since, &a.message).cmp(&(b.level, b.since, &b.message)));
+    all
+}
+
+/// An operator that does not answer.
+fn unseen(upgrade: &OSUpgrade, summary: &Summary, cluster: &Cluster) -> Option<Attention> {
+    let generation = upgrade.metadata.generation.unwrap_or(0);
+    let observed = upgrade.status.as_ref().and_then(|status| status.observed_generation).unwrap_or(-1);
+    let created = upgrade.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    // It is given a moment.
+    let fresh = created.is_some_and(|created| cluster.now.duration_since(created).as_secs() < 10);
+    (observed < generation && !fresh).then(|| Attention {
+        since: created.filter(|_| observed < 0),
+        level: Level::Error,
+        impact: "nothing is done".to_owned(),
+        message: format!("the operator has not seen the newest spec of {}", summary.name),
+        command: "kubectl get pods -A -l app.kubernetes.io/part-of=monok8s".to_owned(),
+    })
+}
+
+fn catalog(upgrade: &OSUpgrade, summary: &Summary) -> Option<Attention> {
+    let status = upgrade.status.as_ref()?;
+    let told = find_condition(&status.conditions, &ConditionType::CatalogReachable)?;
+    (told.status == "False" && summary.course != Course::Done).then(|| Attention {
+        since: Some(told.last_transition_time.0),
+        level: Level::Warning,
+        impact: "no new grant is given".to_owned(),
+        message: told.message.clone(),
+        command: format!("kubectl get osupgrade {} -o yaml", summary.name),
+    })
+}
+
+/// What is the matter with the upgrade itself.
+fn whole(upgrade: &OSUpgrade, summary: &Summary) -> Option<Attention> {
+    let status = upgrade.status.as_ref()?;
+    let since = |kind| find_condition(&status.conditions, &kind).map(|told| told.last_transition_time.0);
+    let name = &summary.name;
+    if find_condition(&status.conditions, &ConditionType::Paused)
+        .is_some_and(|paused| paused.status == "True")
+    {
+        return Some(Attention {
+            since: since(ConditionType::Paused),
+            level: Level::Info,
+            impact: "no node is begun".to_owned(),
+            message: summary.message.clone(),
+            command: match upgrade.spec.paused {
+                Some(true) => format!("kubectl edit osupgrade {name}"),
+                _ => format!("ctl resume {name}"),
+            },
+        });
+    }
+    let stalled = summary.course == Course::Stalled;
+    stalled.then(|| Attention {
+        since: since(ConditionType::Stalled),
+        level: Level::Error,
+        impact: match summary.phase {
+            UpgradePhase::Rejected => "nothing is done".to_owned(),
+            _ => format!("{} of {} nodes do not go on", summary.total - summary.up_to_date, summary.total),
+        },
+        message: format!("{}: {}", summary.reason, summary.message),
+        command: match summary.phase {
+            UpgradePhase::Rejected => format!("kubectl edit osupgrade {name}"),
+            _ => format!("ctl retry {name}"),
+        },
+    })
+}
+
+fn of_node(node: &NodeLine, summary: &Summary) -> Option<Attention> {
+    let Summary { name, .. } = summary;
+    let attention = |level, impact: &str, command: String| {
+        Some(Attention {
+            since: node.since,
+            level,
+            impact: format!("{} {impact}", node.node),
+            message: node.message.clone(),
+            command,
+        })
+    };
+    match (node.assessment, &node.reason) {
+        (Assessment::Degraded, _) => {
+            attention(Level::Error, "stays as it is", format!("ctl retry {name} --node {}", node.node))
+        }
+        (Assessment::Unavailable, _) => {
+            attention(Level::Warning, "is not upgraded", format!("kubectl describe node {}", node.node))
+        }
+        (_, Some(UpgradeReason::DrainBlocked)) => attention(
+            Level::Warning,
+            "is cordoned, and does not reboot",
+            format!("kubectl get pods,pdb -A --field-selector spec.nodeName={}", node.node),
+        ),
+        _ => None,
+    }
+}

@@ -1,0 +1,211 @@
+//! Every reason to wait, made for real, and what `ctl status` and `ctl explain` say of it.
+
+use std::path::Path;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use monok8s_sdk::status::Cluster as Dump;
+use serde_json::Value;
+use tokio::process::Command;
+use xtask::controlplane::ControllerManager;
+use xtask::kubelet::NodeSpec;
+use xtask::programs::Program;
+
+use super::agent::Manner;
+use super::fixture::{Cluster, Crds, Operator, catalog};
+use super::pods::{PodSpec, Runtime};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const ZONE: &str = "topology.kubernetes.io/zone";
+const FAR: &str = "{schedule: '0 0 1 1 *', durationMinutes: 60, kind: Allow}";
+const NEVER: &str = "{schedule: '*/5 * * * *', durationMinutes: 10, kind: Deny}";
+
+/// An upgrade, and what one of its nodes says once it waits.
+struct Case {
+    name: &'static str,
+    /// The nodes that it selects.
+    nodes: &'static [&'static str],
+    /// More of its spec.
+    spec: String,
+    node: &'static str,
+    reason: &'static str,
+    /// Part of the sentence.
+    words: &'static str,
+}
+
+fn case(
+    name: &'static str,
+    nodes: &'static [&'static str],
+    spec: impl Into<String>,
+    node: &'static str,
+    (reason, words): (&'static str, &'static str),
+) -> Case {
+    Case { name, nodes, spec: spec.into(), node, reason, words }
+}
+
+#[rustfmt::skip]
+fn cases() -> Vec<Case> {
+    let gate = "{apiVersion: v1, kind: ConfigMap, namespace: default, name: gate, expression: 'object.data.open == \"yes\"'}";
+    vec![
+        case("paused", &["w-1"], "paused: true", "w-1", ("Paused", "spec.paused is true")),
+        case("window", &["w-1"], format!("rollout: {{windows: [{FAR}]}}"), "w-1", ("WaitingForWindow", "-01-01T00:00:00Z")),
+        case("no-window", &["w-1"], format!("rollout: {{windows: [{NEVER}]}}"), "w-1", ("NoWindow", "within a year")),
+        case("gate", &["w-1"], format!("rollout: {{healthChecks: [{gate}]}}"), "w-1", ("HealthGate", "forbids the operator to list configmaps")),
+        case("budget", &["w-1", "w-2"], "", "w-2", ("WaitingForBudget", "w-1")),
+        case("control-plane", &["cp-1", "w-1"], "rollout: {maxUnavailable: 2}", "w-1", ("WaitingForControlPlane", "cp-1")),
+        case("canary", &["w-1", "w-2"], "rollout: {maxUnavailable: 2, canary: {nodeSelector: {kubernetes.io/hostname: w-2}}}", "w-1", ("WaitingForCanary", "w-2")),
+        case("group", &["w-1", "w-2"], format!("rollout: {{maxUnavailable: 2, groupBy: {ZONE}}}"), "w-2", ("WaitingForGroup", "w-1")),
+        case("staging", &["idle", "w-1"], "rollout: {maxParallelStaging: 1}", "w-1", ("WaitingToStage", "maxParallelStaging")),
+        case("drain", &["pods"], "", "pods", ("DrainBlocked", "default/bare would be made again by nobody")),
+        case("unreachable", &["dead"], "", "dead", ("NodeUnreachable", "is not Ready")),
+        case("fell-back", &["falls", "w-1"], "", "w-1", ("FailureThresholdReached", "falls")),
+        case("failed", &["broken", "w-1"], "rollout: {maxParallelStaging: 1, maxFailedNodes: 0}", "w-1", ("TooManyFailedNodes", "broken")),
+        case("soaking", &["good", "w-1"], "rollout: {soakSeconds: 3600}", "w-1", ("Soaking", "good")),
+    ]
+}
+
+fn manifest(case: &Case) -> String {
+    let catalog = catalog("v1.35.1", &["v1.35.1", "v1.35.4"], &[]);
+    let inline: Vec<_> = catalog.lines().map(|line| format!("      {line}")).collect();
+    format!(
+        "apiVersion: monok8s.io/v1alpha1\nkind: OSUpgrade\nmetadata: {{name: {}}}\nspec:\n  version: v1.35.4\n  \
+         nodeSelector: {{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{}]}}]}}\n  \
+         catalog:\n    inline: |\n{}\n  {}\n",
+        case.name,
+        case.nodes.join(", "),
+        inline.join("\n"),
+        case.spec
+    )
+}
+
+async fn ctl(kubeconfig: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(Program::Ctl.locate().unwrap());
+    command.args(args).env("KUBECONFIG", kubeconfig).output().await.unwrap()
+}
+
+async fn says(kubeconfig: &Path, args: &[&str]) -> String {
+    let output = ctl(kubeconfig, args).await;
+    assert!(output.status.success(), "ctl {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Waits until `ctl status` has a node wait for that reason, and returns the report.
+async fn until_it_waits(cluster: &Cluster, case: &Case, operator: &mut Operator) -> Value {
+    let kubeconfig = &cluster.control_plane.kubeconfig_path();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        operator.child.expect_running().unwrap();
+        let report: Value =
+            serde_json::from_str(&says(kubeconfig, &["status", case.name, "-o", "json"]).await).unwrap();
+        let nodes = report["nodes"].as_array().unwrap();
+        let line = nodes.iter().find(|line| line["node"] == case.node);
+        let waits = |line: &&Value| {
+            line["reason"] == case.reason && line["message"].as_str().unwrap().contains(case.words)
+        };
+        if line.as_ref().is_some_and(waits) {
+            return report;
+        }
+        assert!(Instant::now() < deadline, "{}: {report:#}\n{}", case.name, operator.child.log_tail());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn cluster() -> (Cluster, Runtime) {
+    let mut cluster = Cluster::start_with(Crds::Applied, ControllerManager::Absent).await;
+    let stays = Manner::StopsAtStaged;
+    let worker = |name: &str| NodeSpec::worker(name, "v1.35.1");
+    for (spec, manner) in [
+        (NodeSpec::control_plane("cp-1", "v1.35.1"), stays),
+        (worker("w-1").label(ZONE, "a"), stays),
+        (worker("w-2").label(ZONE, "b"), stays),
+        (worker("idle"), Manner::NeverStages),
+        (worker("pods"), stays),
+        (worker("dead"), Manner::NotReady),
+        (worker("falls"), Manner::FallsBack),
+        (worker("broken"), Manner::FailsToStage),
+        (worker("good"), Manner::Works),
+    ] {
+        cluster.add(spec, manner, 1).await;
+    }
+    let kubectl = cluster.control_plane.kubectl();
+    kubectl.succeed(&["create", "serviceaccount", "default"]).await.unwrap();
+    let runtime = Runtime::start(cluster.client());
+    PodSpec::new("bare", "pods").bare().create(&cluster.client()).await;
+    (cluster, runtime)
+}
+
+#[tokio::test]
+async fn every_reason_to_wait_is_told_with_what_causes_it() {
+    let (cluster, _runtime) = cluster().await;
+    let kubeconfig = &cluster.control_plane.kubeconfig_path();
+    let mut operator = cluster.operator("operator", &["--no-lease"]);
+    for case in cases() {
+        cluster.apply(&manifest(&case)).await;
+        let report = until_it_waits(&cluster, &case, &mut operator).await;
+        let explained = says(kubeconfig, &["explain", case.name, "--node", case.node]).await;
+        let expected = format!("{}: ", case.reason);
+        assert!(explained.contains(&expected) && explained.contains(case.words), "{explained}");
+        let status = says(kubeconfig, &["status", case.name]).await;
+        assert!(status.contains("ASSESSMENT") && status.contains(case.words), "{status}");
+        check_dump(&cluster, case.name, &report).await;
+        cluster.control_plane.kubectl().succeed(&["delete", "osupgrade", case.name]).await.unwrap();
+        // Nothing collects them here.
+        let _ = cluster.control_plane.kubectl().succeed(&["delete", "osupgradeprogresses", "--all"]).await;
+        cluster.wait_for_no_cordon(&mut operator).await;
+    }
+    cluster.ledger.assert_clean();
+}
+
+/// A dump says the same as the cluster.
+async fn check_dump(cluster: &Cluster, name: &str, report: &Value) {
+    let get = ["get", "osupgrades,osupgradeprogresses,osnodes,nodes", "-o", "json"];
+    let dump = cluster.control_plane.kubectl().succeed(&get).await.unwrap();
+    if let Some(into) = std::env::var_os("MONOK8S_DUMPS") {
+        std::fs::write(Path::new(&into).join(format!("{name}.json")), &dump).unwrap();
+    }
+    let dump = Dump::from_dump(dump.as_bytes()).unwrap();
+    let again = monok8s_sdk::status::Report::of(&dump, name).unwrap();
+    let again = serde_json::to_value(&again).unwrap();
+    let count = |report: &Value| report["nodes"].as_array().unwrap().len();
+    assert_eq!(again["upgrade"]["name"], report["upgrade"]["name"]);
+    assert_eq!(count(&again), count(report));
+}
+
+#[tokio::test]
+async fn people_pause_resume_and_retry() {
+    let mut cluster = Cluster::start().await;
+    cluster.add(NodeSpec::worker("w-1", "v1.35.1"), Manner::FailsToStage, 1).await;
+    cluster.add(NodeSpec::worker("w-2", "v1.35.1"), Manner::Works, 1).await;
+    let kubeconfig = &cluster.control_plane.kubeconfig_path();
+    let mut operator = cluster.operator("operator", &["--no-lease"]);
+    let case = case("up", &["w-1", "w-2"], "paused: true", "w-1", ("Paused", "spec.paused"));
+    cluster.apply(&manifest(&case)).await;
+    until_it_waits(&cluster, &case, &mut operator).await;
+    assert_eq!(ctl(kubeconfig, &["status", "--exit-code"]).await.status.code(), Some(4));
+    let said = says(kubeconfig, &["pause", "--all"]).await;
+    assert!(said.starts_with("up is paused"), "{said}");
+    let said = says(kubeconfig, &["resume", "up"]).await;
+    assert!(said.starts_with("up stays paused: its spec.paused is true"), "{said}");
+    let unpaused = Case { spec: "rollout: {maxFailedNodes: 1}".to_owned(), ..case };
+    cluster.apply(&manifest(&unpaused)).await;
+    cluster.wait_for("up", "Accepted", "NodesFailed", &mut operator).await;
+    assert_eq!(ctl(kubeconfig, &["status", "up", "--exit-code"]).await.status.code(), Some(5));
+    let status = says(kubeconfig, &["status", "up"]).await;
+    assert!(status.contains("next: ctl retry up --node w-1"), "{status}");
+
+    let not_failed = ctl(kubeconfig, &["retry", "up", "--node", "w-2"]).await;
+    assert_eq!(not_failed.status.code(), Some(1));
+    let run = cluster.upgrade("up").await.status.unwrap().run.unwrap();
+    let said = says(kubeconfig, &["retry", "up"]).await;
+    assert!(said.starts_with("up begins a new run"), "{said}");
+    let deadline = Instant::now() + PATIENCE;
+    while cluster.upgrade("up").await.status.unwrap().run.unwrap() == run {
+        assert!(Instant::now() < deadline, "no new run; {}", operator.child.log_tail());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.wait_for("up", "Accepted", "NodesFailed", &mut operator).await;
+    assert_eq!(says(kubeconfig, &["retry", "up", "--node", "w-1"]).await, "w-1 tries again\n");
+    let nonces = cluster.progresses().await;
+    assert!(nonces.iter().any(|object| object.retry_nonce().starts_with("ctl-")), "{nonces:?}");
+    cluster.ledger.assert_clean();
+}
