@@ -99,8 +99,8 @@ impl Vm {
             .args(["--pdeathsig", "KILL", "--"])
             .arg(QEMU.locate()?)
             .args(["-name", &self.name, "-nodefaults", "-no-user-config", "-display", "none"])
-            // One processor: as many machines run at once as this one has, and what two emulated ones have
-            // to tell each other costs both of them a fifth of their time.
+            // One processor: several machines run at once, and what two emulated ones have to tell each other
+            // costs both of them a fifth of their time.
             .args(["-machine", "q35", "-accel", "tcg", "-cpu", "Nehalem", "-smp", "1"])
             .args(["-m", &MEMORY_MIB.to_string()])
             .arg("-drive")
