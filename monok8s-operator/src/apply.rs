@@ -1,7 +1,9 @@
 //! Stage four: carries a plan out. It decides nothing; it only refuses to write on old facts.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
@@ -66,6 +68,9 @@ pub trait GrantGate {
     fn may_grant(&self, upgrade: &str) -> bool;
 }
 
+/// Requests of a plan in flight at once.
+const AT_ONCE: usize = 8;
+
 /// Carries plans out.
 pub struct Executor<'a> {
     /// The API server.
@@ -85,7 +90,7 @@ pub struct Executor<'a> {
 pub struct Applied {
     /// Writes made.
     pub writes: usize,
-    /// Grants that wait for their catalog to be read.
+    /// Grants that wait for their catalog to be read, and deletions of what is gone.
     pub held_back: usize,
     /// What was answered to evictions, by the pod's UID.
     pub evictions: Vec<(String, EvictionAnswer)>,
@@ -98,35 +103,63 @@ enum Done {
 }
 
 impl Executor<'_> {
-    /// Does the actions in their order. A lost race ends it, since the rest of the plan was made on
-    /// the same facts; another failure does not, since no action needs another one of its plan.
+    /// Does the actions in their order, those of a kind beside each other. A lost race ends it, since the rest of the
+    /// plan was made on the same facts; another failure does not, since no action needs another one of its plan.
     pub async fn execute(&self, actions: &[Action]) -> (Applied, Result<(), ApplyError>) {
         let mut applied = Applied::default();
         let mut first_failure = Ok(());
-        for action in actions {
-            if !self.leadership.may_act() {
-                return (applied, Err(ApplyError::NotLeading));
+        for beside in actions.chunk_by(|a, b| a.kind() == b.kind()) {
+            let lost = AtomicBool::new(false);
+            let begun = beside.iter().take_while(|_| !lost.load(Ordering::Relaxed));
+            let acts = begun.map(|action| async move { (action, self.act_if_leading(action).await) });
+            let mut acts = stream::iter(acts).buffer_unordered(AT_ONCE);
+            let mut end = Ok(());
+            // What was begun comes to its end, so that its answers are kept.
+            while let Some((action, done)) = acts.next().await {
+                match done {
+                    Ok(done) => self.count(action, done, &mut applied),
+                    Err(over @ (ApplyError::Stale { .. } | ApplyError::NotLeading)) => {
+                        lost.store(true, Ordering::Relaxed);
+                        end = end.and(Err(over));
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = chain(&error), "an action failed");
+                        first_failure = first_failure.and(Err(error));
+                    }
+                }
             }
-            match self.act(action).await {
-                Ok(Done::Written) => {
-                    applied.writes += 1;
-                    self.metrics.acted(action.kind());
-                    tracing::info!(action = action.kind(), object = action.object_name(), "done");
-                }
-                Ok(Done::HeldBack) => applied.held_back += 1,
-                Ok(Done::Asked(pod, answer)) => {
-                    self.metrics.acted(action.kind());
-                    tracing::info!(action = action.kind(), object = action.object_name(), ?answer, "asked");
-                    applied.evictions.push((pod, answer));
-                }
-                Err(stale @ ApplyError::Stale { .. }) => return (applied, Err(stale)),
-                Err(error) => {
-                    tracing::warn!(error = chain(&error), "an action failed");
-                    first_failure = first_failure.and(Err(error));
-                }
+            if end.is_err() {
+                return (applied, end);
             }
         }
         (applied, first_failure)
+    }
+
+    fn count(&self, action: &Action, done: Done, applied: &mut Applied) {
+        match done {
+            Done::Written => {
+                applied.writes += 1;
+                self.metrics.acted(action.kind());
+                tracing::info!(action = action.kind(), object = action.object_name(), "done");
+            }
+            Done::HeldBack => applied.held_back += 1,
+            Done::Asked(pod, answer) => {
+                if answer == EvictionAnswer::Accepted {
+                    self.metrics.acted(action.kind());
+                    tracing::info!(action = action.kind(), object = action.object_name(), "done");
+                } else {
+                    tracing::debug!(object = action.object_name(), ?answer, "an eviction was refused");
+                }
+                applied.evictions.push((pod, answer));
+            }
+        }
+    }
+
+    async fn act_if_leading(&self, action: &Action) -> Result<Done, ApplyError> {
+        if !self.leadership.may_act() {
+            return Err(ApplyError::NotLeading);
+        }
+        self.act(action).await
     }
 
     async fn act(&self, action: &Action) -> Result<Done, ApplyError> {
@@ -172,7 +205,9 @@ impl Executor<'_> {
             Action::CreateOsNode { node } => self.create_os_node(action, node).await,
             Action::CreateProgress(new) => self.create_progress(action, new).await,
             Action::Evict { pod, grace_period_seconds } => Ok(self.evict(pod, *grace_period_seconds).await),
-            Action::DeletePod { pod } => self.delete_pod(action, pod).await,
+            Action::DeletePod { pod, grace_period_seconds } => {
+                self.delete_pod(action, pod, *grace_period_seconds).await
+            }
         }
     }
 

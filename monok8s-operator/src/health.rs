@@ -3,15 +3,16 @@
 
 mod evaluate;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::discovery::{Scope, pinned_kind};
 use kube::runtime::watcher::Config;
 use kube::{Api, Client};
-use monok8s_sdk::api::{HealthCheck, OSUpgrade, UpgradePhase};
+use monok8s_sdk::api::{ConditionType, HealthCheck, OSUpgrade, UpgradePhase, condition_is_true};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::health::Expression;
 use monok8s_sdk::rollout::Health;
@@ -34,6 +35,7 @@ pub struct HealthChecks {
     bell: Bell,
     metrics: Arc<Metrics>,
     /// By what they say: two upgrades may ask the same.
+    understood: BTreeMap<String, Result<Arc<Understood>, String>>,
     running: BTreeMap<String, Running>,
 }
 
@@ -44,7 +46,7 @@ struct Running {
 }
 
 /// A health check that was understood.
-pub struct Understood {
+struct Understood {
     kind: GroupVersionKind,
     namespace: Option<String>,
     selected: Config,
@@ -60,11 +62,7 @@ impl Drop for Running {
 
 impl Understood {
     /// Understands a check, or says what is wrong with it.
-    ///
-    /// # Errors
-    ///
-    /// If it can never be evaluated.
-    pub fn new(check: &HealthCheck) -> Result<Self, String> {
+    fn new(check: &HealthCheck) -> Result<Self, String> {
         let expression = Expression::parse(&check.expression).map_err(|error| chain(&error))?;
         let selected = match (&check.name, &check.label_selector) {
             (Some(name), None) => Config::default().fields(&format!("metadata.name={name}")),
@@ -108,28 +106,44 @@ impl HealthChecks {
     /// Nothing is watched yet.
     #[must_use]
     pub fn new(client: Client, bell: Bell, metrics: Arc<Metrics>) -> Self {
-        Self { client, bell, metrics, running: BTreeMap::new() }
+        Self { client, bell, metrics, understood: BTreeMap::new(), running: BTreeMap::new() }
     }
 
     /// Watches what the checks of these upgrades need, if they have work left, and nothing else any more.
     pub fn follow(&mut self, upgrades: &[Arc<OSUpgrade>]) {
-        let mut wanted: BTreeMap<String, HealthCheck> = BTreeMap::new();
-        for upgrade in upgrades.iter().filter(|upgrade| has_work_left(upgrade)) {
-            let checks = upgrade.spec.rollout().health_checks;
-            wanted.extend(checks.into_iter().map(|check| (key(&check), check)));
+        let (mut all, mut wanted) = (BTreeSet::new(), BTreeSet::new());
+        for upgrade in upgrades {
+            for check in upgrade.spec.rollout().health_checks {
+                let key = key(&check);
+                let understood = self.understood.entry(key.clone());
+                understood.or_insert_with(|| Understood::new(&check).map(Arc::new));
+                wanted.extend(has_work_left(upgrade).then(|| key.clone()));
+                all.insert(key);
+            }
         }
-        self.running.retain(|key, _| wanted.contains_key(key));
-        for (key, check) in wanted {
+        self.understood.retain(|key, _| all.contains(key));
+        self.running.retain(|key, _| wanted.contains(key));
+        for key in wanted {
+            // One that is not understood rejects its upgrade, which says why.
+            let Some(Ok(check)) = self.understood.get(&key) else { continue };
             if !self.running.contains_key(&key) {
-                // One that is not understood rejects its upgrade, which says why.
-                let Ok(understood) = Understood::new(&check) else { continue };
-                let running = self.run(understood);
+                let running = self.run(Arc::clone(check));
                 self.running.insert(key, running);
             }
         }
     }
 
-    fn run(&self, check: Understood) -> Running {
+    /// What of an upgrade's health checks cannot be understood.
+    #[must_use]
+    pub fn problem(&self, upgrade: &OSUpgrade) -> Option<String> {
+        let checks = upgrade.spec.rollout().health_checks;
+        checks.iter().enumerate().find_map(|(at, check)| {
+            let problem = self.understood.get(&key(check))?.as_ref().err()?;
+            Some(format!("rollout.healthChecks[{at}]: {problem}"))
+        })
+    }
+
+    fn run(&self, check: Arc<Understood>) -> Running {
         let shown = Arc::new(Mutex::new(Health::Unknown("it was not evaluated yet".to_owned())));
         let (client, bell, metrics) = (self.client.clone(), self.bell.clone(), Arc::clone(&self.metrics));
         let into = Arc::clone(&shown);
@@ -163,8 +177,13 @@ impl HealthChecks {
 }
 
 fn has_work_left(upgrade: &OSUpgrade) -> bool {
-    let phase = upgrade.status.as_ref().and_then(|status| status.phase.as_ref());
-    !matches!(phase, Some(UpgradePhase::Completed | UpgradePhase::Superseded | UpgradePhase::Rejected))
+    let Some(status) = &upgrade.status else { return true };
+    match &status.phase {
+        // A node that joins is brought along, and the phase stays.
+        Some(UpgradePhase::Completed) => !condition_is_true(&status.conditions, &ConditionType::Ready),
+        Some(UpgradePhase::Superseded | UpgradePhase::Rejected) => false,
+        _ => true,
+    }
 }
 
 fn key(check: &HealthCheck) -> String {
@@ -198,8 +217,19 @@ async fn observe(
             },
             () = sleep_until(again) => {}
         }
+        // What has come meanwhile belongs to the same look.
+        while let Some(event) = watch.try_next().now_or_never() {
+            match event {
+                Ok(event) => known.observe(event, Object::new),
+                Err(why) => return why,
+            }
+        }
+        if known.is_listing() {
+            continue;
+        }
         if let Some(objects) = known.all() {
-            show(evaluator.evaluate(objects.cloned().collect()).await);
+            let takes_long = || show(Health::Unknown("it is being evaluated".to_owned()));
+            show(evaluator.evaluate(objects.cloned().collect(), takes_long).await);
         }
         again = Instant::now() + AGAIN;
     }

@@ -11,12 +11,13 @@ pub(crate) struct Known<V> {
     all: BTreeMap<String, V>,
     /// A list in progress, which replaces `all` when it is complete.
     listing: BTreeMap<String, V>,
+    is_listing: bool,
     is_synced: bool,
 }
 
 impl<V> Default for Known<V> {
     fn default() -> Self {
-        Self { all: BTreeMap::new(), listing: BTreeMap::new(), is_synced: false }
+        Self { all: BTreeMap::new(), listing: BTreeMap::new(), is_listing: false, is_synced: false }
     }
 }
 
@@ -25,15 +26,23 @@ impl<V> Known<V> {
     pub(crate) fn observe<K: ResourceExt>(&mut self, event: Event<K>, reduce: impl Fn(&K) -> V) {
         let uid = |object: &K| object.uid().unwrap_or_default();
         match event {
-            Event::Init => self.listing.clear(),
+            Event::Init => {
+                self.listing.clear();
+                self.is_listing = true;
+            }
             Event::InitApply(object) => drop(self.listing.insert(uid(&object), reduce(&object))),
             Event::InitDone => {
                 self.all = std::mem::take(&mut self.listing);
-                self.is_synced = true;
+                (self.is_listing, self.is_synced) = (false, true);
             }
             Event::Apply(object) => drop(self.all.insert(uid(&object), reduce(&object))),
             Event::Delete(object) => drop(self.all.remove(&uid(&object))),
         }
+    }
+
+    /// Whether a list is in progress, so that what is known is old.
+    pub(crate) fn is_listing(&self) -> bool {
+        self.is_listing
     }
 
     /// All of them, once they have been listed.

@@ -158,7 +158,7 @@ impl Planner {
 
         let (mut applied, acted) = self.apply(&plan, &fleet).await;
         let asked = !applied.evictions.is_empty();
-        self.pods.remember(std::mem::take(&mut applied.evictions), now);
+        self.pods.remember(std::mem::take(&mut applied.evictions), Timestamp::now());
         self.metrics.show_refusing_budgets(self.pods.refusing_budgets());
         let reported = if is_over(&acted) { Ok(0) } else { self.report(&observed, &plan, now).await };
 
@@ -181,7 +181,8 @@ impl Planner {
         let upgrades = observed.upgrades.objects.iter();
         let upgrades = upgrades
             .map(|upgrade| {
-                let view = resolve::view(upgrade, &self.catalogs.reading(upgrade), &running);
+                let problem = self.health_checks.problem(upgrade);
+                let view = resolve::view(upgrade, &self.catalogs.reading(upgrade), &running, problem);
                 UpgradeView { health: self.health_checks.of(upgrade), ..view }
             })
             .collect();

@@ -33,7 +33,7 @@ pub struct Pods {
     /// By the Node's UID.
     nodes: BTreeMap<String, Task<OnNode>>,
     /// As long as there are nodes.
-    volumes: Option<Task<Known<Attachment>>>,
+    volumes: Option<Task<Volumes>>,
     evictions: BTreeMap<String, Eviction>,
 }
 
@@ -50,6 +50,16 @@ struct OnNode {
     pods: Known<PodView>,
     /// The volumes of the claims of those that stay, by `namespace/name`.
     claims: BTreeMap<String, String>,
+    /// Why nothing is heard of them.
+    error: Option<String>,
+}
+
+/// What is known of the volumes that are attached anywhere.
+#[derive(Debug, Default)]
+struct Volumes {
+    attachments: Known<Attachment>,
+    /// Why nothing is heard of them.
+    error: Option<String>,
 }
 
 /// The name of a volume, and of the node that it is attached to.
@@ -110,13 +120,21 @@ impl Pods {
         let (into, bell, client) = (Arc::clone(&known), self.bell.clone(), self.client.clone());
         let task = tokio::spawn(async move {
             loop {
-                let event = watch.next().await;
+                let event = match watch.try_next().await {
+                    Ok(event) => event,
+                    Err(why) => {
+                        lock(&into).error = Some(why);
+                        bell.ring();
+                        continue;
+                    }
+                };
                 let claims = match &event {
                     Event::Apply(pod) | Event::InitApply(pod) => claims_of_one_that_stays(pod, &client).await,
                     Event::Init | Event::InitDone | Event::Delete(_) => Vec::new(),
                 };
                 let mut known = lock(&into);
                 known.claims.extend(claims);
+                known.error = None;
                 known.pods.observe(event, PodView::new);
                 drop(known);
                 bell.ring();
@@ -125,15 +143,23 @@ impl Pods {
         Task { known, task: task.abort_handle() }
     }
 
-    fn watch_volumes(&self) -> Task<Known<Attachment>> {
+    fn watch_volumes(&self) -> Task<Volumes> {
         let api = Api::<VolumeAttachment>::all(self.client.clone());
         let mut watch = Watch::new(VOLUMES, api, Config::default(), Arc::clone(&self.metrics));
-        let known = Arc::new(Mutex::new(Known::default()));
+        let known = Arc::new(Mutex::new(Volumes::default()));
         let (into, bell) = (Arc::clone(&known), self.bell.clone());
         let task = tokio::spawn(async move {
             loop {
-                let event = watch.next().await;
-                lock(&into).observe(event, Attachment::new);
+                let event = watch.try_next().await;
+                let mut known = lock(&into);
+                match event {
+                    Ok(event) => {
+                        known.error = None;
+                        known.attachments.observe(event, Attachment::new);
+                    }
+                    Err(why) => known.error = Some(why),
+                }
+                drop(known);
                 bell.ring();
             }
         });
@@ -142,14 +168,19 @@ impl Pods {
 
     /// Tells what is known of the nodes of a fleet.
     pub fn show(&self, fleet: &mut Fleet) {
+        let volumes = self.volumes.as_ref().map(Task::known);
+        let no_volumes = volumes.as_ref().and_then(|known| known.error.clone());
         for (uid, node) in &self.nodes {
             let known = node.known();
+            if let Some(why) = known.error.as_ref().or(no_volumes.as_ref()) {
+                fleet.unseen.insert(uid.clone(), why.clone());
+            }
             let Some(pods) = known.pods.all() else { continue };
             fleet.pods.insert(uid.clone(), pods.cloned().collect());
             fleet.claims.extend(known.claims.clone());
         }
-        let volumes = self.volumes.as_ref().map(Task::known);
-        fleet.volumes = volumes.as_ref().and_then(|known| known.all()).map(|attachments| {
+        let attachments = volumes.as_ref().and_then(|known| known.attachments.all());
+        fleet.volumes = attachments.map(|attachments| {
             let mut by_node: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
             for Attachment { node, volume } in attachments {
                 by_node.entry(node.clone()).or_default().insert(volume.clone());

@@ -10,8 +10,6 @@ use monok8s_sdk::catalog::{Catalog, ResolveError, hop_candidates};
 use monok8s_sdk::rollout::{Evaluation, Target, UpgradeView, frozen_target};
 use monok8s_sdk::version::OsVersion;
 
-use crate::health::Understood;
-
 /// What is known of the catalog of one upgrade.
 #[derive(Clone, Debug)]
 pub enum Reading {
@@ -50,16 +48,21 @@ pub enum Remedy {
 }
 
 /// What the spec of an upgrade and its catalog come to. `running` are the versions of the fleet's
-/// managed nodes, which say which images a path may need.
+/// managed nodes, which say which images a path may need; `problem` is what is wrong with its health checks.
 #[must_use]
-pub fn view(upgrade: &OSUpgrade, reading: &Reading, running: &BTreeSet<OsVersion>) -> UpgradeView {
+pub fn view(
+    upgrade: &OSUpgrade,
+    reading: &Reading,
+    running: &BTreeSet<OsVersion>,
+    problem: Option<String>,
+) -> UpgradeView {
     let catalog_error = match reading {
         Reading::Known { error, .. } | Reading::Unknown { error: error @ Some(_) } => {
             error.as_ref().map(|error| error.message.clone())
         }
         Reading::Unknown { error: None } => told_error(upgrade),
     };
-    let evaluation = match not_understood(upgrade) {
+    let evaluation = match not_understood(upgrade, problem) {
         None => evaluate(upgrade, reading, running),
         Some((reason, message)) => {
             Evaluation::Rejected { reason, message, resolved: upgrade.spec.version.parse().ok() }
@@ -69,15 +72,11 @@ pub fn view(upgrade: &OSUpgrade, reading: &Reading, running: &BTreeSet<OsVersion
 }
 
 /// What in a spec cannot be understood, whatever the catalog says.
-fn not_understood(upgrade: &OSUpgrade) -> Option<(UpgradeReason, String)> {
+fn not_understood(upgrade: &OSUpgrade, problem: Option<String>) -> Option<(UpgradeReason, String)> {
     if let Err(error) = upgrade.selector() {
         return Some((UpgradeReason::InvalidNodeSelector, error.to_string()));
     }
-    let checks = upgrade.spec.rollout().health_checks;
-    checks.iter().enumerate().find_map(|(at, check)| {
-        let problem = Understood::new(check).err()?;
-        Some((UpgradeReason::InvalidHealthCheck, format!("rollout.healthChecks[{at}]: {problem}")))
-    })
+    problem.map(|problem| (UpgradeReason::InvalidHealthCheck, problem))
 }
 
 /// What was last told about the catalog stands until it was tried again: a restart is no news.
@@ -208,7 +207,7 @@ mod tests {
 
     /// The upgrade, in a run that was begun with what it comes to now.
     fn begun(mut upgrade: OSUpgrade, reading: &Reading) -> OSUpgrade {
-        let Evaluation::Accepted(target) = view(&upgrade, reading, &running()).evaluation else {
+        let Evaluation::Accepted(target) = view(&upgrade, reading, &running(), None).evaluation else {
             panic!("not accepted")
         };
         upgrade.status = Some(OSUpgradeStatus {
@@ -226,7 +225,7 @@ mod tests {
 
     /// What an evaluation comes to, in one line.
     fn words(upgrade: &OSUpgrade, reading: &Reading) -> String {
-        match view(upgrade, reading, &running()).evaluation {
+        match view(upgrade, reading, &running(), None).evaluation {
             Evaluation::Accepted(Target { resolved, blocked }) => {
                 let images: Vec<_> = resolved.images.iter().map(|image| image.version.to_string()).collect();
                 let blocked: Vec<_> = blocked.iter().map(ToString::to_string).collect();
@@ -294,7 +293,7 @@ mod tests {
         let run = begun(upgrade("v1.35.1"), &known(Arc::clone(&good)));
         let bad = Reading::Known { catalog: good, error: Some(failure(Remedy::OtherDocument)) };
         assert_eq!(words(&run, &bad), "v1.35.1 by [v1.35.1] without [v1.34.9]");
-        assert_eq!(view(&run, &bad, &running()).catalog_error.as_deref(), Some("what to do"));
+        assert_eq!(view(&run, &bad, &running(), None).catalog_error.as_deref(), Some("what to do"));
         assert_eq!(words(&upgrade("v1.35.1"), &bad), "rejected Why v1.35.1");
     }
 

@@ -74,19 +74,23 @@ const STEPS: &[Step] = &[
     },
     // The working tree may be dirty while somebody develops; what is packaged is what is there.
     step("package", &["package", "--package", "monok8s-sdk", "--allow-dirty"], Counting::Whole),
-    MACHINES,
+    step(
+        "a virtual machine that is upgraded",
+        &["test", "--workspace", "--all-features", "--test=vm", "--", "--show-output", "upgrade::"],
+        Counting::Libtest,
+    ),
 ];
 
-/// Machines that really start. With the features that everything is tested with, so that nothing is built twice. Most
-/// of their time they wait for deadlines: three of them at once fill two processors better than two do.
-const MACHINES: Step = step(
-    "virtual machines",
-    &["test", "--workspace", "--all-features", "--test=vm", "--", "--show-output", "--test-threads=3"],
-    Counting::Libtest,
-);
-
-/// What is shown by machines that really start, and nothing else.
-const VM_STEPS: &[Step] = &[step("programs", SHIPPED, Counting::Whole), MACHINES];
+/// What is shown by machines that really start, and nothing else. With the features that everything is tested
+/// with, so that nothing is built twice.
+const VM_STEPS: &[Step] = &[
+    step("programs", SHIPPED, Counting::Whole),
+    step(
+        "virtual machines",
+        &["test", "--workspace", "--all-features", "--test=vm", "--", "--show-output"],
+        Counting::Libtest,
+    ),
+];
 
 /// What is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

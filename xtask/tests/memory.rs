@@ -1,8 +1,9 @@
 //! The most memory that the real `ctl flash` ever has resident, in every way an image can come: for
 //! sparse images, so that 16 GiB are written in seconds.
 //!
-//! The figure is `VmHWM` of the child, which the kernel only ever raises. (`wait4` would tell it
-//! exactly, but counts what the parent had resident when it forked.)
+//! The figure is `VmHWM` of the child, which the kernel only ever raises, without what is resident of the program's
+//! own file: more than 10 MiB of a debug build, which is not what writing takes, and which the kernel drops when it
+//! needs room. (`wait4` would tell it exactly, but counts what the parent had resident when it forked.)
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 

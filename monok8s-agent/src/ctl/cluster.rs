@@ -18,6 +18,8 @@ pub(super) struct ClusterArgs {
 impl ClusterArgs {
     /// Does something with the cluster, and waits for it.
     pub(super) fn with<T>(&self, work: impl AsyncFnOnce(Client) -> Result<T>) -> Result<T> {
+        // Clients built before a provider is chosen fail; somebody may have chosen one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -29,7 +31,7 @@ impl ClusterArgs {
     }
 
     async fn client(&self) -> Result<Client> {
-        let config = match &self.context {
+        let mut config = match &self.context {
             Some(context) => {
                 let options = KubeConfigOptions { context: Some(context.clone()), ..Default::default() };
                 kube::Config::from_kubeconfig(&options).await.context("cannot use this context")?
@@ -38,6 +40,8 @@ impl ClusterArgs {
                 .await
                 .context("no cluster: set KUBECONFIG, or run this where kubectl works")?,
         };
+        // To an eviction a 429 is the answer.
+        config.default_retry = false;
         Client::try_from(config).context("cannot make a client for the cluster")
     }
 }

@@ -9,6 +9,7 @@ mod hold;
 mod image;
 mod output;
 mod part;
+mod plan;
 mod rollback;
 mod send_back;
 mod slots;
@@ -49,6 +50,8 @@ enum Command {
     Status(status::Status),
     /// Say why an upgrade is where it is.
     Explain(status::Explain),
+    /// Say what an upgrade would do.
+    Plan(plan::Plan),
     /// Begin no further node.
     Pause(steer::Pause),
     /// Go on where `pause` stopped.
@@ -95,6 +98,7 @@ fn run(command: Command) -> Result<Outcome> {
         Command::Slots(slots) => slots.run(),
         Command::Status(status) => status.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Plan(plan) => plan.run(),
         Command::Pause(pause) => pause.run(),
         Command::Resume(resume) => resume.run(),
         Command::Retry(retry) => retry.run(),

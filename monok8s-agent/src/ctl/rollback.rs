@@ -76,7 +76,7 @@ impl Rollback {
         if self.node.is_some() || self.upgrade.is_some() {
             let (node, upgrade) = (self.node.as_deref(), self.upgrade.as_deref());
             let done = self.cluster.with(async |client| send_back(&client, node, upgrade).await)?;
-            output::print(&output::lines(done))?;
+            self.output.print(&done, || output::lines(&done))?;
             return Ok(Outcome::Good);
         }
         let booted = self.machine.slots()?.booted().slot;

@@ -26,22 +26,18 @@ pub(super) async fn send_back(
     upgrade: Option<&str>,
 ) -> Result<Vec<String>> {
     let cluster = read(client).await?;
-    let wanted = |object: &&OSUpgradeProgress| {
-        node.is_none_or(|node| object.spec.node_name == node)
-            && upgrade.is_none_or(|upgrade| object.spec.source_ref.name == upgrade)
-    };
-    let mut objects: Vec<_> = cluster
-        .progresses
-        .iter()
-        .filter(wanted)
-        .filter(|object| object.phase() == ProgressPhase::Completed)
-        .collect();
+    let mut objects: Vec<_> =
+        cluster.progresses.iter().filter(|object| object.phase() == ProgressPhase::Completed).collect();
     // Of several objects of a node, the youngest is what brought it where it is.
     objects.sort_by_key(|object| {
         std::cmp::Reverse(object.metadata.creation_timestamp.as_ref().map(|time| time.0))
     });
     objects.sort_by(|a, b| a.spec.node_name.cmp(&b.spec.node_name));
     objects.dedup_by(|a, b| a.spec.node_name == b.spec.node_name);
+    objects.retain(|object| {
+        node.is_none_or(|node| object.spec.node_name == node)
+            && upgrade.is_none_or(|upgrade| object.spec.source_ref.name == upgrade)
+    });
     let mut lines = Vec::new();
     let mut able = Vec::new();
     for object in objects {
@@ -73,6 +69,14 @@ pub(super) async fn send_back(
 /// What the node can go back to, or why it cannot.
 fn candidate<'c>(cluster: &'c Cluster, object: &'c OSUpgradeProgress) -> Result<Candidate<'c>, String> {
     let node = object.spec.node_name.as_str();
+    let source = object.spec.source_ref.name.as_str();
+    let upgrade = cluster.upgrades.iter().find(|upgrade| upgrade.metadata.name.as_deref() == Some(source));
+    let run = upgrade.and_then(|upgrade| upgrade.status.as_ref()?.run);
+    if object.spec.order.as_ref().is_some_and(|order| Some(order.run) != run) {
+        return Err(format!(
+            "an earlier run of {source} brought it where it is, and is over: run `ctl rollback` there"
+        ));
+    }
     let report = cluster.os_nodes.iter().find(|report| report.metadata.name.as_deref() == Some(node));
     let status = report.and_then(|report| report.status.as_ref());
     let other = status

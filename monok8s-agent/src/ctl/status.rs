@@ -70,6 +70,7 @@ impl Status {
         let names = names(&cluster, self.name.as_deref())?;
         let reports: Vec<_> = names.iter().filter_map(|name| Report::of(&cluster, name)).collect();
         match (&self.name, reports.as_slice()) {
+            (Some(name), []) => bail!("{name} is being deleted"),
             (Some(_), [report]) => self.output.print(report, || report.text())?,
             _ => self.output.print(&reports, || all(&reports))?,
         }

@@ -10,7 +10,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use monok8s_sdk::api::{ANNOTATION_HOLD, OSUpgrade, OSUpgradeProgress};
 use monok8s_sdk::rollout::Assessment;
-use monok8s_sdk::status::{Cluster, Report};
+use monok8s_sdk::status::{Cluster, Course, Report};
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -111,7 +111,9 @@ impl Retry {
                 failed.filter(|line| node.as_ref().is_none_or(|node| *node == line.node)).collect();
             let nonce = json!({ "spec": { "retryNonce": format!("ctl-{}", Timestamp::now().as_second()) } });
             match (node, failed.as_slice()) {
-                (None, []) => Ok(format!("{name} has no failed node")),
+                (None, []) if report.upgrade.course != Course::Stalled => {
+                    Ok(format!("{name} has no failed node"))
+                }
                 (Some(node), []) => bail!("{node} has not failed in {name}"),
                 (Some(node), [line, ..]) => {
                     let progress = line.progress.as_deref().context("it has no progress object")?;

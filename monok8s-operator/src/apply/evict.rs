@@ -34,9 +34,14 @@ impl Executor<'_> {
     }
 
     /// Deletes a pod, whatever its budget says.
-    pub(super) async fn delete_pod(&self, action: &Action, pod: &PodRef) -> Result<Done, ApplyError> {
+    pub(super) async fn delete_pod(
+        &self,
+        action: &Action,
+        pod: &PodRef,
+        grace_period_seconds: Option<i32>,
+    ) -> Result<Done, ApplyError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let options = options(pod, None);
+        let options = options(pod, grace_period_seconds);
         match request(action.kind(), &pod.name, "delete", "pods", api.delete(&pod.name, &options)).await {
             Ok(_) => Ok(Done::Written),
             // It is gone, or another one of its name came: the watch will tell.

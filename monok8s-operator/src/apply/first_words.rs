@@ -2,13 +2,14 @@
 //!
 //! It follows its creation at once, and is made up for if the operator was stopped between the two.
 
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kube::ResourceExt as _;
 use kube::api::{Api, Patch, PatchParams};
 use monok8s_sdk::api::{GROUP, OSUpgradeProgress, OSUpgradeProgressStatus, ProgressPhase, VERSION};
 use monok8s_sdk::rollout::NodeView;
 use serde_json::json;
 
-use super::{ApplyError, Executor, PROGRESS_STATUS, request};
+use super::{AT_ONCE, ApplyError, Executor, PROGRESS_STATUS, request};
 
 /// The field manager of the first words. One of its own, so that the agent's first write takes
 /// every field over and leaves none behind.
@@ -27,9 +28,12 @@ pub struct Silent {
 pub fn silent(progresses: &[OSUpgradeProgress], nodes: &[NodeView]) -> Vec<Silent> {
     let first_words = |object: &OSUpgradeProgress| {
         let order = object.spec.order.as_ref()?;
-        let node = nodes.iter().find(|node| node.uid == order.node_uid)?;
         let phase = object.status.as_ref().and_then(|status| status.phase.as_ref());
-        (phase.is_none() && object.metadata.deletion_timestamp.is_none()).then(|| Silent {
+        if phase.is_some() || object.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        let node = nodes.iter().find(|node| node.uid == order.node_uid)?;
+        Some(Silent {
             name: object.name_any(),
             version: object.resource_version(),
             status: OSUpgradeProgressStatus {
@@ -49,14 +53,14 @@ pub fn silent(progresses: &[OSUpgradeProgress], nodes: &[NodeView]) -> Vec<Silen
 impl Executor<'_> {
     /// Says the first words about these objects. Tells how many writes were made.
     pub async fn speak_for(&self, silent: &[Silent]) -> Result<usize, ApplyError> {
-        let mut written = 0;
-        for silent in silent {
+        let said = silent.iter().map(|silent| async move {
             if !self.leadership.may_act() {
                 return Err(ApplyError::NotLeading);
             }
-            written += usize::from(self.say_first(silent).await?);
-        }
-        Ok(written)
+            self.say_first(silent).await
+        });
+        let said: Vec<bool> = stream::iter(said).buffer_unordered(AT_ONCE).try_collect().await?;
+        Ok(said.into_iter().filter(|said| *said).count())
     }
 
     /// With the resourceVersion at which nothing was said: if the agent was faster, its word stands.

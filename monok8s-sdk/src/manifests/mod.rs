@@ -133,7 +133,7 @@ fn prerequisites(namespace: &Namespace) -> Vec<Value> {
     objects
 }
 
-const PART_OF: &str = "monok8s-os-upgrades";
+pub(crate) const PART_OF: &str = "monok8s-os-upgrades";
 
 /// Metadata of a namespaced object of the program `name`.
 fn metadata(name: &str, namespace: &Namespace) -> Value {

@@ -115,6 +115,8 @@ pub enum Action {
     DeletePod {
         /// The pod.
         pod: PodRef,
+        /// Seconds that it gets to end; `None`: its own.
+        grace_period_seconds: Option<i32>,
     },
     /// Set `spec.unschedulable` and the cordon annotation, in one write.
     Cordon {
@@ -157,7 +159,7 @@ impl Action {
             | Self::GrantBoot { progress, .. } => &progress.name,
             Self::Uncordon { node } | Self::CreateOsNode { node } | Self::Cordon { node, .. } => &node.name,
             Self::CreateProgress(new) => &new.name,
-            Self::Evict { pod, .. } | Self::DeletePod { pod } => &pod.name,
+            Self::Evict { pod, .. } | Self::DeletePod { pod, .. } => &pod.name,
         }
     }
 }

@@ -13,12 +13,12 @@ use super::govern::{Stand, Stands};
 use super::halt::Failures;
 use super::health;
 use super::line::Place;
-use super::order::{GRANT_LIFETIME, OrderView, State};
+use super::order::{GRANT_LIFETIME, OrderView, State, later};
 use super::outlook::Wait;
 use super::pace::Pace;
 use super::survey::{Campaign, Survey};
 use super::windows::WindowState;
-use crate::api::{BootGrant, RolloutSpec};
+use crate::api::{BootGrant, RolloutSpec, UpgradeReason};
 use crate::version::OsVersion;
 
 struct Candidate<'a, 'f> {
@@ -74,6 +74,7 @@ pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &m
         in_work.remove(candidate.node.name.as_str());
     }
     let mut in_vain = BTreeMap::new();
+    let mut spent: BTreeMap<&str, Wait> = BTreeMap::new();
     for (candidate, had_turn) in
         in_turn.iter().map(|turn| (turn, true)).chain(waiting.iter().map(|turn| (turn, false)))
     {
@@ -94,13 +95,18 @@ pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &m
             in_work: &in_work,
             has_begun: had_turn,
             pace: paces.get(candidate.campaign.view.uid()).unwrap_or(&nothing),
+            spent: spent.get(candidate.campaign.view.uid()).filter(|_| !had_turn),
         };
         if let Some(wait) = turn.wait() {
+            if !had_turn && wait.reason == UpgradeReason::WaitingForBudget {
+                spent.insert(candidate.campaign.view.uid(), wait.clone());
+            }
             draft.waits(candidate.campaign, candidate.node, wait);
             if had_turn {
                 in_vain.insert(candidate.node.name.as_str(), candidate.node);
             }
         } else {
+            spent.clear();
             away.insert(&candidate.node.name);
             in_work.insert(&candidate.node.name, candidate.node);
             draft.admitted.insert(candidate.order.uid().to_owned());
@@ -154,7 +160,7 @@ fn candidates<'a, 'f>(survey: &'a Survey<'f>, stands: &'a Stands<'f>) -> Vec<Can
         }
     }
     // The longer a turn has gone on, the later it is given up.
-    candidates.sort_by_key(|candidate| {
+    candidates.sort_by_cached_key(|candidate| {
         let granted = candidate.order.boot().is_none();
         (granted, !candidate.has_turn(), Place::of(candidate.node, candidate.campaign, survey))
     });
@@ -181,14 +187,22 @@ fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Dra
         }
         // The cordon of an order that is over is taken off first.
         _ if foreign => {}
-        _ if cordoned && !drain::go_on(survey, candidate.campaign, node, *order, draft) => {}
         _ if cordoned => {
-            if let Some(wait) = health::wait(candidate.campaign, *order) {
-                return draft.waits(candidate.campaign, node, wait);
+            let is_drained = drain::go_on(survey, candidate.campaign, node, *order, draft);
+            let sick = health::wait(candidate.campaign, *order).filter(|_| is_drained);
+            if let (true, None) = (is_drained, &sick) {
+                let latest = later(survey.now, GRANT_LIFETIME);
+                let not_after = closes.into_iter().fold(latest, Ord::min);
+                let grant = BootGrant { version: (*version).clone(), not_after: Time(not_after) };
+                return draft.push(Action::GrantBoot { progress: order.object(), grant });
             }
-            let not_after = closes.into_iter().fold(survey.now + GRANT_LIFETIME, Ord::min);
-            let grant = BootGrant { version: (*version).clone(), not_after: Time(not_after) };
-            draft.push(Action::GrantBoot { progress: order.object(), grant });
+            if let Some(wait) = sick {
+                draft.waits(candidate.campaign, node, wait);
+            }
+            // One that ran out is no reason to leave things as they are.
+            if order.boot().is_some() {
+                draft.push(Action::WithdrawBoot { progress: order.object() });
+            }
         }
         _ => draft.push(Action::Cordon { node: node.object(), progress_uid: order.uid().to_owned() }),
     }

@@ -13,6 +13,8 @@ use super::survey::Campaign;
 #[derive(Default)]
 pub(super) struct Draft {
     actions: Vec<Action>,
+    /// The UIDs of progress objects that are about to be deleted.
+    deleted: BTreeSet<String>,
     /// The UIDs of orders that hold a cordon, and may hold a boot grant.
     pub(super) admitted: BTreeSet<String>,
     waits: BTreeMap<String, BTreeMap<String, Wait>>,
@@ -21,14 +23,15 @@ pub(super) struct Draft {
 
 impl Draft {
     pub(super) fn push(&mut self, action: Action) {
+        if let Action::DeleteProgress { progress } = &action {
+            self.deleted.insert(progress.uid.clone());
+        }
         self.actions.push(action);
     }
 
     /// Whether the progress object of this UID is about to be deleted.
     pub(super) fn deletes(&self, uid: &str) -> bool {
-        self.actions
-            .iter()
-            .any(|action| matches!(action, Action::DeleteProgress { progress } if progress.uid == uid))
+        self.deleted.contains(uid)
     }
 
     pub(super) fn waits(&mut self, campaign: &Campaign<'_>, node: &NodeView, wait: Wait) {

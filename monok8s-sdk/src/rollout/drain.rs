@@ -58,12 +58,19 @@ pub enum EvictionAnswer {
 pub(super) enum Drain<'f> {
     /// Nothing has to leave.
     Unneeded(&'static str),
-    /// What is there is not known yet.
-    Unseen,
+    /// What is there is not known yet, or cannot be, and why.
+    Unseen(Option<&'f str>),
     /// These have to leave.
     Left(Left<'f>),
-    /// All that had to have left.
-    Empty,
+    /// All that had to have left, but for what was passed over by force.
+    Empty(Force),
+}
+
+/// Whether a drain passed something over for its time being over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Force {
+    Used,
+    Unused,
 }
 
 /// What has to leave and is still there.
@@ -91,7 +98,7 @@ impl<'f> Drain<'f> {
         }
         let fleet = survey.fleet;
         let (Some(pods), Some(volumes)) = (fleet.pods.get(&node.uid), &fleet.volumes) else {
-            return Self::Unseen;
+            return Self::Unseen(fleet.unseen.get(&node.uid).map(String::as_str));
         };
         let own = fleet.operator_pod.as_deref();
         let (stay, mut leave): (Vec<&PodView>, Vec<_>) = pods
@@ -105,13 +112,15 @@ impl<'f> Drain<'f> {
         let attached = volumes.get(&node.name).into_iter().flatten();
         let mut volumes: Vec<_> =
             attached.filter(|volume| !kept.contains(volume)).map(String::as_str).collect();
-        let by_force = is_over(order, &campaign.rollout, survey.now) || was_forced(order);
+        let was_forced = was_forced(order) && is_drained(order);
+        let by_force = is_over(order, &campaign.rollout, survey.now) || was_forced;
+        let all = leave.len() + volumes.len();
         if by_force || node.readiness == Readiness::NotReady {
             leave.retain(|pod| !is_stuck(pod, survey.now));
             volumes.clear();
         }
         if leave.is_empty() && volumes.is_empty() {
-            return Self::Empty;
+            return Self::Empty(if by_force && all > 0 { Force::Used } else { Force::Unused });
         }
         Self::Left(Left { pods: leave, volumes })
     }
@@ -183,10 +192,12 @@ pub(super) fn go_on<'f>(
         return true;
     }
     let left = match Drain::of(survey, campaign, node, order) {
-        Drain::Unneeded(_) | Drain::Empty => return is_drained(order),
-        Drain::Unseen => {
-            let message = "waits until what runs on it is known".to_owned();
-            draft.waits(campaign, node, Wait { reason: UpgradeReason::Draining, message });
+        Drain::Unneeded(_) | Drain::Empty(_) => return is_drained(order),
+        Drain::Unseen(why) => {
+            draft.waits(campaign, node, unseen(why));
+            if let Some(deadline) = deadline(order, &campaign.rollout).filter(|at| *at > survey.now) {
+                draft.wake_at(deadline);
+            }
             return false;
         }
         Drain::Left(left) => left,
@@ -201,11 +212,11 @@ pub(super) fn go_on<'f>(
             if let Some(at) = stuck.filter(|at| *at > survey.now) {
                 draft.wake_at(at);
             }
-            if let Some(action) = if over { delete(pod) } else { evict(pod, &spec, survey, draft) } {
+            if let Some(action) = if over { delete(pod, &spec) } else { evict(pod, &spec, survey, draft) } {
                 draft.push(action);
             }
         }
-        if let Some(deadline) = deadline(order, &campaign.rollout) {
+        if let Some(deadline) = deadline(order, &campaign.rollout).filter(|at| *at > survey.now) {
             draft.wake_at(deadline);
         }
     }
@@ -227,8 +238,22 @@ fn evict(pod: &PodView, spec: &DrainSpec, survey: &Survey<'_>, draft: &mut Draft
 }
 
 /// Deletes a pod, whatever its budget says.
-fn delete(pod: &PodView) -> Option<Action> {
-    pod.ends.is_none().then(|| Action::DeletePod { pod: PodRef::of(pod) })
+fn delete(pod: &PodView, spec: &DrainSpec) -> Option<Action> {
+    let grace_period_seconds = spec.grace_period_seconds;
+    pod.ends.is_none().then(|| Action::DeletePod { pod: PodRef::of(pod), grace_period_seconds })
+}
+
+fn unseen(why: Option<&str>) -> Wait {
+    match why {
+        Some(why) => Wait {
+            reason: UpgradeReason::DrainBlocked,
+            message: format!("cannot be drained: what runs on it is not known: {why}"),
+        },
+        None => Wait {
+            reason: UpgradeReason::Draining,
+            message: "waits until what runs on it is known".to_owned(),
+        },
+    }
 }
 
 /// What a drain waits for.
@@ -278,6 +303,21 @@ fn obstacles(left: &[&PodView], spec: &DrainSpec, survey: &Survey<'_>) -> Option
     (!parts.is_empty()).then(|| format!("cannot be drained: {}", parts.join("; ")))
 }
 
+/// What would hold up the drain of a node with these pods, as far as the pods themselves tell: budgets are the API
+/// server's to know, which answers a dry run.
+#[must_use]
+pub fn drain_obstacles(pods: &[PodView], spec: &DrainSpec) -> Vec<String> {
+    if spec.policy.unwrap_or_default() == DrainPolicy::Never {
+        return Vec::new();
+    }
+    let obstacle = |pod: &PodView| match pod.fate(spec) {
+        Fate::Stays | Fate::Leaves => None,
+        Fate::IsUnmanaged => Some(format!("{} would be made again by nobody", pod.full_name())),
+        Fate::WouldLoseData => Some(format!("{} would lose an emptyDir", pod.full_name())),
+    };
+    pods.iter().filter_map(obstacle).collect()
+}
+
 /// The condition `Drained` of an order: False since the drain began, True since it is over.
 pub(super) fn finding<'f>(
     survey: &Survey<'f>,
@@ -291,7 +331,11 @@ pub(super) fn finding<'f>(
     let in_turn = node.scheduling == Scheduling::Cordoned && draft.admitted.contains(order.uid());
     let kept = || {
         let before = before?;
-        let truth = if is_drained(order) { Truth::True } else { Truth::False };
+        let truth = match before.status.as_str() {
+            "True" => Truth::True,
+            "False" => Truth::False,
+            _ => Truth::Unknown,
+        };
         let reason = REASONS.into_iter().find(|reason| *reason == before.reason).unwrap_or(DRAINED);
         Some((ConditionType::Drained, truth, reason, before.message.clone()))
     };
@@ -304,7 +348,8 @@ pub(super) fn finding<'f>(
         State::Staged(_) if order.boot().is_some() => kept(),
         State::Staged(_) if in_turn => match Drain::of(survey, campaign, node, order) {
             Drain::Unneeded(why) => says(Truth::True, "Unneeded", &format!("it was not drained: {why}")),
-            Drain::Unseen => kept(),
+            Drain::Unseen(None) => kept(),
+            Drain::Unseen(why) => says(Truth::False, DRAIN_BLOCKED, &unseen(why).message),
             Drain::Left(left) => {
                 let spec = spec(&campaign.rollout);
                 let over = is_over(order, &campaign.rollout, survey.now);
@@ -314,9 +359,15 @@ pub(super) fn finding<'f>(
                     None => says(Truth::False, "Draining", &format!("waits for {}", awaited(&left))),
                 }
             }
-            Drain::Empty if was_forced => says(Truth::True, FORCED, "what had to leave was deleted"),
-            Drain::Empty => says(Truth::True, DRAINED, "what had to leave has left"),
+            Drain::Empty(force) if was_forced || force == Force::Used => {
+                says(Truth::True, FORCED, "what had to leave was deleted, or passed over")
+            }
+            Drain::Empty(_) => says(Truth::True, DRAINED, "what had to leave has left"),
         },
+        // The next drain of the order begins anew; what was done stays on record.
+        State::Unstaged(_) | State::Staging(_) | State::Staged(_) if was_forced => {
+            says(Truth::Unknown, FORCED, "a drain before this one was forced")
+        }
         _ if was_forced => kept(),
         _ => None,
     }

@@ -40,6 +40,8 @@ pub struct Fleet {
     pub operator_pod: Option<String>,
     /// The pods of cordoned nodes, by the Node's UID; without a node whose pods are not known yet.
     pub pods: BTreeMap<String, Vec<PodView>>,
+    /// Why the pods of cordoned nodes, or their volumes, cannot be known, by the Node's UID.
+    pub unseen: BTreeMap<String, String>,
     /// The names of the volumes attached to each node, by the Node's name; `None` if they are not known yet.
     pub volumes: Option<BTreeMap<String, BTreeSet<String>>>,
     /// The volumes behind claims, as `namespace/name`, of pods that no drain has leave.

@@ -34,6 +34,8 @@ pub(super) struct Turn<'a, 'f> {
     pub(super) has_begun: bool,
     /// What soaks.
     pub(super) pace: &'a Pace<'f>,
+    /// What an earlier node of the upgrade was told for want of budget, if nothing has changed since.
+    pub(super) spent: Option<&'a Wait>,
 }
 
 type Gate = fn(&Turn<'_, '_>) -> Option<Wait>;
@@ -68,11 +70,15 @@ impl Turn<'_, '_> {
         self.node.version.as_ref().map_or(Ordering::Greater, |running| self.version.cmp(running))
     }
 
-    /// The other nodes of this upgrade that will still move, and what they run.
-    pub(super) fn movers(&self) -> impl Iterator<Item = (&NodeView, &OsVersion)> {
-        let others = self.stands.of(self.campaign).filter(|(node, _)| node.uid != self.node.uid);
-        others
-            .filter(|(node, stand)| stand.moves(node))
+    /// The other nodes of a role in this upgrade that will still move, and what they run.
+    fn movers(&self, role: Role) -> impl Iterator<Item = (&NodeView, &OsVersion)> {
+        // Of the control plane there are few, and every worker asks for it.
+        let few = (role == Role::ControlPlane).then(|| self.survey.control_plane());
+        let many = (role != Role::ControlPlane).then(|| self.stands.of(self.campaign));
+        let few = few.into_iter().flatten();
+        let few = few.filter_map(|node| Some((node, self.stands.stand_of(self.campaign, node)?)));
+        few.chain(many.into_iter().flatten())
+            .filter(move |(node, stand)| node.uid != self.node.uid && node.role == role && stand.moves(node))
             .filter_map(|(node, _)| Some((node, node.version.as_ref()?)))
     }
 
@@ -123,9 +129,9 @@ fn control_plane_in_step(turn: &Turn<'_, '_>) -> Option<Wait> {
         return None;
     }
     let direction = turn.direction();
-    let behind = turn.movers().filter(|(other, at)| {
-        other.role == Role::ControlPlane && running.cmp(at) == direction && turn.version.cmp(at) == direction
-    });
+    let behind = turn
+        .movers(Role::ControlPlane)
+        .filter(|(_, at)| running.cmp(at) == direction && turn.version.cmp(at) == direction);
     let waits = Turn::wait_for(
         UpgradeReason::WaitingForControlPlane,
         behind.map(|(node, _)| node),
@@ -160,7 +166,7 @@ fn control_plane_first(turn: &Turn<'_, '_>) -> Option<Wait> {
         (Role::ControlPlane, Ordering::Less) => (Ordering::Less, Role::Worker),
         _ => return None,
     };
-    let behind = turn.movers().filter(|(other, at)| other.role == first && turn.version.cmp(at) == direction);
+    let behind = turn.movers(first).filter(|(_, at)| turn.version.cmp(at) == direction);
     let (reason, words) = match first {
         Role::ControlPlane => (UpgradeReason::WaitingForControlPlane, "of the control plane to go first"),
         Role::Worker => (UpgradeReason::WaitingForWorkers, "to go down before the control plane"),
@@ -204,12 +210,10 @@ fn operator_last(turn: &Turn<'_, '_>) -> Option<Wait> {
         return None;
     }
     let direction = turn.direction();
-    let behind = turn.movers().filter(|(other, at)| {
+    let behind = turn.movers(turn.node.role).filter(|(other, at)| {
         // A control-plane node that is a hop ahead waits for this one.
         let ahead = turn.node.version.as_ref().is_some_and(|running| at.cmp(&running) == direction);
-        other.role == turn.node.role
-            && turn.version.cmp(at) == direction
-            && !(other.role == Role::ControlPlane && ahead)
+        turn.version.cmp(at) == direction && !(other.role == Role::ControlPlane && ahead)
     });
     Turn::wait_for(
         UpgradeReason::OperatorNodeLast,
@@ -242,6 +246,9 @@ fn budget(turn: &Turn<'_, '_>) -> Option<Wait> {
     // Whoever is away already costs nothing more, and may be just what the upgrade repairs.
     if turn.away.contains(turn.node.name.as_str()) {
         return None;
+    }
+    if turn.spent.is_some() {
+        return turn.spent.cloned();
     }
     let selected = turn.campaign.selected();
     let limit = turn.campaign.rollout.max_unavailable(selected.len());

@@ -64,6 +64,11 @@ impl<'f> Stands<'f> {
             .map(|(_, (node, stand))| (*node, stand))
     }
 
+    /// Where a node stands in an upgrade that selects it.
+    pub(super) fn stand_of(&self, campaign: &Campaign<'_>, node: &NodeView) -> Option<&Stand<'f>> {
+        self.by_upgrade.get(campaign.view.uid())?.get(node.name.as_str()).map(|(_, stand)| stand)
+    }
+
     pub(super) fn governs(&self, campaign: &Campaign<'_>, node: &NodeView) -> bool {
         self.governors.get(node.name.as_str()) == Some(&campaign.view.uid())
     }

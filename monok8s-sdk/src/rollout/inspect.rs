@@ -14,7 +14,7 @@ use super::order::{OrderView, State};
 use super::outlook::{Outlook, Wait};
 use super::plan::draft;
 use super::survey::{Campaign, Survey};
-use crate::api::{ConditionType, ProgressPhase, UpgradeReason, find_condition};
+use crate::api::{ConditionType, ImageRef, ProgressPhase, UpgradeReason, find_condition};
 use crate::version::OsVersion;
 
 /// An upgrade, and where each of its nodes stands.
@@ -24,7 +24,7 @@ pub struct Inspection {
     pub outlook: Outlook,
     /// Its nodes, by name.
     pub nodes: Vec<Standing>,
-    /// When a window opens or closes next, or another wait is over.
+    /// When a window opens or closes next, or another wait or deadline is over, in this upgrade or another one.
     pub next_event: Option<Timestamp>,
 }
 
@@ -39,6 +39,8 @@ pub struct Standing {
     pub version: Option<OsVersion>,
     /// The name of its progress object, if it has one in the run under way.
     pub progress: Option<String>,
+    /// The versions that it has yet to boot, the last one being the target; none if it does not move.
+    pub hops: Vec<OsVersion>,
     /// What that comes to for a person.
     pub assessment: Assessment,
     /// One word for why it does not go on, or did not.
@@ -98,6 +100,7 @@ pub fn inspect(fleet: &Fleet, now: Timestamp) -> BTreeMap<String, Inspection> {
                 role: node.role,
                 version: node.version.clone(),
                 progress: order.map(|order| order.name().to_owned()),
+                hops: hops(node, stand),
                 assessment,
                 reason,
                 message,
@@ -109,6 +112,22 @@ pub fn inspect(fleet: &Fleet, now: Timestamp) -> BTreeMap<String, Inspection> {
         (campaign.view.uid().to_owned(), Inspection { outlook, nodes, next_event })
     });
     inspections.collect()
+}
+
+fn hops(node: &NodeView, stand: &Stand<'_>) -> Vec<OsVersion> {
+    let versions = |hops: &[ImageRef]| hops.iter().map(|hop| hop.version.clone()).collect();
+    match stand {
+        Stand::Unordered(hops) => versions(hops),
+        Stand::Ordered(order, State::Unstaged(_) | State::Staging(_) | State::Staged(_)) => {
+            let ahead = || {
+                let hops = &order.order()?.hops;
+                let next = order.next_hop(node.version.as_ref()?)?;
+                hops.get(hops.iter().position(|hop| hop.version == next.version)?..)
+            };
+            ahead().map(versions).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// What a drain waits for is the operator's to know, which watches the pods, and to write down.
@@ -178,7 +197,7 @@ fn by_stand(campaign: &Campaign<'_>, node: &NodeView, stand: &Stand<'_>, wait: O
         Stand::Unknown => waits("waits until it says what it runs"),
         Stand::Finishing(order) => waits(&format!("{} has it in a reboot", order.name())),
         Stand::Unordered(_) => waits("waits for its order"),
-        Stand::Ordered(order, state) => ordered(campaign, *order, state, wait, &runs()),
+        Stand::Ordered(order, state) => ordered(campaign, (node, *order), state, wait, &runs()),
     }
 }
 
@@ -196,7 +215,7 @@ fn waiting(wait: Option<&Wait>, otherwise: &str) -> Verdict {
 
 fn ordered(
     campaign: &Campaign<'_>,
-    order: OrderView<'_>,
+    (node, order): (&NodeView, OrderView<'_>),
     state: &State<'_>,
     wait: Option<&Wait>,
     runs: &str,
@@ -214,6 +233,9 @@ fn ordered(
         }),
         State::Staged(version) if order.boot().is_some() => {
             progressing(format!("has leave to reboot into {version}"))
+        }
+        State::Staged(version) if wait.is_none() && node.cordoned_for.as_deref() == Some(order.uid()) => {
+            progressing(format!("is cordoned, and about to get leave to reboot into {version}"))
         }
         State::Staged(version) => waits(&format!("has {version} in its other slot, and is next")),
         State::Committed => {

@@ -121,6 +121,12 @@ impl PodView {
         self.claims.iter().map(|claim| format!("{}/{claim}", self.namespace))
     }
 
+    /// Whether a drain has it evicted.
+    #[must_use]
+    pub fn leaves(&self, drain: &DrainSpec) -> bool {
+        self.fate(drain) == Fate::Leaves
+    }
+
     /// Its namespace and name, as people write them.
     pub(super) fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)

@@ -29,7 +29,7 @@ pub(super) type Finding = (ConditionType, Truth, &'static str, String);
 /// Brings the conditions of all orders up to date, and notes when the next deadline passes.
 pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Wanted<'f>, draft: &mut Draft) {
     for order in survey.orders.iter().copied().filter(|order| order.order().is_some()) {
-        let node = survey.fleet.nodes.iter().find(|node| order.is_for(node));
+        let node = survey.node_of(order);
         let campaign = survey.campaign_of(order).filter(|_| wanted.contains(order));
         let mut findings = granted(order).into_iter().collect::<Vec<_>>();
         match (campaign, node) {
@@ -45,6 +45,9 @@ pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Want
                 }
             }
             _ => findings.extend(superseded(survey, stands, order, node)),
+        }
+        if findings.is_empty() && ours(order).next().is_none() {
+            continue;
         }
         let conditions = conditions(order, findings, survey.now);
         if !same(order, &conditions, survey.now) && !draft.deletes(order.uid()) {
@@ -183,10 +186,10 @@ const NODE_GONE: &str = "NodeGone";
 const REASONS: [&str; 3] = [GOVERNED, LET_GO, NODE_GONE];
 
 fn governor<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, node: &NodeView) -> Option<&'f str> {
-    stands.of(campaign).find(|(other, _)| other.uid == node.uid).and_then(|(_, stand)| match stand {
+    match stands.stand_of(campaign, node)? {
         Stand::MovedOn(by) => *by,
         _ => None,
-    })
+    }
 }
 
 fn conditions(order: OrderView<'_>, mut findings: Vec<Finding>, now: Timestamp) -> Vec<Condition> {
@@ -212,14 +215,18 @@ fn is_of_the_future(condition: &Condition, now: Timestamp) -> bool {
     condition.last_transition_time.0 > now
 }
 
+fn ours(order: OrderView<'_>) -> impl Iterator<Item = &Condition> + Clone {
+    let all = order.progress.conditions().iter();
+    all.filter(|condition| OURS.iter().any(|kind| kind.as_str() == condition.type_))
+}
+
 /// Generations are left out: a grant alone is no reason to write every condition again.
 fn same(order: OrderView<'_>, conditions: &[Condition], now: Timestamp) -> bool {
     let words = |condition: &Condition| {
         let Condition { type_, status, reason, message, .. } = condition;
         (type_.clone(), status.clone(), reason.clone(), message.clone())
     };
-    let ours = order.progress.conditions().iter();
-    let ours = ours.filter(|condition| OURS.iter().any(|kind| kind.as_str() == condition.type_));
+    let ours = ours(order);
     let mut before: Vec<_> =
         ours.clone().filter(|condition| !is_of_the_future(condition, now)).map(words).collect();
     before.sort();

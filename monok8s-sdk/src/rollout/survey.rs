@@ -14,7 +14,7 @@ use crate::api::{
     annotation_is_on,
 };
 use crate::digest::Sha256Digest;
-use crate::version::Minor;
+use crate::version::{Minor, OsVersion};
 
 /// The fleet, indexed.
 pub(super) struct Survey<'f> {
@@ -24,6 +24,11 @@ pub(super) struct Survey<'f> {
     pub(super) orders: Vec<OrderView<'f>>,
     /// The same, by the name of the node.
     by_node: BTreeMap<&'f str, Vec<OrderView<'f>>>,
+    nodes: BTreeMap<&'f str, &'f NodeView>,
+    control_plane: Vec<&'f NodeView>,
+    lowest_api_server: Option<Minor>,
+    /// When artifacts failed on managed nodes after a commit, once for each node.
+    failures: BTreeMap<&'f Sha256Digest, Vec<Timestamp>>,
     /// The upgrades that are not being deleted, in the order in which they were accepted; those
     /// that never were come last, by age and name.
     pub(super) campaigns: Vec<Campaign<'f>>,
@@ -74,8 +79,22 @@ impl<'f> Survey<'f> {
         let reboot_takes = median(orders.iter().filter_map(|order| order.reboot_took()), REBOOT_TAKES);
         let stage_takes = median(orders.iter().filter_map(|order| order.stage_took()), STAGE_TAKES);
         let unavailable = BTreeSet::new();
-        let mut survey =
-            Self { fleet, now, orders, by_node, campaigns, reboot_takes, stage_takes, unavailable };
+        let control_plane: Vec<_> =
+            fleet.nodes.iter().filter(|node| node.role == Role::ControlPlane).collect();
+        let mut survey = Self {
+            fleet,
+            now,
+            orders,
+            by_node,
+            nodes: fleet.nodes.iter().map(|node| (node.name.as_str(), node)).collect(),
+            lowest_api_server: lowest_api_server(fleet, &control_plane),
+            control_plane,
+            failures: failures(fleet),
+            campaigns,
+            reboot_takes,
+            stage_takes,
+            unavailable,
+        };
         survey.unavailable =
             fleet.nodes.iter().filter(|node| survey.is_away(node)).map(|node| node.name.as_str()).collect();
         survey
@@ -91,6 +110,12 @@ impl<'f> Survey<'f> {
     pub(super) fn orders_of(&self, node: &NodeView) -> impl Iterator<Item = OrderView<'f>> {
         let of_its_name = self.by_node.get(node.name.as_str()).into_iter().flatten();
         of_its_name.copied().filter(|order| order.is_for(node))
+    }
+
+    /// The node that an order is for, if it is there.
+    pub(super) fn node_of(&self, order: OrderView<'_>) -> Option<&'f NodeView> {
+        let node = self.nodes.get(order.progress.spec.node_name.as_str()).copied();
+        node.filter(|node| order.is_for(node))
     }
 
     /// The live upgrade, its run and the node that an order is for, if it is for the run that is
@@ -116,27 +141,20 @@ impl<'f> Survey<'f> {
     /// The nodes that run the control plane. One that was taken out by its annotation is still a
     /// vote in etcd, so it is here.
     pub(super) fn control_plane(&self) -> impl Iterator<Item = &'f NodeView> {
-        self.fleet.nodes.iter().filter(|node| node.role == Role::ControlPlane)
+        self.control_plane.iter().copied()
     }
 
     /// The minor release of the oldest API server that is live; `None` if nobody knows.
     pub(super) fn lowest_api_server(&self) -> Option<Minor> {
-        let live = self.control_plane().filter(|node| node.readiness == Readiness::Ready);
-        let lowest = live.filter_map(|node| node.version.as_ref()).min();
-        lowest.or(self.fleet.api_server.as_ref()).map(crate::version::OsVersion::minor)
+        self.lowest_api_server
     }
 
     /// How many managed nodes remember that this artifact failed on them after a commit, not
     /// counting what a person has seen and answered with a new nonce.
     pub(super) fn failures_of(&self, checksum: &Sha256Digest, campaign: &Campaign<'_>) -> usize {
         let answered = campaign.answered_until();
-        let counts = |node: &&NodeView| match &node.report {
-            NodeReport::Present(report) => report.failed_images.iter().any(|failed| {
-                failed.checksum == *checksum && answered.is_none_or(|answered| failed.at.0 >= answered)
-            }),
-            NodeReport::Missing | NodeReport::Foreign => false,
-        };
-        self.fleet.nodes.iter().filter(|node| node.management == Management::Managed).filter(counts).count()
+        let failed = self.failures.get(checksum).into_iter().flatten();
+        failed.filter(|at| answered.is_none_or(|answered| **at >= answered)).count()
     }
 }
 
@@ -244,6 +262,29 @@ impl<'f> Campaign<'f> {
         let created = self.view.upgrade.metadata.creation_timestamp.as_ref().map(|time| time.0);
         (begun, created, self.view.name())
     }
+}
+
+fn lowest_api_server(fleet: &Fleet, control_plane: &[&NodeView]) -> Option<Minor> {
+    let live = control_plane.iter().filter(|node| node.readiness == Readiness::Ready);
+    let lowest = live.filter_map(|node| node.version.as_ref()).min();
+    lowest.or(fleet.api_server.as_ref()).map(OsVersion::minor)
+}
+
+/// Of several failures of an artifact on one node the last one counts.
+fn failures(fleet: &Fleet) -> BTreeMap<&Sha256Digest, Vec<Timestamp>> {
+    let mut failures: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for node in fleet.nodes.iter().filter(|node| node.management == Management::Managed) {
+        let NodeReport::Present(report) = &node.report else { continue };
+        let mut last: BTreeMap<_, Timestamp> = BTreeMap::new();
+        for failed in &report.failed_images {
+            let at = last.entry(&failed.checksum).or_insert(failed.at.0);
+            *at = failed.at.0.max(*at);
+        }
+        for (checksum, at) in last {
+            failures.entry(checksum).or_default().push(at);
+        }
+    }
+    failures
 }
 
 fn seconds(seconds: Option<i32>) -> SignedDuration {

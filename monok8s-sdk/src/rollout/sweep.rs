@@ -84,7 +84,7 @@ pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft) {
         let Some(current) = run::current_run(campaign.view) else { continue };
         let is_over = |order: OrderView<'_>| {
             let may_act = order.is_committed() || order.has_grants_in_use();
-            !may_act || !survey.fleet.nodes.iter().any(|node| order.is_for(node))
+            !may_act || survey.node_of(order).is_none()
         };
         let forgotten = survey.orders.iter().filter(|order| {
             order.upgrade_uid() == Some(campaign.view.uid())

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::{Cluster, Course, NodeLine, Summary};
 use crate::api::{ConditionType, OSUpgrade, UpgradePhase, UpgradeReason, find_condition};
+use crate::manifests::PART_OF;
 use crate::rollout::Assessment;
 
 /// Something that needs a person.
@@ -64,7 +65,7 @@ fn unseen(upgrade: &OSUpgrade, summary: &Summary, cluster: &Cluster) -> Option<A
         level: Level::Error,
         impact: "nothing is done".to_owned(),
         message: format!("the operator has not seen the newest spec of {}", summary.name),
-        command: "kubectl get pods -A -l app.kubernetes.io/part-of=monok8s".to_owned(),
+        command: format!("kubectl get pods -A -l app.kubernetes.io/part-of={PART_OF}"),
     })
 }
 
@@ -108,8 +109,10 @@ fn whole(upgrade: &OSUpgrade, summary: &Summary) -> Option<Attention> {
             _ => format!("{} of {} nodes do not go on", summary.total - summary.up_to_date, summary.total),
         },
         message: format!("{}: {}", summary.reason, summary.message),
-        command: match summary.phase {
-            UpgradePhase::Rejected => format!("kubectl edit osupgrade {name}"),
+        command: match (&summary.phase, summary.reason.as_str()) {
+            (UpgradePhase::Rejected, _) | (_, "NoWindow" | "VersionBlocked") => {
+                format!("kubectl edit osupgrade {name}")
+            }
             _ => format!("ctl retry {name}"),
         },
     })
@@ -136,7 +139,7 @@ fn of_node(node: &NodeLine, summary: &Summary) -> Option<Attention> {
         (_, Some(UpgradeReason::DrainBlocked)) => attention(
             Level::Warning,
             "is cordoned, and does not reboot",
-            format!("kubectl get pods,pdb -A --field-selector spec.nodeName={}", node.node),
+            format!("kubectl get pods -A --field-selector spec.nodeName={}", node.node),
         ),
         _ => None,
     }

@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::api::{
-    ConditionType, OSNode, OSUpgrade, OSUpgradeProgress, UpgradePhase, UpgradeReason, find_condition,
+    ConditionType, OSNode, OSUpgrade, OSUpgradeProgress, UpgradePhase, UpgradeReason, condition_is_true,
+    find_condition,
 };
 use crate::rollout::{Evaluation, Fleet, Health, NodeView, Target, UpgradeView, frozen_target};
 
@@ -100,10 +101,18 @@ impl Cluster {
             let report = node.metadata.name.as_deref().and_then(|name| reports.get(name).copied());
             NodeView::new(node, report)
         };
+        let drained = self
+            .progresses
+            .iter()
+            .filter(|progress| condition_is_true(progress.conditions(), &ConditionType::Drained));
+        let drained = drained.filter_map(|progress| Some(progress.spec.order.as_ref()?.node_uid.clone()));
         Fleet {
             nodes: self.nodes.iter().map(view).collect(),
             upgrades: self.upgrades.iter().map(upgrade_view).collect(),
             progresses: self.progresses.clone(),
+            // What had to leave these has left. Of the others nothing is known here.
+            pods: drained.map(|uid| (uid, Vec::new())).collect(),
+            volumes: Some(BTreeMap::new()),
             ..Fleet::default()
         }
     }

@@ -15,10 +15,12 @@
 
 mod attention;
 mod cluster;
+mod preview;
 mod text;
 
 pub use attention::{Attention, Level};
 pub use cluster::{Cluster, DumpError};
+pub use preview::{Move, Preview, Stay};
 pub use text::table;
 
 use std::collections::BTreeMap;
@@ -85,7 +87,8 @@ pub struct Summary {
     /// Whether nodes may reboot now; absent without windows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
-    /// When something changes at the latest that is known by now: a window, a deadline, the end of a soak.
+    /// The next time that the controller has something to look at, in this upgrade or another one: a window, a
+    /// deadline, the end of a soak.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_event: Option<Timestamp>,
     /// How many nodes run the version.
@@ -194,11 +197,13 @@ impl Summary {
         };
         let count = |assessment| inspection.nodes.iter().filter(|node| node.assessment == assessment).count();
         let total = inspection.nodes.len();
-        let ends = match inspection.nodes.iter().filter_map(|node| node.ends).max() {
-            // An end that some do not reach is none.
-            Some(end) if count(Assessment::Degraded) + count(Assessment::Unavailable) == 0 => Some(end),
-            _ => None,
-        };
+        // An end that some do not reach is none.
+        let unfinished = inspection
+            .nodes
+            .iter()
+            .filter(|node| !matches!(node.assessment, Assessment::Completed | Assessment::Excluded));
+        let ends = unfinished.map(|node| node.ends).collect::<Option<Vec<_>>>();
+        let ends = ends.and_then(|ends| ends.into_iter().max());
         Self {
             name: upgrade.metadata.name.clone().unwrap_or_default(),
             desired: upgrade.spec.version.clone(),
@@ -222,6 +227,9 @@ impl Summary {
 
 fn course(upgrade: &OSUpgrade, inspection: &Inspection) -> Course {
     let Some(status) = &upgrade.status else { return Course::Waiting };
+    if status.observed_generation < upgrade.metadata.generation {
+        return Course::Waiting;
+    }
     let says = |kind| condition_is_true(&status.conditions, &kind);
     let moves = inspection.nodes.iter().any(|node| node.assessment == Assessment::Progressing);
     if says(ConditionType::Stalled) {

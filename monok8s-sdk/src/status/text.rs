@@ -36,7 +36,13 @@ impl Report {
         };
         let mut text = format!("{} {what}.\n  {}: {}\n", upgrade.name, upgrade.reason, upgrade.message);
         if let Some(at) = upgrade.next_event.filter(|_| upgrade.course != Course::Done) {
-            line(&mut text, &format!("  The next thing that has a time: {}.", moment(at, self.now)));
+            line(
+                &mut text,
+                &format!(
+                    "  The next time that the controller waits for, here or in another upgrade: {}.",
+                    moment(at, self.now)
+                ),
+            );
         }
         for Attention { message, impact, command, .. } in &self.attention {
             line(&mut text, &format!("\n{impact}: {message}\n  Next: {command}"));
@@ -164,12 +170,12 @@ impl NodeLine {
     }
 }
 
-fn line(text: &mut String, words: &str) {
+pub(super) fn line(text: &mut String, words: &str) {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{words}");
 }
 
-fn or_dash(text: String) -> String {
+pub(super) fn or_dash(text: String) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
@@ -193,7 +199,7 @@ fn length(length: SignedDuration) -> String {
     }
 }
 
-fn moment(at: Timestamp, now: Timestamp) -> String {
+pub(super) fn moment(at: Timestamp, now: Timestamp) -> String {
     let at = Timestamp::from_second(at.as_second()).unwrap_or(at);
     if at > now {
         format!("in {} ({at})", length(at.duration_since(now)))

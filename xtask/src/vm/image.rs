@@ -22,9 +22,9 @@ use crate::vm::tree::Tree;
 
 const MIB: u64 = 1 << 20;
 /// Size of an image with everything in it, and of the slots that hold it.
-const IMAGE_BYTES: u64 = 396 * MIB;
+const IMAGE_BYTES: u64 = 416 * MIB;
 /// So much less without the controller's program.
-const CONTROLLER_BYTES: u64 = 36 * MIB;
+const CONTROLLER_BYTES: u64 = 48 * MIB;
 /// More than an image has files; by themselves file systems of this size take eight times as many.
 const INODES: u32 = 12_288;
 /// Several are expanded at once.

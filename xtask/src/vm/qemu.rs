@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 
 use crate::host::SETPRIV;
@@ -15,14 +16,19 @@ const POLL: Duration = Duration::from_millis(100);
 const MEMORY_MIB: u32 = 2048;
 /// Runs its arguments again and again. A guest that reboots ends QEMU, and gets a new one: into memory that
 /// once held code, the translator writes several times slower, and a boot loader does little else. Each one gets a
-/// network that ends with it. Of QEMU's own network every packet is small, and an emulated machine pays for each.
+/// network that ends with it; some do so by themselves, and some would spin for ever. Of QEMU's own network every
+/// packet is small, and an emulated machine pays for each.
 const AGAIN: &str = r#"network=$1 socket=$2 log=$3 boot=0
 shift 3
 while boot=$((boot + 1)) && "$network" --one-off --log-file "$log" --socket "$socket.$boot" \
-    --runas 0 --ipv4-only --mtu 65520 --address 10.0.2.15 --netmask 24 --gateway 10.0.2.2 \
-    --no-dhcp --tcp-ports none --udp-ports none &&
+    --pid "$socket.$boot.pid" --runas 0 --ipv4-only --mtu 65520 --address 10.0.2.15 --netmask 24 \
+    --gateway 10.0.2.2 --no-dhcp --tcp-ports none --udp-ports none
+do
     "$@" -no-reboot -netdev "stream,id=net,server=off,addr.type=unix,addr.path=$socket.$boot"
-do :; done"#;
+    ended=$?
+    kill "$(cat "$socket.$boot.pid")" 2>/dev/null
+    [ $ended = 0 ] || exit $ended
+done"#;
 
 /// A machine with a disk, a serial line and a network of its own, on or off. Dropping it cuts the power.
 #[derive(Debug)]
@@ -99,8 +105,8 @@ impl Vm {
             .args(["--pdeathsig", "KILL", "--"])
             .arg(QEMU.locate()?)
             .args(["-name", &self.name, "-nodefaults", "-no-user-config", "-display", "none"])
-            // One processor: several machines run at once, and what two emulated ones have to tell each other
-            // costs both of them a fifth of their time.
+            // One processor: as many machines run at once as this one has, and what two emulated ones have
+            // to tell each other costs both of them a fifth of their time.
             .args(["-machine", "q35", "-accel", "tcg", "-cpu", "Nehalem", "-smp", "1"])
             .args(["-m", &MEMORY_MIB.to_string()])
             .arg("-drive")
@@ -124,9 +130,29 @@ impl Vm {
 
     /// Cuts the power: QEMU is killed with SIGKILL, and what the guest had not written is gone.
     pub fn power_cut(&mut self) -> Result<()> {
-        match self.process.take() {
-            Some(process) => process.kill().map(drop),
-            None => bail!("{} is off", self.name),
+        let Some(process) = self.process.take() else { bail!("{} is off", self.name) };
+        let killed = process.kill().map(drop);
+        self.end_networks();
+        killed
+    }
+
+    /// Ends what was left of the machine's networks when its power was cut.
+    fn end_networks(&self) {
+        let prefix = format!("{}-net{}.", self.name, self.starts);
+        let Ok(files) = std::fs::read_dir(&self.directory) else { return };
+        for file in files.flatten() {
+            let name = file.file_name().to_string_lossy().into_owned();
+            let Some(socket) = name.strip_suffix(".pid").filter(|name| name.starts_with(&prefix)) else {
+                continue;
+            };
+            let id = std::fs::read_to_string(file.path()).unwrap_or_default();
+            let command = std::fs::read_to_string(format!("/proc/{}/cmdline", id.trim())).unwrap_or_default();
+            // The number may be another process's by now.
+            let is_ours = command.contains(socket);
+            if let Some(pid) = id.trim().parse().ok().and_then(Pid::from_raw).filter(|_| is_ours) {
+                // The only failure is that it is gone already.
+                let _ = kill_process(pid, Signal::KILL);
+            }
         }
     }
 
@@ -149,5 +175,13 @@ impl Vm {
 
     fn agent_socket(&self) -> PathBuf {
         self.directory.join(format!("{}-agent.sock", self.name))
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // QEMU first, which its network would outlive.
+        drop(self.process.take());
+        self.end_networks();
     }
 }

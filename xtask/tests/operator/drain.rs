@@ -172,9 +172,13 @@ async fn a_drain_goes_on_where_the_operator_before_left_it() {
     operator.kill();
     let mut operator = cluster.operator("second", &["--no-lease"]);
     operator.wait_ready("").await;
+    let deadline = Instant::now() + PATIENCE;
+    while pods_on(&client, "worker-1").await != ["bare"] {
+        assert!(Instant::now() < deadline, "{:?}", pods_on(&client, "worker-1").await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(began(&order(&cluster).await.unwrap()), before, "the clock began anew");
-    assert_eq!(pods_on(&client, "worker-1").await, ["bare"]);
     let message = says(&cluster, &ConditionType::Drained).await.unwrap().2;
     assert!(message.contains("default/bare would be made again by nobody"), "{message}");
     cluster.control_plane.kubectl().succeed(&["delete", "pod", "bare"]).await.unwrap();
@@ -225,4 +229,38 @@ async fn a_node_does_not_reboot_with_volumes_attached_that_nothing_uses_any_more
     cluster.control_plane.kubectl().succeed(&["delete", "volumeattachment", "web"]).await.unwrap();
     cluster.wait_for("up", "Completed", "UpToDate", &mut operator).await;
     cluster.ledger.assert_clean();
+}
+
+#[tokio::test]
+async fn pods_take_their_whole_time_and_one_with_a_finalizer_holds_up_nobody_for_ever() {
+    let (cluster, _runtime) = cluster(ControllerManager::Absent).await;
+    let client = cluster.client();
+    PodSpec::new("slow", "worker-1").with_grace(4).takes(4).create(&client).await;
+    PodSpec::new("held", "worker-1").with_grace(1).with_finalizer().create(&client).await;
+    let mut operator = cluster.operator("operator", &["--no-lease"]);
+    cluster.apply(&of_worker_1("rollout: {drain: {timeoutSeconds: 20, onTimeout: Force}}")).await;
+    until_it_says(&cluster, &mut operator, &ConditionType::Drained, "Draining").await;
+    assert_eq!(pods_on(&client, "worker-1").await, ["held", "slow"], "an eviction is no kill");
+    until_it_says(&cluster, &mut operator, &ConditionType::Drained, "Forced").await;
+    assert!(cluster.ledger.reboots().is_empty());
+    // A minute after its time it is not waited for any more.
+    cluster.wait_for("up", "Completed", "UpToDate", &mut operator).await;
+    assert_eq!(pods_on(&client, "worker-1").await, ["held"]);
+}
+
+#[tokio::test]
+async fn a_cordon_that_somebody_takes_off_in_a_drain_is_put_back_before_the_reboot() {
+    let (cluster, _runtime) = cluster(ControllerManager::Absent).await;
+    let (client, kubectl) = (cluster.client(), cluster.control_plane.kubectl());
+    PodSpec::new("bare", "worker-1").bare().create(&client).await;
+    let mut operator = cluster.operator("operator", &["--no-lease"]);
+    cluster.apply(&of_worker_1("")).await;
+    until_it_says(&cluster, &mut operator, &ConditionType::Drained, "Blocked").await;
+    kubectl.succeed(&["uncordon", "worker-1"]).await.unwrap();
+    PodSpec::new("late", "worker-1").create(&client).await;
+    kubectl.succeed(&["delete", "pod", "bare"]).await.unwrap();
+    cluster.wait_for("up", "Completed", "UpToDate", &mut operator).await;
+    // The agent looked at the cordon and at the pods when it committed.
+    cluster.ledger.assert_clean();
+    assert!(pods_on(&client, "worker-1").await.is_empty());
 }

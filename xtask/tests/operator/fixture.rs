@@ -94,6 +94,11 @@ impl Cluster {
         self.machines.insert(spec.name, machine);
     }
 
+    /// A directory that goes with it.
+    pub(super) fn scratch(&self) -> &std::path::Path {
+        self.scratch.path()
+    }
+
     pub(super) fn client(&self) -> Client {
         self.control_plane.client()
     }

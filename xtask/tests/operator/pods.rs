@@ -73,6 +73,16 @@ impl PodSpec {
         self
     }
 
+    pub(super) fn with_grace(self, seconds: u32) -> Self {
+        self.set("/spec/terminationGracePeriodSeconds", json!(seconds))
+    }
+
+    /// It is never quite gone.
+    pub(super) fn with_finalizer(mut self) -> Self {
+        self.0["metadata"]["finalizers"] = json!(["example.com/never"]);
+        self
+    }
+
     pub(super) fn takes(self, seconds: u32) -> Self {
         self.set("/metadata/annotations", json!({ TAKES: seconds.to_string() }))
     }
@@ -93,10 +103,14 @@ pub(super) async fn pods_on(client: &Client, node: &str) -> Vec<String> {
     names
 }
 
-/// Says that a pod has run to its end.
+/// Says that a pod has run to its end, once the runtime has said that it runs.
 pub(super) async fn finish(client: &Client, name: &str) {
     let status = json!({ "status": { "phase": "Succeeded" } });
     let api: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let phase = async || api.get(name).await.unwrap().status.and_then(|status| status.phase);
+    while phase().await.as_deref() != Some("Running") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     api.patch_status(name, &PatchParams::default(), &Patch::Strategic(status)).await.unwrap();
 }
 

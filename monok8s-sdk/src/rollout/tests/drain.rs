@@ -128,6 +128,21 @@ fn a_drain_by_force_deletes_what_is_left_and_is_recorded_for_ever() {
 }
 
 #[test]
+fn a_pod_that_never_ends_is_passed_over_by_force_and_that_is_recorded_too() {
+    let mut world = world(&[pod("hangs")]);
+    world.stuck.insert("hangs".to_owned());
+    let drain = DrainSpec {
+        timeout_seconds: Some(300),
+        on_timeout: Some(DrainOnTimeout::Force),
+        ..DrainSpec::default()
+    };
+    world.apply(&upgrade("up").rollout(with_drain(drain)).object());
+    work(&mut world, 900, |_, _| {});
+    assert_eq!(world.says("up").0, "Completed");
+    assert_eq!(says(&world, "w-1", &ConditionType::Drained).as_deref(), Some("True Forced"));
+}
+
+#[test]
 fn a_pod_that_nobody_would_make_again_holds_the_drain_up() {
     let mut world = world(&[PodView { controller: PodController::Nobody, ..pod("bare") }]);
     world.apply(&upgrade("up").object());
@@ -212,4 +227,68 @@ fn a_cordon_that_somebody_took_off_is_put_back_and_who_came_has_to_leave() {
     work(&mut world, 600, |_, next| plans.push(next.clone()));
     assert_eq!(evicted(&plans), ["late"]);
     assert_eq!(world.says("up").0, "Completed");
+}
+
+#[test]
+fn the_operator_does_not_evict_itself() {
+    let mut world = world(&[pod("app"), pod("controller")]);
+    world.operator_pod = Some("default/controller".to_owned());
+    world.apply(&upgrade("up").object());
+    let mut plans = Vec::new();
+    work(&mut world, 600, |_, next| plans.push(next.clone()));
+    assert_eq!(evicted(&plans), ["app"]);
+    assert_eq!(world.says("up").0, "Completed");
+}
+
+#[test]
+fn a_drain_by_force_that_was_broken_off_begins_anew_with_evictions() {
+    let mut world = world(&[pod("hangs")]);
+    world.stuck.insert("hangs".to_owned());
+    world.protected.insert("hangs".to_owned());
+    let drain = DrainSpec {
+        timeout_seconds: Some(300),
+        on_timeout: Some(DrainOnTimeout::Force),
+        ..DrainSpec::default()
+    };
+    let wanted = upgrade("up").rollout(with_drain(drain));
+    world.apply(&wanted.clone().object());
+    for _ in 0..1000 {
+        if says(&world, "w-1", &ConditionType::Drained).as_deref() == Some("False Forced") {
+            break;
+        }
+        work(&mut world, 10, |_, _| {});
+    }
+    world.apply(&wanted.clone().spec(|spec| spec.paused = Some(true)).object());
+    work(&mut world, 60, |_, _| {});
+    assert!(!world.machines["w-1"].cordoned);
+    assert_eq!(says(&world, "w-1", &ConditionType::Drained).as_deref(), Some("Unknown Forced"));
+    world.touch("w-1", |machine| machine.pods = vec![pod("late")]);
+    world.protected.insert("late".to_owned());
+    world.apply(&wanted.object());
+    let mut deleted = Vec::new();
+    work(&mut world, 200, |_, next| {
+        deleted
+            .extend(next.actions.iter().filter(|action| matches!(action, Action::DeletePod { .. })).cloned());
+    });
+    assert!(deleted.is_empty(), "{deleted:?}");
+    work(&mut world, 900, |_, _| {});
+    assert_eq!(world.machines["w-1"].runs, "v1.35.4");
+    assert_eq!(says(&world, "w-1", &ConditionType::Drained).as_deref(), Some("True Forced"));
+}
+
+#[test]
+fn a_drain_of_pods_that_nobody_may_list_says_so_and_is_given_up() {
+    let mut world = world(&[pod("app")]);
+    world.blind = true;
+    world.apply(
+        &upgrade("up").rollout(|rollout| rollout.max_failed_nodes = Some(IntOrPercent::Int(2))).object(),
+    );
+    work(&mut world, 300, |_, _| {});
+    assert_eq!(says(&world, "w-1", &ConditionType::Drained).as_deref(), Some("False Blocked"));
+    let message = find_condition(order(&world, "w-1").conditions(), &ConditionType::Drained).unwrap();
+    assert!(message.message.ends_with("is not known: pods are forbidden"), "{}", message.message);
+    work(&mut world, 2400, |_, _| {});
+    assert_eq!(says(&world, "w-1", &ConditionType::TimedOut).as_deref(), Some("True DrainTimedOut"));
+    assert_eq!(world.machines["w-1"].runs, "v1.35.1");
+    assert!(!world.machines["w-1"].cordoned);
 }

@@ -40,7 +40,7 @@ pub(super) fn judge(fleet: &Fleet, plan: &Plan, now: Timestamp) {
             "granted without a cordon: {}",
             turn.node.name
         );
-        assert!(is_drained(fleet, turn.node), "granted and not drained: {:?}", turn.node);
+        assert!(is_drained(fleet, turn.node, now), "granted and not drained: {:?}", turn.node);
     }
     for turn in begun.iter().chain(&granted) {
         nobody_stopped_it(turn);
@@ -314,12 +314,17 @@ fn after_the_soak(fleet: &Fleet, turn: &Turn<'_>, now: Timestamp) {
 }
 
 /// Whether nothing is left that has to leave, or there is no other place for it.
-fn is_drained(fleet: &Fleet, node: &NodeView) -> bool {
+fn is_drained(fleet: &Fleet, node: &NodeView, now: Timestamp) -> bool {
     let elsewhere = fleet.nodes.iter().any(|other| {
         let takes_pods = other.scheduling == Scheduling::Schedulable || other.cordoned_for.is_some();
         other.uid != node.uid && takes_pods
     });
-    let has_left = |pod: &PodView| pod.controller == PodController::DaemonSet || pod.ends.is_some();
+    // A kubelet that does not answer never says that a pod has ended.
+    let is_stuck = |pod: &PodView| {
+        let dead = node.readiness == Readiness::NotReady;
+        dead && pod.ends.is_some_and(|ends| now.duration_since(ends) >= SignedDuration::from_secs(60))
+    };
+    let has_left = |pod: &PodView| pod.controller == PodController::DaemonSet || is_stuck(pod);
     !elsewhere || fleet.pods[&node.uid].iter().all(has_left)
 }
 
@@ -383,7 +388,7 @@ fn one_write_an_object(plan: &Plan) {
             | Action::DeleteProgress { progress }
             | Action::GrantStage { progress, .. }
             | Action::GrantBoot { progress, .. } => &progress.uid,
-            Action::Evict { pod, .. } | Action::DeletePod { pod } => &pod.uid,
+            Action::Evict { pod, .. } | Action::DeletePod { pod, .. } => &pod.uid,
             Action::Cordon { node, .. } | Action::Uncordon { node } => &node.uid,
         };
         assert!(written.insert(uid), "written twice: {action:?}");

@@ -60,6 +60,9 @@ pub(super) struct World {
     pub(super) progresses: BTreeMap<String, OSUpgradeProgress>,
     pub(super) catalog: Vec<ImageRef>,
     pub(super) operator_node: Option<String>,
+    pub(super) operator_pod: Option<String>,
+    /// Whether the operator may not list pods.
+    pub(super) blind: bool,
     pub(super) max_unavailable: Option<IntOrPercent>,
     /// Names of pods that a disruption budget protects, and of those that never end.
     pub(super) protected: BTreeSet<String>,
@@ -91,6 +94,8 @@ impl World {
             progresses: BTreeMap::new(),
             catalog: catalog.iter().map(|version| image(version)).collect(),
             operator_node: None,
+            operator_pod: None,
+            blind: false,
             max_unavailable: None,
             protected: BTreeSet::new(),
             stuck: BTreeSet::new(),
@@ -197,8 +202,9 @@ impl World {
             api_server: Some("v1.35.4".parse().unwrap()),
             operator_node: self.operator_node.clone(),
             max_unavailable: self.max_unavailable.clone(),
-            operator_pod: None,
-            pods: self.pods(),
+            operator_pod: self.operator_pod.clone(),
+            pods: if self.blind { BTreeMap::new() } else { self.pods() },
+            unseen: self.unseen(),
             volumes: Some(self.volumes.clone()),
             claims: self.claims.clone(),
             evictions: self.evictions.clone(),
@@ -360,7 +366,9 @@ impl World {
                 let (budgets, why) = (vec!["default/web".to_owned()], "default/web needs 2 has 2".to_owned());
                 self.end(pod, EvictionAnswer::Refused { budgets, why })
             }
-            Action::Evict { pod, .. } | Action::DeletePod { pod } => self.end(pod, EvictionAnswer::Accepted),
+            Action::Evict { pod, .. } | Action::DeletePod { pod, .. } => {
+                self.end(pod, EvictionAnswer::Accepted)
+            }
             Action::Cordon { node, progress_uid } => self.schedule(node, Some(progress_uid)),
             Action::Uncordon { node } => {
                 self.assert_uncordon_is_safe(node);

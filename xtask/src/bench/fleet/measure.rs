@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -13,11 +13,9 @@ use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::manifests::{Controller, to_yaml};
 use serde::Serialize;
 use serde_json::json;
-use tokio::process::Command;
 
 use super::agents::{Agents, register};
 use crate::controlplane::{ControlPlane, ControllerManager, Options};
-use crate::host::workspace_root;
 use crate::process::Child;
 use crate::scratch::Scratch;
 
@@ -59,26 +57,6 @@ pub(super) struct Figures {
     pub(super) conflicts: usize,
     /// Writes of the operator in 20 seconds at rest.
     pub(super) writes_at_rest: usize,
-}
-
-/// Builds the operator as it is released.
-pub(super) async fn build_operator() -> Result<PathBuf> {
-    println!("building the operator with optimizations");
-    let mut cargo = Command::new("cargo");
-    for name in crate::programs::told_by_cargo() {
-        cargo.env_remove(name);
-    }
-    let built = cargo
-        .args(["build", "--release", "--package", "monok8s-operator"])
-        .current_dir(workspace_root())
-        .status()
-        .await?;
-    if !built.success() {
-        bail!("the operator could not be built");
-    }
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from);
-    Ok(target.join("release/monok8s-operator"))
 }
 
 /// A fleet from its first node to its rest after an upgrade.

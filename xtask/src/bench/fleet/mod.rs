@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 
 use crate::host::workspace_root;
+use crate::programs::Program;
 
 /// Which fleets are wanted.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,7 +31,8 @@ pub struct Options {
 /// # Errors
 /// The operator cannot be built, or a rollout did not end.
 pub async fn run(options: Options) -> Result<()> {
-    let operator = measure::build_operator().await?;
+    println!("building the operator as it is released");
+    let operator = Program::Operator.locate_release()?;
     let mut figures = Vec::new();
     for nodes in options.nodes {
         let figure = measure::measure(&operator, nodes).await.with_context(|| format!("{nodes} nodes"))?;

@@ -39,6 +39,12 @@ impl World {
         there.collect()
     }
 
+    /// Why nothing is known of the pods of cordoned machines.
+    pub(super) fn unseen(&self) -> BTreeMap<String, String> {
+        let cordoned = self.machines.values().filter(|machine| self.blind && machine.cordoned);
+        cordoned.map(|machine| (machine.uid.clone(), "pods are forbidden".to_owned())).collect()
+    }
+
     /// As after a restart of the operator.
     pub(in crate::rollout::tests) fn forget_evictions(&mut self) {
         self.evictions.clear();
