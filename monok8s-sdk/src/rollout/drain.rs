@@ -195,9 +195,7 @@ pub(super) fn go_on<'f>(
         Drain::Unneeded(_) | Drain::Empty(_) => return is_drained(order),
         Drain::Unseen(why) => {
             draft.waits(campaign, node, unseen(why));
-            if let Some(deadline) = deadline(order, &campaign.rollout).filter(|at| *at > survey.now) {
-                draft.wake_at(deadline);
-            }
+            wake_at_deadline(survey, campaign, order, draft);
             return false;
         }
         Drain::Left(left) => left,
@@ -216,11 +214,16 @@ pub(super) fn go_on<'f>(
                 draft.push(action);
             }
         }
-        if let Some(deadline) = deadline(order, &campaign.rollout).filter(|at| *at > survey.now) {
-            draft.wake_at(deadline);
-        }
+        wake_at_deadline(survey, campaign, order, draft);
     }
     false
+}
+
+/// A deadline that has passed already is for what is done about it to end.
+fn wake_at_deadline(survey: &Survey<'_>, campaign: &Campaign<'_>, order: OrderView<'_>, draft: &mut Draft) {
+    if let Some(deadline) = deadline(order, &campaign.rollout).filter(|at| *at > survey.now) {
+        draft.wake_at(deadline);
+    }
 }
 
 /// Asks a pod to leave, unless it was asked a moment ago.

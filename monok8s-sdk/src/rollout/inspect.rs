@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
-use super::fleet::{Evaluation, Fleet, NodeView, Readiness, Role};
+use super::fleet::{Evaluation, Fleet, NodeView, Readiness};
 use super::forecast::forecast;
 use super::govern::{Stand, Stands};
 use super::judge::judge;
@@ -33,8 +33,6 @@ pub struct Inspection {
 pub struct Standing {
     /// Its name.
     pub node: String,
-    /// What it is in its cluster.
-    pub role: Role,
     /// What it runs, as far as anyone says.
     pub version: Option<OsVersion>,
     /// The name of its progress object, if it has one in the run under way.
@@ -97,7 +95,6 @@ pub fn inspect(fleet: &Fleet, now: Timestamp) -> BTreeMap<String, Inspection> {
             let (assessment, reason, message) = assess(campaign, node, stand, wait);
             Standing {
                 node: node.name.clone(),
-                role: node.role,
                 version: node.version.clone(),
                 progress: order.map(|order| order.name().to_owned()),
                 hops: hops(node, stand),

@@ -21,6 +21,10 @@ fn with_drain(drain: DrainSpec) -> impl FnOnce(&mut RolloutSpec) {
     move |rollout| rollout.drain = Some(drain)
 }
 
+fn force_after_300_seconds() -> DrainSpec {
+    DrainSpec { timeout_seconds: Some(300), on_timeout: Some(DrainOnTimeout::Force), ..DrainSpec::default() }
+}
+
 /// The operator and the agents work for so many seconds, in steps of ten.
 fn work(world: &mut World, seconds: usize, mut look: impl FnMut(&World, &Plan)) {
     for _ in 0..seconds / 10 {
@@ -115,12 +119,7 @@ fn a_drain_by_force_deletes_what_is_left_and_is_recorded_for_ever() {
     let mut world = world(&[pod("app"), pod("hangs")]);
     world.protected.insert("app".to_owned());
     world.stuck.insert("hangs".to_owned());
-    let drain = DrainSpec {
-        timeout_seconds: Some(300),
-        on_timeout: Some(DrainOnTimeout::Force),
-        ..DrainSpec::default()
-    };
-    world.apply(&upgrade("up").rollout(with_drain(drain)).object());
+    world.apply(&upgrade("up").rollout(with_drain(force_after_300_seconds())).object());
     work(&mut world, 900, |_, _| {});
     assert_eq!(world.says("up").0, "Completed", "{:#?}", order(&world, "w-1"));
     assert_eq!(says(&world, "w-1", &ConditionType::Drained).as_deref(), Some("True Forced"));
@@ -131,12 +130,7 @@ fn a_drain_by_force_deletes_what_is_left_and_is_recorded_for_ever() {
 fn a_pod_that_never_ends_is_passed_over_by_force_and_that_is_recorded_too() {
     let mut world = world(&[pod("hangs")]);
     world.stuck.insert("hangs".to_owned());
-    let drain = DrainSpec {
-        timeout_seconds: Some(300),
-        on_timeout: Some(DrainOnTimeout::Force),
-        ..DrainSpec::default()
-    };
-    world.apply(&upgrade("up").rollout(with_drain(drain)).object());
+    world.apply(&upgrade("up").rollout(with_drain(force_after_300_seconds())).object());
     work(&mut world, 900, |_, _| {});
     assert_eq!(world.says("up").0, "Completed");
     assert_eq!(says(&world, "w-1", &ConditionType::Drained).as_deref(), Some("True Forced"));
@@ -245,12 +239,7 @@ fn a_drain_by_force_that_was_broken_off_begins_anew_with_evictions() {
     let mut world = world(&[pod("hangs")]);
     world.stuck.insert("hangs".to_owned());
     world.protected.insert("hangs".to_owned());
-    let drain = DrainSpec {
-        timeout_seconds: Some(300),
-        on_timeout: Some(DrainOnTimeout::Force),
-        ..DrainSpec::default()
-    };
-    let wanted = upgrade("up").rollout(with_drain(drain));
+    let wanted = upgrade("up").rollout(with_drain(force_after_300_seconds()));
     world.apply(&wanted.clone().object());
     for _ in 0..1000 {
         if says(&world, "w-1", &ConditionType::Drained).as_deref() == Some("False Forced") {
