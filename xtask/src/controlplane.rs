@@ -153,10 +153,7 @@ impl ControlPlane {
         let kubectl = self.kubectl();
         let crds: Vec<_> = crds_yaml().into_iter().map(|(_, crd)| crd).collect();
         kubectl.succeed_with_stdin(&["apply", "-f", "-"], &crds.join("---\n")).await?;
-        kubectl
-            .succeed(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])
-            .await
-            .map(drop)
+        kubectl.wait_for_crds().await
     }
 
     /// The record of every write.

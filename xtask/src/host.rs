@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -147,7 +148,15 @@ pub fn provide_where_possible(things: &[Program]) {
     }
 }
 
+/// Of several tests that miss the same, one installs it, and the others find it.
+static APT: Mutex<()> = Mutex::new(());
+
 fn provide_by(programs: &[Program], locate_one: impl Fn(Program) -> Result<PathBuf>) -> Result<()> {
+    let packages = missing_packages(programs, |program| locate_one(program).is_ok());
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let _one_at_a_time = APT.lock().unwrap_or_else(PoisonError::into_inner);
     let packages = missing_packages(programs, |program| locate_one(program).is_ok());
     if packages.is_empty() {
         return Ok(());
@@ -179,7 +188,9 @@ fn missing_packages(programs: &[Program], here: impl Fn(Program) -> bool) -> Vec
 
 fn install(apt: &Path, packages: &[&str]) -> Result<bool> {
     let mut command = Command::new(apt);
-    command.args(["-q", "install", "--yes", "--no-install-recommends"]).args(packages);
+    // Another process may be at it too.
+    command.args(["-q", "-o", "DPkg::Lock::Timeout=600", "install", "--yes", "--no-install-recommends"]);
+    command.args(packages);
     run_openly(command.env("DEBIAN_FRONTEND", "noninteractive"))
 }
 

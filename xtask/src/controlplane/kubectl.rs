@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::io::AsyncWriteExt as _;
@@ -91,6 +92,25 @@ impl Kubectl {
     /// It failed; the message has the command and what it said.
     pub async fn succeed<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<String> {
         self.succeed_with_stdin(args, "").await
+    }
+
+    /// Waits until the API server serves every kind that was applied.
+    ///
+    /// # Errors
+    /// It does not within a minute.
+    pub async fn wait_for_crds(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let wait = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"];
+        loop {
+            match self.succeed(&wait).await {
+                Ok(_) => return Ok(()),
+                // kubectl stumbles over one that is so new that it has no conditions at all.
+                Err(error) if error.to_string().contains("accessor error") && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// [`Kubectl::succeed`] with `input` on its standard input.

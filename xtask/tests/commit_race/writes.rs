@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, ResourceExt as _};
 use monok8s_agent::agent::ClusterError;
 use monok8s_operator::apply::ApplyError;
-use monok8s_sdk::api::{ANNOTATION_CORDON, OSUpgradeProgress, ProgressPhase, crds_yaml};
+use monok8s_sdk::api::{ANNOTATION_CORDON, OSUpgradeProgress, ProgressPhase};
 use monok8s_sdk::rollout::Action;
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
@@ -53,12 +53,7 @@ async fn both_write_at_once() {
 
 async fn race(first: First) -> Vec<Winner> {
     let control_plane = ControlPlane::start(Options::default()).await.unwrap();
-    let kubectl = control_plane.kubectl();
-    for (_, crd) in crds_yaml() {
-        kubectl.succeed_with_stdin(&["apply", "-f", "-"], &crd).await.unwrap();
-    }
-    let established = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"];
-    kubectl.succeed(&established).await.unwrap();
+    control_plane.install_crds().await.unwrap();
     let lanes = (0..LANES).map(|lane| {
         let client = control_plane.client();
         async move {

@@ -15,7 +15,7 @@ async fn cluster() -> ControlPlane {
     let control_plane = ControlPlane::start(Options::default()).await.unwrap();
     let kubectl = control_plane.kubectl();
     kubectl.succeed(&["apply", "-k", &shipped("deploy")]).await.unwrap();
-    kubectl.succeed(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).await.unwrap();
+    kubectl.wait_for_crds().await.unwrap();
     for node in ["node-1", "node-2"] {
         let object = serde_json::from_value(json!({ "metadata": { "name": node } })).unwrap();
         Api::<Node>::all(control_plane.client()).create(&PostParams::default(), &object).await.unwrap();

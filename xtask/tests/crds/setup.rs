@@ -18,7 +18,7 @@ pub(super) async fn control_plane() -> ControlPlane {
 pub(super) async fn apply_crds(kubectl: &Kubectl) {
     let output = kubectl.run(&["apply", "-f", &shipped("crds")]).await.unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", output.stderr);
-    kubectl.succeed(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).await.unwrap();
+    kubectl.wait_for_crds().await.unwrap();
 }
 
 /// The path of something in the repository, for a command line.
