@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::access::ApiError;
-use crate::cache::Cache;
+use crate::cache::{Cache, Kept};
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::observe::Caches;
@@ -339,7 +339,7 @@ impl Executor<'_> {
         written: Result<K, ApplyError>,
     ) -> Result<Done, ApplyError>
     where
-        K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
+        K: Kept + DeserializeOwned + Clone + std::fmt::Debug,
     {
         match written {
             Ok(object) => {
@@ -360,7 +360,7 @@ impl Executor<'_> {
         of: &ObjectRef,
     ) -> ApplyError
     where
-        K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
+        K: Kept + DeserializeOwned + Clone + std::fmt::Debug,
     {
         let lost = match &error {
             ApplyError::Failed { source, .. } => {
@@ -388,7 +388,7 @@ impl Executor<'_> {
 const PROGRESSES: &str = "osupgradeprogresses.monok8s.io";
 const PROGRESS_STATUS: &str = "osupgradeprogresses/status.monok8s.io";
 
-fn forget<K: Resource<DynamicType = ()>>(cache: &Cache<K>, of: &ObjectRef) {
+fn forget<K: Kept>(cache: &Cache<K>, of: &ObjectRef) {
     if let Some(object) = cache.get(&of.name).filter(|object| object.uid().as_ref() == Some(&of.uid)) {
         cache.gone(&object);
     }

@@ -8,9 +8,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use k8s_openapi::api::core::v1::Node;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
+use monok8s_sdk::api::{OSNode, OSUpgrade, OSUpgradeProgress};
+
+/// A kind whose objects are kept, without what nobody looks at: it is often the larger half of them.
+pub trait Kept: Resource<DynamicType = ()> {
+    /// Takes that out.
+    fn trim(&mut self) {
+        self.meta_mut().managed_fields = None;
+    }
+}
+
+impl Kept for OSUpgrade {}
+impl Kept for OSUpgradeProgress {}
+impl Kept for OSNode {}
+
+impl Kept for Node {
+    fn trim(&mut self) {
+        self.metadata.managed_fields = None;
+        if let Some(status) = &mut self.status {
+            // Up to fifty, with all their names.
+            status.images = None;
+        }
+    }
+}
 
 /// All objects of one kind, by name.
 #[derive(Debug)]
@@ -87,7 +111,7 @@ impl<K> Default for Cache<K> {
     }
 }
 
-impl<K: Resource<DynamicType = ()>> Cache<K> {
+impl<K: Kept> Cache<K> {
     /// Takes in what the watch delivered.
     pub fn observe(&self, event: Event<DeserializeGuard<K>>) {
         let mut state = self.lock();
@@ -124,7 +148,8 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
     }
 
     /// Takes in the answer to a write of ours.
-    pub fn wrote(&self, object: K) {
+    pub fn wrote(&self, mut object: K) {
+        object.trim();
         let version = version_of(&object);
         let name = object.name_any();
         self.lock().remember(name, version, Outcome::Is(Arc::new(object)));
@@ -167,7 +192,7 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
     }
 }
 
-impl<K: Resource<DynamicType = ()>> State<K> {
+impl<K: Kept> State<K> {
     /// What the watch says of an object, or what we wrote since.
     fn get(&self, name: &str) -> Option<Arc<K>> {
         let watched = match self.watched.get(name) {
@@ -207,7 +232,7 @@ impl<K: Resource<DynamicType = ()>> State<K> {
     }
 }
 
-impl<K: Resource<DynamicType = ()>> Watched<K> {
+impl<K: Kept> Watched<K> {
     fn uid(&self) -> Option<&String> {
         match self {
             Self::Readable(object) => object.meta().uid.as_ref(),
@@ -216,12 +241,11 @@ impl<K: Resource<DynamicType = ()>> Watched<K> {
     }
 }
 
-fn read<K: Resource<DynamicType = ()>>(guarded: DeserializeGuard<K>) -> (String, Watched<K>) {
+fn read<K: Kept>(guarded: DeserializeGuard<K>) -> (String, Watched<K>) {
     let name = guarded.name_any();
     let object = match guarded.0 {
         Ok(mut object) => {
-            // Never looked at, and often the larger half of an object.
-            object.meta_mut().managed_fields = None;
+            object.trim();
             Watched::Readable(Arc::new(object))
         }
         Err(invalid) => {
@@ -240,7 +264,7 @@ fn version_of<K: Resource>(object: &K) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Node;
+    use k8s_openapi::api::core::v1::{ContainerImage, NodeStatus};
     use kube::core::error_boundary::InvalidObject;
 
     use super::*;
@@ -290,6 +314,24 @@ mod tests {
         cache.observe(Event::Apply(watched(node("a", 9, "written"))));
         cache.observe(Event::Apply(watched(node("a", 12, "later"))));
         shows(&cache, &[("a", "later")]);
+    }
+
+    #[test]
+    fn what_nobody_looks_at_is_not_kept() {
+        let heavy = || {
+            let mut node = node("a", 5, "old");
+            node.metadata.managed_fields = Some(vec![]);
+            node.status =
+                Some(NodeStatus { images: Some(vec![ContainerImage::default()]), ..Default::default() });
+            node
+        };
+        let cache = listed(vec![heavy()]);
+        let is_light = |node: &Node| {
+            node.metadata.managed_fields.is_none() && node.status.as_ref().is_some_and(|s| s.images.is_none())
+        };
+        assert!(is_light(&cache.get("a").unwrap()));
+        cache.wrote(Node { metadata: node("a", 9, "new").metadata, ..heavy() });
+        assert!(is_light(&cache.get("a").unwrap()));
     }
 
     #[test]

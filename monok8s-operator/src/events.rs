@@ -136,24 +136,34 @@ struct Level {
     is_blocked: bool,
 }
 
+/// What happened between two looks.
+#[derive(Debug, Default)]
+pub struct Since {
+    /// What is told.
+    pub told: Vec<Edge>,
+    /// The objects whose attempt has ended.
+    pub ended: Vec<Arc<OSUpgradeProgress>>,
+}
+
 impl NodeEdges {
     /// The edges since the last look. The first look has none.
-    pub fn since(&mut self, progresses: &[Arc<OSUpgradeProgress>]) -> Vec<Edge> {
+    pub fn since(&mut self, progresses: &[Arc<OSUpgradeProgress>]) -> Since {
         let uid = |object: &Arc<OSUpgradeProgress>| object.uid().unwrap_or_default();
         let level = |object: &Arc<OSUpgradeProgress>| Level {
             phase: object.phase(),
             is_blocked: blocked_drain(object).is_some(),
         };
         let now = progresses.iter().map(|object| (uid(object), level(object))).collect();
-        let Some(before) = self.before.replace(now) else { return Vec::new() };
-        let mut edges = Vec::new();
+        let Some(before) = self.before.replace(now) else { return Since::default() };
+        let mut edges = Since::default();
         for object in progresses {
             let (before, now) = (before.get(&uid(object)), level(object));
             if before.map(|before| &before.phase) != Some(&now.phase) {
-                edges.extend(of_progress(object));
+                edges.told.extend(of_progress(object));
+                edges.ended.extend(Some(object).filter(|object| object.phase().is_final()).cloned());
             }
             if now.is_blocked && before.is_none_or(|before| !before.is_blocked) {
-                edges.extend(of_blocked_drain(object));
+                edges.told.extend(of_blocked_drain(object));
             }
         }
         edges
@@ -218,15 +228,16 @@ mod tests {
     fn a_restart_repeats_nothing_and_an_edge_is_told_once() {
         let mut edges = NodeEdges::default();
         let rebooting = [progress("1", ProgressPhase::Rebooting)];
-        assert_eq!(edges.since(&rebooting), []);
+        assert_eq!(edges.since(&rebooting).told, []);
         let done = [progress("1", ProgressPhase::Completed)];
-        let told = edges.since(&done);
-        assert_eq!(told.len(), 1);
+        let Since { told, ended } = edges.since(&done);
+        assert_eq!((told.len(), ended.len()), (1, 1));
         assert_eq!(
             (told[0].reason.as_str(), told[0].note.as_str()),
             ("NodeCompleted", "node-of-1 runs v1.35.4")
         );
-        assert_eq!(edges.since(&done), []);
+        let again = edges.since(&done);
+        assert_eq!((again.told, again.ended.len()), (vec![], 0));
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What a Prometheus sees. Labels are words of fixed lists, except for names of upgrades, of which
 //! the first [`MAX_UPGRADES`] by name are shown.
 
+mod nodes;
+mod shown;
+mod upgrades;
+
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -13,10 +16,17 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use monok8s_sdk::api::{NodeCounts, UpgradePhase};
+use monok8s_sdk::api::OSUpgradeProgress;
+use monok8s_sdk::rollout::Action;
 
-/// How many upgrades have series of their own.
-pub const MAX_UPGRADES: usize = 100;
+use nodes::Nodes;
+use shown::Shown;
+use upgrades::Upgrades;
+
+pub use upgrades::{MAX_UPGRADES, UpgradeGauges};
+
+/// The stages in which a pass can end early.
+const STAGES: [&str; 2] = ["apply", "status"];
 
 /// All metrics, and the registry they are in.
 pub struct Metrics {
@@ -29,20 +39,13 @@ pub struct Metrics {
     catalog_reads: Family<CatalogLabels, Counter>,
     watch_errors: Family<ResourceLabels, Counter>,
     unreadable: Family<KindLabels, Gauge>,
-    nodes: Family<NodeLabels, Gauge>,
-    phases: Family<PhaseLabels, Gauge>,
-    refusing_budgets: Family<BudgetLabels, Gauge>,
+    upgrades: Upgrades,
+    nodes: Nodes,
+    refusing_budgets: Shown<BudgetLabels>,
     leading: Gauge,
-    shown: Mutex<Shown>,
 }
 
-#[derive(Default)]
-struct Shown {
-    nodes: Vec<NodeLabels>,
-    phases: Vec<PhaseLabels>,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+#[derive(Clone, Debug, Hash, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
 struct BudgetLabels {
     node: String,
     budget: String,
@@ -74,29 +77,6 @@ struct ResourceLabels {
     resource: String,
 }
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct NodeLabels {
-    upgrade: String,
-    state: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct PhaseLabels {
-    upgrade: String,
-    phase: String,
-}
-
-/// What is shown of one upgrade.
-#[derive(Clone, Debug)]
-pub struct UpgradeGauges {
-    /// Its name.
-    pub name: String,
-    /// Its phase.
-    pub phase: UpgradePhase,
-    /// Its nodes.
-    pub nodes: NodeCounts,
-}
-
 impl Default for Metrics {
     fn default() -> Self {
         let metrics = Self {
@@ -111,11 +91,10 @@ impl Default for Metrics {
             catalog_reads: Family::default(),
             watch_errors: Family::default(),
             unreadable: Family::default(),
-            nodes: Family::default(),
-            phases: Family::default(),
-            refusing_budgets: Family::default(),
+            upgrades: Upgrades::default(),
+            nodes: Nodes::default(),
+            refusing_budgets: Shown::default(),
             leading: Gauge::default(),
-            shown: Mutex::default(),
         };
         metrics.registered()
     }
@@ -134,11 +113,18 @@ impl Metrics {
         registry.register("catalog_reads", "Reads of catalogs", self.catalog_reads.clone());
         registry.register("watch_errors", "Interruptions of watches", self.watch_errors.clone());
         registry.register("unreadable_objects", "Objects this release cannot read", self.unreadable.clone());
-        registry.register("nodes", "Selected nodes of an upgrade by state", self.nodes.clone());
-        registry.register("upgrade_phase", "1 for the phase an upgrade is in", self.phases.clone());
-        let budgets = self.refusing_budgets.clone();
+        self.upgrades.register(registry);
+        self.nodes.register(registry);
+        let budgets = self.refusing_budgets.family();
         registry.register("refusing_budgets", "1 for each budget that holds up a node's drain", budgets);
         registry.register("leading", "Whether this operator may act", self.leading.clone());
+        // A rate is there from the first scrape on.
+        for kind in Action::KINDS {
+            drop(self.actions.get_or_create(&ActionLabels { kind }));
+        }
+        for stage in STAGES {
+            drop(self.failures.get_or_create(&StageLabels { stage }));
+        }
         self
     }
 
@@ -189,33 +175,18 @@ impl Metrics {
 
     /// Shows these upgrades, and forgets those that were shown before and are not among them.
     pub fn show_upgrades(&self, upgrades: &[UpgradeGauges]) {
-        let mut shown = Shown::default();
-        for upgrade in upgrades.iter().take(MAX_UPGRADES) {
-            let phase = PhaseLabels { upgrade: upgrade.name.clone(), phase: upgrade.phase.to_string() };
-            self.phases.get_or_create(&phase).set(1);
-            shown.phases.push(phase);
-            for (state, count) in by_state(&upgrade.nodes) {
-                let labels = NodeLabels { upgrade: upgrade.name.clone(), state };
-                self.nodes.get_or_create(&labels).set(i64::from(count));
-                shown.nodes.push(labels);
-            }
-        }
-        let mut before = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        for stale in before.phases.iter().filter(|labels| !shown.phases.contains(labels)) {
-            self.phases.remove(stale);
-        }
-        for stale in before.nodes.iter().filter(|labels| !shown.nodes.contains(labels)) {
-            self.nodes.remove(stale);
-        }
-        *before = shown;
+        self.upgrades.show(upgrades);
+    }
+
+    /// An attempt of a node has ended.
+    pub fn ended(&self, object: &OSUpgradeProgress) {
+        self.nodes.ended(object);
     }
 
     /// Shows these disruption budgets (as `namespace/name`), each with the node that it holds up, and no others.
     pub fn show_refusing_budgets(&self, budgets: BTreeSet<(String, String)>) {
-        self.refusing_budgets.clear();
-        for (node, budget) in budgets {
-            self.refusing_budgets.get_or_create(&BudgetLabels { node, budget }).set(1);
-        }
+        let series = budgets.into_iter().map(|(node, budget)| (BudgetLabels { node, budget }, 1));
+        self.refusing_budgets.show(series);
     }
 
     /// All metrics as `OpenMetrics` text.
@@ -223,66 +194,5 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
-    }
-}
-
-fn by_state(nodes: &NodeCounts) -> [(&'static str, i32); 10] {
-    // Every count has a series: a new field does not compile until it is placed.
-    let NodeCounts {
-        total: _,
-        up_to_date,
-        pending,
-        staging,
-        staged,
-        draining,
-        rebooting,
-        failed,
-        excluded,
-        refused,
-        superseded,
-        failed_names: _,
-    } = nodes;
-    [
-        ("upToDate", *up_to_date),
-        ("pending", *pending),
-        ("staging", *staging),
-        ("staged", *staged),
-        ("draining", *draining),
-        ("rebooting", *rebooting),
-        ("failed", *failed),
-        ("excluded", *excluded),
-        ("refused", *refused),
-        ("superseded", *superseded),
-    ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn upgrade(name: &str, phase: UpgradePhase, staged: i32) -> UpgradeGauges {
-        UpgradeGauges { name: name.to_owned(), phase, nodes: NodeCounts { staged, ..NodeCounts::default() } }
-    }
-
-    #[test]
-    fn a_deleted_upgrade_and_a_left_phase_disappear() {
-        let metrics = Metrics::default();
-        metrics.show_upgrades(&[
-            upgrade("one", UpgradePhase::Accepted, 2),
-            upgrade("two", UpgradePhase::Pending, 0),
-        ]);
-        metrics.show_upgrades(&[upgrade("one", UpgradePhase::Completed, 3)]);
-        let text = metrics.text().unwrap();
-        assert!(text.contains(r#"monok8s_operator_nodes{upgrade="one",state="staged"} 3"#), "{text}");
-        assert!(text.contains(r#"upgrade_phase{upgrade="one",phase="Completed"} 1"#), "{text}");
-        assert!(!text.contains("two") && !text.contains("Accepted"), "{text}");
-    }
-
-    #[test]
-    fn the_number_of_series_is_bounded() {
-        let metrics = Metrics::default();
-        let many: Vec<_> = (0..500).map(|n| upgrade(&format!("u-{n}"), UpgradePhase::Pending, n)).collect();
-        metrics.show_upgrades(&many);
-        assert_eq!(metrics.text().unwrap().matches("upgrade_phase{").count(), MAX_UPGRADES);
     }
 }

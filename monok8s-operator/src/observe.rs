@@ -6,13 +6,13 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Node;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
-use kube::{Api, Client, Resource, ResourceExt as _};
+use kube::{Api, Client, ResourceExt as _};
 use monok8s_sdk::api::{OSNode, OSUpgrade, OSUpgradeProgress, upgrade_name_of};
 use monok8s_sdk::rollout::NodeView;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use crate::cache::{Cache, Snapshot, Unreadable};
+use crate::cache::{Cache, Kept, Snapshot, Unreadable};
 use crate::metrics::Metrics;
 use crate::wake::Bell;
 use crate::watch::Watch;
@@ -89,7 +89,7 @@ impl Caches {
 
 async fn feed<K>(kind: &'static str, cache: Arc<Cache<K>>, client: Client, bell: Bell, metrics: Arc<Metrics>)
 where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static,
+    K: Kept + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static,
 {
     let api: Api<DeserializeGuard<K>> = Api::all(client);
     let mut watch = Watch::new(kind, api, watcher::Config::default(), metrics);
@@ -116,30 +116,25 @@ impl Observed {
     /// The progress objects that the planner may judge: not those of an upgrade or a Node that this
     /// release cannot read, which would look as if it were gone.
     #[must_use]
-    pub fn judged_progresses(&self) -> Vec<OSUpgradeProgress> {
+    pub fn judged_progresses(&self) -> Vec<Arc<OSUpgradeProgress>> {
         let (upgrades, nodes) = (names(&self.upgrades.unreadable), names(&self.nodes.unreadable));
         let judged = self.progresses.objects.iter().filter(|object| {
             !upgrades.contains(upgrade_name_of(object)) && !nodes.contains(object.spec.node_name.as_str())
         });
-        judged.map(|object| object.as_ref().clone()).collect()
+        judged.cloned().collect()
     }
 
-    /// The Nodes as the planner sees them. A cordon that was made for an object that cannot be
-    /// judged counts as somebody else's: it takes up budget, and is not taken off.
-    #[must_use]
-    pub fn node_views(&self) -> Vec<NodeView> {
-        let reports: BTreeMap<String, &Arc<OSNode>> =
-            self.os_nodes.objects.iter().map(|report| (report.name_any(), report)).collect();
+    /// The Nodes as the planner sees them, those that have not changed as they are `known`. A cordon that was made
+    /// for an object that cannot be judged counts as somebody else's: it takes up budget, and is not taken off.
+    pub fn node_views(&self, known: &mut KnownNodes) -> Vec<Arc<NodeView>> {
         let unjudged = self.unjudged_uids();
-        let view = |node: &Arc<Node>| {
-            let report = reports.get(&node.name_any()).map(AsRef::as_ref);
-            let mut view = NodeView::new(node, report);
-            if view.cordoned_for.as_ref().is_some_and(|uid| unjudged.contains(uid)) {
-                view.cordoned_for = None;
+        let views = known.follow(&self.nodes.objects, &self.os_nodes.objects).map(|view| {
+            match view.cordoned_for.as_ref().filter(|uid| unjudged.contains(*uid)) {
+                None => Arc::clone(view),
+                Some(_) => Arc::new(NodeView { cordoned_for: None, ..view.as_ref().clone() }),
             }
-            view
-        };
-        self.nodes.objects.iter().map(view).collect()
+        });
+        views.collect()
     }
 
     /// Objects that this release cannot read, by kind.
@@ -163,6 +158,57 @@ impl Observed {
     }
 }
 
+/// What the planner was told of each Node, and of which objects that was made: of thousands of nodes a few change
+/// between two looks.
+#[derive(Debug, Default)]
+pub struct KnownNodes {
+    by_name: BTreeMap<String, KnownNode>,
+}
+
+#[derive(Debug)]
+struct KnownNode {
+    node: Arc<Node>,
+    report: Option<Arc<OSNode>>,
+    view: Arc<NodeView>,
+}
+
+impl KnownNodes {
+    /// Keeps what was made of the same two objects, makes the others anew, and forgets those that are gone.
+    fn follow(
+        &mut self,
+        nodes: &[Arc<Node>],
+        reports: &[Arc<OSNode>],
+    ) -> impl Iterator<Item = &Arc<NodeView>> {
+        let reports: BTreeMap<&str, &Arc<OSNode>> =
+            reports.iter().filter_map(|report| Some((report.metadata.name.as_deref()?, report))).collect();
+        let mut before = std::mem::take(&mut self.by_name);
+        for node in nodes {
+            let name = node.name_any();
+            let report = reports.get(name.as_str()).copied();
+            let known = before.remove(&name).filter(|known| known.is_of(node, report));
+            let known = known.unwrap_or_else(|| KnownNode::new(node, report));
+            self.by_name.insert(name, known);
+        }
+        self.by_name.values().map(|known| &known.view)
+    }
+}
+
+impl KnownNode {
+    fn new(node: &Arc<Node>, report: Option<&Arc<OSNode>>) -> Self {
+        let view = Arc::new(NodeView::new(node, report.map(AsRef::as_ref)));
+        Self { node: Arc::clone(node), report: report.cloned(), view }
+    }
+
+    fn is_of(&self, node: &Arc<Node>, report: Option<&Arc<OSNode>>) -> bool {
+        let same_report = match (&self.report, report) {
+            (None, None) => true,
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        same_report && Arc::ptr_eq(&self.node, node)
+    }
+}
+
 fn names(unreadable: &[Unreadable]) -> BTreeSet<&str> {
     unreadable.iter().map(|object| object.name.as_str()).collect()
 }
@@ -170,7 +216,8 @@ fn names(unreadable: &[Unreadable]) -> BTreeSet<&str> {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::NodeSpec;
-    use monok8s_sdk::api::{ANNOTATION_CORDON, OSUpgradeProgressSpec, SourceRef};
+    use monok8s_sdk::api::{ANNOTATION_CORDON, OSNodeSpec, OSUpgradeProgressSpec, SourceRef};
+    use monok8s_sdk::rollout::NodeReport;
 
     use super::*;
 
@@ -213,9 +260,34 @@ mod tests {
             progresses: Snapshot { objects, unreadable: vec![unreadable("odd-progress")] },
             os_nodes: Snapshot { objects: vec![], unreadable: vec![] },
         };
-        let ours: Vec<_> = observed.node_views().into_iter().filter_map(|node| node.cordoned_for).collect();
-        assert_eq!(ours, ["readable", "gone"], "what is gone for sure is still swept");
-        let judged: Vec<_> = observed.judged_progresses().iter().map(kube::ResourceExt::name_any).collect();
+        let views = observed.node_views(&mut KnownNodes::default());
+        let mut ours: Vec<_> = views.iter().filter_map(|node| node.cordoned_for.as_deref()).collect();
+        ours.sort_unstable();
+        assert_eq!(ours, ["gone", "readable"], "what is gone for sure is still swept");
+        let judged: Vec<_> = observed.judged_progresses().iter().map(|object| object.name_any()).collect();
         assert_eq!(judged, ["readable"]);
+    }
+
+    #[test]
+    fn only_what_has_changed_is_looked_at_again() {
+        let observed = |nodes: &[&Arc<Node>], reports: &[&Arc<OSNode>]| Observed {
+            nodes: Snapshot { objects: nodes.iter().copied().cloned().collect(), unreadable: vec![] },
+            upgrades: Snapshot { objects: vec![], unreadable: vec![] },
+            progresses: Snapshot { objects: vec![], unreadable: vec![] },
+            os_nodes: Snapshot { objects: reports.iter().copied().cloned().collect(), unreadable: vec![] },
+        };
+        let (a, b, mut known) = (cordoned_for("a"), cordoned_for("b"), KnownNodes::default());
+        let report = Arc::new(OSNode::new("node-of-b", OSNodeSpec {}));
+        let first = observed(&[&a, &b], &[]).node_views(&mut known);
+        let again = observed(&[&a, &b], &[]).node_views(&mut known);
+        assert!(first.iter().zip(&again).all(|(first, again)| Arc::ptr_eq(first, again)));
+        let reported = observed(&[&a, &b], &[&report]).node_views(&mut known);
+        assert!(Arc::ptr_eq(&first[0], &reported[0]) && !Arc::ptr_eq(&first[1], &reported[1]));
+        assert!(matches!(reported[1].report, NodeReport::Present(_)));
+        let mut uncordoned = a.as_ref().clone();
+        uncordoned.metadata.annotations = None;
+        let changed = observed(&[&Arc::new(uncordoned), &b], &[]).node_views(&mut known);
+        assert_eq!((changed[0].cordoned_for.as_ref(), &changed[1].report), (None, &NodeReport::Missing));
+        assert_eq!(observed(&[&b], &[]).node_views(&mut known).len(), 1);
     }
 }

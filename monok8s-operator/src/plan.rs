@@ -20,7 +20,7 @@ use crate::events::{self, Events, NodeEdges};
 use crate::health::HealthChecks;
 use crate::leader::Leadership;
 use crate::metrics::{Metrics, UpgradeGauges};
-use crate::observe::{Caches, Observed};
+use crate::observe::{Caches, KnownNodes, Observed};
 use crate::pods::Pods;
 use crate::resolve;
 use crate::status::{self, StatusError};
@@ -162,7 +162,9 @@ impl Planner {
         self.metrics.show_refusing_budgets(self.pods.refusing_budgets());
         let reported = if is_over(&acted) { Ok(0) } else { self.report(&observed, &plan, now).await };
 
-        self.events.publish(memory.node_edges.since(&observed.progresses.objects));
+        let edges = memory.node_edges.since(&observed.progresses.objects);
+        edges.ended.iter().for_each(|object| self.metrics.ended(object));
+        self.events.publish(edges.told);
         if asked || applied.writes > 0 || matches!(reported, Ok(written) if written > 0) {
             // What comes next depends on what was just written.
             self.bell.ring();
@@ -172,8 +174,8 @@ impl Planner {
         Passed { next_event: plan.next_event, outcome }
     }
 
-    fn resolve(&mut self, observed: &Observed, memory: &Memory) -> Fleet {
-        let nodes = observed.node_views();
+    fn resolve(&mut self, observed: &Observed, memory: &mut Memory) -> Fleet {
+        let nodes = observed.node_views(&mut memory.nodes);
         self.pods.follow(&nodes);
         let running = running_versions(&nodes);
         self.catalogs.follow(&observed.upgrades.objects);
@@ -250,6 +252,7 @@ fn is_over(acted: &Result<(), ApplyError>) -> bool {
 /// What one pass tells the next one. Nothing of it decides anything.
 #[derive(Default)]
 struct Memory {
+    nodes: KnownNodes,
     node_edges: NodeEdges,
     unreadable: BTreeSet<String>,
     api_server: ApiServer,
@@ -281,7 +284,7 @@ fn kubernetes_version(text: &str) -> Option<OsVersion> {
     text.split(['+', '-']).next()?.parse().ok()
 }
 
-fn running_versions(nodes: &[NodeView]) -> BTreeSet<OsVersion> {
+fn running_versions(nodes: &[Arc<NodeView>]) -> BTreeSet<OsVersion> {
     let managed = nodes.iter().filter(|node| node.management == Management::Managed);
     managed.filter_map(|node| node.version.clone()).collect()
 }
@@ -290,11 +293,7 @@ fn gauges(upgrades: &[OSUpgrade], plan: &Plan) -> Vec<UpgradeGauges> {
     let outlook = |upgrade: &OSUpgrade| plan.outlooks.get(&upgrade.uid().unwrap_or_default());
     let gauges = upgrades.iter().filter_map(|upgrade| {
         let outlook = outlook(upgrade)?;
-        Some(UpgradeGauges {
-            name: upgrade.name_any(),
-            phase: outlook.phase.clone(),
-            nodes: outlook.nodes.clone(),
-        })
+        Some(UpgradeGauges::new(&upgrade.name_any(), outlook))
     });
     gauges.collect()
 }

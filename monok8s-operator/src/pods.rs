@@ -93,7 +93,7 @@ impl Pods {
     }
 
     /// Watches the nodes that are cordoned, and no others any more.
-    pub fn follow(&mut self, nodes: &[NodeView]) {
+    pub fn follow(&mut self, nodes: &[Arc<NodeView>]) {
         let cordoned = nodes
             .iter()
             .filter(|node| node.scheduling == Scheduling::Cordoned && node.management == Management::Managed);

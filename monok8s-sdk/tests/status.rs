@@ -28,7 +28,7 @@ fn report(dump: &Path) -> Report {
 #[test]
 fn each_dump_is_told_as_expected() {
     let dumps = dumps();
-    assert!(dumps.len() >= 14, "{dumps:?}");
+    assert!(dumps.len() >= 20, "{dumps:?}");
     for dump in dumps {
         let report = report(&dump);
         let told = format!("{}\n{}", report.text(), report.explanation());

@@ -1,5 +1,7 @@
 //! Generated files: the CRDs in `crds/` and the manifests in `deploy/`, written from the SDK.
 
+pub mod monitoring;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -92,10 +94,11 @@ fn deploy_files() -> Vec<GeneratedFile> {
     installed
         .into_iter()
         .chain(beside)
-        .map(|(name, content)| GeneratedFile {
-            path: Path::new("deploy").join(name),
-            content: format!("{HEADER}`. Do not edit.\n{content}"),
-        })
+        .chain(monitoring::yaml_files())
+        .map(|(name, content)| (name, format!("{HEADER}`. Do not edit.\n{content}")))
+        // JSON has no comments.
+        .chain([monitoring::dashboard_file()])
+        .map(|(name, content)| GeneratedFile { path: Path::new("deploy").join(name), content })
         .collect()
 }
 

@@ -11,6 +11,7 @@ mod operator {
     mod explain;
     mod fixture;
     mod health;
+    mod kubectl;
     mod lease;
     mod pods;
     mod rollout;

@@ -22,7 +22,7 @@ mod osnode;
 mod present;
 mod report;
 mod resolve;
-mod select;
+mod spread;
 mod status;
 mod work;
 

@@ -15,11 +15,12 @@ use monok8s_sdk::slot::Slot;
 use tokio::time::Instant;
 
 use super::cluster::{Cluster, ClusterError};
+use super::spread::spread;
 
-/// How soon to look again for an `OSNode` that the operator has not made yet, or that could not be
+/// How soon, at the latest, to look again for an `OSNode` that the operator has not made yet, or that could not be
 /// read or written.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// How often to make sure that nobody else changed it.
+/// After how long, at the latest, to make sure that nobody else changed it.
 const REFRESH: Duration = Duration::from_secs(300);
 
 /// What is said about the node, beside what decisions rest on.
@@ -133,14 +134,14 @@ impl OsNodeWriter {
         match self.read_and_write(cluster, status, is_due).await {
             Ok(object) => {
                 self.known = Some(object);
-                self.look_at = is_due.then(|| Instant::now() + REFRESH).or(self.look_at);
+                self.look_at = is_due.then(|| Instant::now() + spread(REFRESH)).or(self.look_at);
             }
             Err(error) => {
                 if !matches!(error, ClusterError::Absent { .. }) {
                     tracing::warn!(error = %chain(&error), "cannot keep this node's OSNode, trying again");
                 }
                 self.known = None;
-                self.look_at = Some(Instant::now() + LOOK_AGAIN);
+                self.look_at = Some(Instant::now() + spread(LOOK_AGAIN));
             }
         }
     }

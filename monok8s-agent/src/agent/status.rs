@@ -190,7 +190,13 @@ fn timeline(report: &Report, previous: &[TimelineEntry], now: Timestamp) -> Vec<
     let hop = report.timeline_hop.as_ref().map(ToString::to_string);
     let mut entries = previous.to_vec();
     if entries.last().is_none_or(|last| last.phase != report.phase || last.hop != hop) {
-        entries.push(TimelineEntry { phase: report.phase.clone(), since: Time(now), hop });
+        entries.push(TimelineEntry {
+            phase: report.phase.clone(),
+            since: Time(now),
+            hop,
+            boot_id: Some(report.boot_id.clone()),
+            slot: Some(report.inactive.other()),
+        });
     }
     let surplus = entries.len().saturating_sub(TIMELINE_LEN);
     entries.drain(..surplus);
@@ -257,6 +263,8 @@ mod tests {
         let told = story(&[Pending, Downloading, Downloading, Staged, Completed, Completed]);
         let phases: Vec<_> = told.timeline.iter().map(|entry| entry.phase.clone()).collect();
         assert_eq!(phases, [Pending, Downloading, Staged, Completed]);
+        let place = |entry: &TimelineEntry| (entry.boot_id.clone(), entry.slot);
+        assert!(told.timeline.iter().all(|entry| place(entry) == (Some("b-1".to_owned()), Some(Slot::A))));
         assert_eq!(told.started_at, Some(Time(at(2))));
         assert_eq!(told.completed_at, Some(Time(at(5))));
         let ready = find_condition(&told.conditions, &ConditionType::Ready).unwrap();

@@ -5,6 +5,7 @@ mod catalog;
 mod cluster;
 mod create;
 mod flash;
+mod follow;
 mod hold;
 mod image;
 mod output;

@@ -105,7 +105,7 @@ fn manifest(file: &Path) -> Result<OSUpgrade> {
 fn target(cluster: &Cluster, catalog: &Catalog, upgrade: &OSUpgrade) -> Result<Target> {
     let found = catalog.resolve(&upgrade.spec.version, None)?;
     let running: BTreeSet<OsVersion> =
-        cluster.fleet().nodes.into_iter().filter_map(|node| node.version).collect();
+        cluster.fleet().nodes.iter().filter_map(|node| node.version.clone()).collect();
     let images = hop_candidates(catalog, &running, &found.version)?;
     let images = images.into_iter().map(ImageRef::from).collect();
     let resolved = Resolved { version: found.version, catalog_digest: catalog.digest(), images };

@@ -4,6 +4,7 @@
 #![allow(clippy::doc_markdown)]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -11,6 +12,7 @@ use monok8s_sdk::status::{Cluster, Course, Report};
 
 use super::Outcome;
 use super::cluster::{ClusterArgs, names, read};
+use super::follow::{self, Followed};
 use super::output::{self, Format};
 
 /// Shows how far an upgrade is, what needs a person, and each of its nodes.
@@ -26,6 +28,15 @@ pub(super) struct Status {
     /// Exits with 3 if an upgrade goes on, 4 if it waits, 5 if it needs a person; of several with the highest.
     #[arg(long)]
     exit_code: bool,
+
+    /// Follows the upgrades until they are done or need a person: on a terminal the whole picture, elsewhere a line
+    /// for each change.
+    #[arg(short, long, conflicts_with_all = ["output", "from"])]
+    watch: bool,
+
+    /// Follows them for so many seconds at most, and exits with 124 then.
+    #[arg(long, value_name = "SECONDS", requires = "watch")]
+    timeout: Option<u64>,
 
     #[command(flatten)]
     source: Source,
@@ -66,20 +77,43 @@ impl Source {
 
 impl Status {
     pub(super) fn run(self) -> Result<Outcome> {
-        let cluster = self.source.read()?;
-        let names = names(&cluster, self.name.as_deref())?;
-        let reports: Vec<_> = names.iter().filter_map(|name| Report::of(&cluster, name)).collect();
+        if self.watch {
+            let patience = self.timeout.map(Duration::from_secs);
+            let followed = self
+                .source
+                .cluster
+                .with(async |client| follow::follow(&client, self.name.as_deref(), patience).await)?;
+            return Ok(match followed {
+                Followed::ToRest(course) => self.outcome(course),
+                Followed::UntilTimeout => Outcome::Code(124),
+            });
+        }
+        let reports = reports(&self.source.read()?, self.name.as_deref())?;
         match (&self.name, reports.as_slice()) {
             (Some(name), []) => bail!("{name} is being deleted"),
             (Some(_), [report]) => self.output.print(report, || report.text())?,
             _ => self.output.print(&reports, || all(&reports))?,
         }
-        let course = reports.iter().map(|report| report.upgrade.course).max_by_key(|course| code(*course));
-        Ok(match course.filter(|_| self.exit_code) {
+        Ok(self.outcome(worst(&reports)))
+    }
+
+    fn outcome(&self, course: Option<Course>) -> Outcome {
+        match course.filter(|_| self.exit_code) {
             Some(course) => Outcome::Code(code(course)),
             None => Outcome::Good,
-        })
+        }
     }
+}
+
+/// The reports about the upgrade of this name, or about all.
+pub(super) fn reports(cluster: &Cluster, name: Option<&str>) -> Result<Vec<Report>> {
+    let names = names(cluster, name)?;
+    Ok(names.iter().filter_map(|name| Report::of(cluster, name)).collect())
+}
+
+/// What a person has to know first.
+pub(super) fn worst(reports: &[Report]) -> Option<Course> {
+    reports.iter().map(|report| report.upgrade.course).max_by_key(|course| code(*course))
 }
 
 fn all(reports: &[Report]) -> String {

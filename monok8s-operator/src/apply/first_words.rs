@@ -2,6 +2,9 @@
 //!
 //! It follows its creation at once, and is made up for if the operator was stopped between the two.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kube::ResourceExt as _;
 use kube::api::{Api, Patch, PatchParams};
@@ -25,14 +28,16 @@ pub struct Silent {
 
 /// The ordered objects about which nobody has said anything.
 #[must_use]
-pub fn silent(progresses: &[OSUpgradeProgress], nodes: &[NodeView]) -> Vec<Silent> {
-    let first_words = |object: &OSUpgradeProgress| {
+pub fn silent(progresses: &[Arc<OSUpgradeProgress>], nodes: &[Arc<NodeView>]) -> Vec<Silent> {
+    let nodes: BTreeMap<&str, &NodeView> =
+        nodes.iter().map(|node| (node.uid.as_str(), node.as_ref())).collect();
+    let first_words = |object: &Arc<OSUpgradeProgress>| {
         let order = object.spec.order.as_ref()?;
         let phase = object.status.as_ref().and_then(|status| status.phase.as_ref());
         if phase.is_some() || object.metadata.deletion_timestamp.is_some() {
             return None;
         }
-        let node = nodes.iter().find(|node| node.uid == order.node_uid)?;
+        let node = nodes.get(order.node_uid.as_str())?;
         Some(Silent {
             name: object.name_any(),
             version: object.resource_version(),
@@ -123,12 +128,13 @@ mod tests {
                 "kernelVersion": "", "osImage": "", "containerRuntimeVersion": "", "kubeProxyVersion": "",
                 "operatingSystem": "", "architecture": "" } },
         });
-        let nodes = [NodeView::new(&serde_json::from_value(node).unwrap(), None)];
+        let nodes = [Arc::new(NodeView::new(&serde_json::from_value(node).unwrap(), None))];
         let progresses = [
             progress("new", "uid-1", &json!({ "observedGeneration": -1 })),
             progress("spoken-of", "uid-1", &json!({ "phase": "Downloading" })),
             progress("of-another-node", "uid-2", &json!({})),
-        ];
+        ]
+        .map(Arc::new);
         let silent = silent(&progresses, &nodes);
         let [silent] = silent.as_slice() else { panic!("{silent:?}") };
         assert_eq!((silent.name.as_str(), silent.version.as_deref()), ("new", Some("7")));

@@ -37,7 +37,7 @@ pub use osnode::{
 };
 pub use osupgrade::{CatalogSource, ChannelPolicy, DowngradePolicy, Mode, OSUpgrade, OSUpgradeSpec};
 pub use osupgrade_status::{
-    ImageRef, IndexRef, NodeCounts, OSUpgradeStatus, Resolved, RunSummary, UpgradePhase,
+    ImageRef, IndexRef, NodeCounts, OSUpgradeStatus, OperatorReport, Resolved, RunSummary, UpgradePhase,
 };
 pub use percent::{IntOrPercent, Rounding};
 pub use progress::{

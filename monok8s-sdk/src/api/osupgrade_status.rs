@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::IntOrPercent;
 use super::open_enum::open_enum;
 use crate::digest::Sha256Digest;
 use crate::version::OsVersion;
@@ -50,6 +51,9 @@ pub struct OSUpgradeStatus {
     /// When the current run was accepted; of two upgrades that both allow downgrades the later one governs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_started_at: Option<Time>,
+    /// When the current run is expected to end, if nothing holds it up that nobody can foresee; absent while nobody can say. It is written anew when the estimate has moved by more than a tenth of what is left, or by more than five minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_completion_at: Option<Time>,
     /// A digest of the parts of the spec and catalog that the current run was begun for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
@@ -68,6 +72,9 @@ pub struct OSUpgradeStatus {
     /// The selected nodes, counted by where they stand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<NodeCounts>,
+    /// What of the operator's surroundings the rollout goes by; there while the run goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<OperatorReport>,
     /// Ready, Reconciling and Stalled as kstatus reads them, and a few more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
@@ -76,6 +83,19 @@ pub struct OSUpgradeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5), extend("x-kubernetes-list-type" = "atomic"))]
     pub history: Vec<RunSummary>,
+}
+
+/// What the operator was told of its surroundings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OperatorReport {
+    /// The node that it runs on, which goes last within its role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node_name: Option<String>,
+    /// How many managed nodes may be unavailable at once over all upgrades.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_unavailable: Option<IntOrPercent>,
 }
 
 /// What a run was resolved to.

@@ -389,7 +389,7 @@ pub struct ByteProgress {
     pub bytes_reused: i64,
 }
 
-/// When a phase began.
+/// When a phase began; it ended when the next one did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TimelineEntry {
@@ -401,4 +401,11 @@ pub struct TimelineEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub hop: Option<String>,
+    /// The boot in which the node said so: a phase of another boot than the one before was reached by a reboot.
+    #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub boot_id: Option<String>,
+    /// The slot that it ran from then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<Slot>,
 }

@@ -23,6 +23,7 @@ mod fixture;
 mod guard;
 mod order;
 mod record;
+mod select;
 mod stage;
 mod step;
 mod trial;
@@ -39,6 +40,7 @@ pub use record::{
     Attempt, AttemptKind, AttemptState, FailedArtifact, ObjectIdentity, PinnedImage, RECORD_FORMAT, Record,
     RecordedRollback, SeenObject, SlotContent, SlotContentState, Slots,
 };
+pub use select::{Selection, select};
 pub use step::Step;
 pub use trial::{Verdict, judge};
 

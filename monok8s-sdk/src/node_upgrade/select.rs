@@ -4,23 +4,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use monok8s_sdk::api::{ConditionType, OSUpgradeProgress, condition_is_true};
-use monok8s_sdk::node_upgrade::Record;
+
+use super::record::Record;
+use crate::api::{ConditionType, OSUpgradeProgress, condition_is_true};
 
 /// The objects of this node, told apart by what the agent owes each.
 #[derive(Debug, Default)]
-pub(super) struct Selection {
+pub struct Selection {
     /// The one that is worked on.
-    pub(super) current: Option<Arc<OSUpgradeProgress>>,
+    pub current: Option<Arc<OSUpgradeProgress>>,
     /// Those that want something too, and wait for their turn.
-    pub(super) waiting: Vec<Arc<OSUpgradeProgress>>,
+    pub waiting: Vec<Arc<OSUpgradeProgress>>,
     /// Those that ended, and whose spec has changed since in a way that asks for nothing.
-    pub(super) ended: Vec<Arc<OSUpgradeProgress>>,
+    pub ended: Vec<Arc<OSUpgradeProgress>>,
 }
 
 /// Sorts the objects: what the node has committed to comes first, then what is to be let go of,
 /// then the oldest of those with an order, then the oldest.
-pub(super) fn select(
+#[must_use]
+pub fn select(
     objects: &BTreeMap<String, Arc<OSUpgradeProgress>>,
     record: &Record,
     node_uid: &str,
@@ -79,11 +81,12 @@ fn is_unacknowledged(object: &OSUpgradeProgress) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use monok8s_sdk::boot::AttemptId;
-    use monok8s_sdk::node_upgrade::{ObjectIdentity, Step};
     use serde_json::{Value, json};
 
+    use super::super::record::ObjectIdentity;
+    use super::super::step::Step;
     use super::*;
+    use crate::boot::AttemptId;
 
     /// An object; its UID is its name with `u-` before it, its age follows from `second`.
     fn object(name: &str, second: u32, ordered_for: Option<&str>, status: &Value) -> OSUpgradeProgress {
@@ -172,11 +175,11 @@ mod tests {
         let begun = Step::Begun {
             object: ObjectIdentity::new("hand", "u-hand"),
             version: "v1.35.4".parse().unwrap(),
-            checksum: monok8s_sdk::digest::Sha256Digest::of(b"artifact"),
-            slot: monok8s_sdk::slot::Slot::B,
-            trial: monok8s_sdk::api::TrialSpec::default(),
+            checksum: crate::digest::Sha256Digest::of(b"artifact"),
+            slot: crate::slot::Slot::B,
+            trial: crate::api::TrialSpec::default(),
         };
-        let boot_id = monok8s_sdk::node_upgrade::BootId("b-1".to_owned());
+        let boot_id = crate::node_upgrade::BootId("b-1".to_owned());
         let record = Record::default().after(&begun).after(&Step::Committed { boot_id });
         assert_eq!(record.attempt.as_ref().map(|attempt| attempt.id), Some(AttemptId(1)));
         let objects = vec![

@@ -128,6 +128,22 @@ pub enum Action {
 }
 
 impl Action {
+    /// Every word that [`kind`](Self::kind) can be.
+    pub const KINDS: [&'static str; 12] = [
+        "withdraw-boot",
+        "supersede",
+        "uncordon",
+        "report",
+        "delete-progress",
+        "create-osnode",
+        "create-progress",
+        "grant-stage",
+        "grant-boot",
+        "cordon",
+        "evict",
+        "delete-pod",
+    ];
+
     /// What it does, as one word for logs and metrics.
     #[must_use]
     pub fn kind(&self) -> &'static str {

@@ -123,7 +123,7 @@ fn away<'f>(survey: &Survey<'f>) -> BTreeSet<&'f str> {
 /// The nodes that are on their way into a reboot or out of one, whoever ordered it, and those that still wear our
 /// cordon. One that did not come back in time is nobody's work any more.
 fn in_work<'f>(survey: &Survey<'f>) -> BTreeMap<&'f str, &'f NodeView> {
-    let nodes = survey.fleet.nodes.iter().map(|node| (node.name.as_str(), node));
+    let nodes = survey.fleet.nodes.iter().map(|node| (node.name.as_str(), node.as_ref()));
     let nodes: BTreeMap<&str, &NodeView> = nodes.collect();
     let (mut committed, mut lost) = (BTreeMap::new(), BTreeSet::new());
     for order in survey.orders.iter().filter(|order| order.is_committed()) {

@@ -39,8 +39,9 @@ impl Draft {
         waits.insert(node.name.clone(), wait);
     }
 
-    pub(super) fn waits_of(&self, campaign: &Campaign<'_>) -> BTreeMap<String, Wait> {
-        self.waits.get(campaign.view.uid()).cloned().unwrap_or_default()
+    /// What the nodes of a campaign wait for; whoever asks first gets it.
+    pub(super) fn take_waits(&mut self, campaign: &Campaign<'_>) -> BTreeMap<String, Wait> {
+        self.waits.remove(campaign.view.uid()).unwrap_or_default()
     }
 
     /// Something may change at this time without anyone telling.

@@ -27,7 +27,7 @@ const STUCK_AFTER: SignedDuration = SignedDuration::from_secs(60);
 /// Reason of the condition `Drained` of a node's object while something holds up the drain.
 pub const DRAIN_BLOCKED: &str = "Blocked";
 /// Reason of `Drained` once a drain was forced; it stays for ever.
-const FORCED: &str = "Forced";
+pub const DRAIN_FORCED: &str = "Forced";
 
 /// What the API server answered to an eviction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +165,7 @@ pub(super) fn deadline_to_abort(order: OrderView<'_>, rollout: &RolloutSpec) -> 
 /// Whether the time was over once, and what was left was deleted.
 fn was_forced(order: OrderView<'_>) -> bool {
     find_condition(order.progress.conditions(), &ConditionType::Drained)
-        .is_some_and(|drained| drained.reason == FORCED)
+        .is_some_and(|drained| drained.reason == DRAIN_FORCED)
 }
 
 /// Whether the order says that the node was drained.
@@ -343,7 +343,7 @@ pub(super) fn finding<'f>(
         Some((ConditionType::Drained, truth, reason, before.message.clone()))
     };
     let says = |truth, reason, message: &str| {
-        let reason = if was_forced { FORCED } else { reason };
+        let reason = if was_forced { DRAIN_FORCED } else { reason };
         Some((ConditionType::Drained, truth, reason, message.to_owned()))
     };
     match state {
@@ -357,19 +357,21 @@ pub(super) fn finding<'f>(
                 let spec = spec(&campaign.rollout);
                 let over = is_over(order, &campaign.rollout, survey.now);
                 match obstacles(&left.pods, &spec, survey) {
-                    _ if over => says(Truth::False, FORCED, "the time is over, and what is left is deleted"),
+                    _ if over => {
+                        says(Truth::False, DRAIN_FORCED, "the time is over, and what is left is deleted")
+                    }
                     Some(message) => says(Truth::False, DRAIN_BLOCKED, &message),
                     None => says(Truth::False, "Draining", &format!("waits for {}", awaited(&left))),
                 }
             }
             Drain::Empty(force) if was_forced || force == Force::Used => {
-                says(Truth::True, FORCED, "what had to leave was deleted, or passed over")
+                says(Truth::True, DRAIN_FORCED, "what had to leave was deleted, or passed over")
             }
             Drain::Empty(_) => says(Truth::True, DRAINED, "what had to leave has left"),
         },
         // The next drain of the order begins anew; what was done stays on record.
         State::Unstaged(_) | State::Staging(_) | State::Staged(_) if was_forced => {
-            says(Truth::Unknown, FORCED, "a drain before this one was forced")
+            says(Truth::Unknown, DRAIN_FORCED, "a drain before this one was forced")
         }
         _ if was_forced => kept(),
         _ => None,
@@ -377,4 +379,4 @@ pub(super) fn finding<'f>(
 }
 
 const DRAINED: &str = "Drained";
-const REASONS: [&str; 5] = [DRAINED, "Unneeded", DRAIN_BLOCKED, "Draining", FORCED];
+const REASONS: [&str; 5] = [DRAINED, "Unneeded", DRAIN_BLOCKED, "Draining", DRAIN_FORCED];

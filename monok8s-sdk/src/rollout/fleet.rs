@@ -1,6 +1,7 @@
 //! What the planner looks at.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo};
 use k8s_openapi::jiff::Timestamp;
@@ -19,16 +20,17 @@ use crate::version::OsVersion;
 const TAINTS_OF_KUBERNETES: &str = "node.kubernetes.io/";
 
 /// Everything the planner looks at: one consistent-enough view of the cluster. Facts may be old;
-/// the preconditions of the actions catch that.
+/// the preconditions of the actions catch that. Nodes and progress objects are shared with whoever keeps them: a look
+/// at a fleet of thousands copies none of them.
 #[derive(Clone, Debug, Default)]
 pub struct Fleet {
     /// All Nodes of the cluster, managed or not: the control plane is protected as a whole, and a
     /// cordon of ours is taken off wherever it is.
-    pub nodes: Vec<NodeView>,
+    pub nodes: Vec<Arc<NodeView>>,
     /// All upgrades, each with what its spec and catalog were evaluated to.
     pub upgrades: Vec<UpgradeView>,
     /// All progress objects, also hand-made ones and those of upgrades that are gone.
-    pub progresses: Vec<OSUpgradeProgress>,
+    pub progresses: Vec<Arc<OSUpgradeProgress>>,
     /// The version of the API server as `/version` tells it. It bounds kubelets only where the
     /// control plane has no Nodes.
     pub api_server: Option<OsVersion>,

@@ -1,7 +1,8 @@
 //! When nodes will be done, if nothing holds them up that nobody can foresee. An estimate for people; nothing is
 //! decided by it.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
@@ -12,7 +13,7 @@ use super::order::{Soak, State, later};
 use super::outlook::Wait;
 use super::survey::{Campaign, Survey};
 use super::windows::{WindowState, Windows};
-use crate::api::{UpgradeReason, WindowScope};
+use crate::api::{NodeCounts, UpgradeReason, WindowScope};
 
 /// What a node has before it.
 struct Work<'f> {
@@ -31,10 +32,56 @@ pub(super) fn forecast<'f, 'w>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
+    waits: impl Iterator<Item = &'w Wait>,
+) -> BTreeMap<&'f str, Timestamp> {
+    match Windows::new(&campaign.rollout.windows) {
+        Ok(windows) => within(&windows, survey, campaign, stands, waits),
+        Err(_) => BTreeMap::new(),
+    }
+}
+
+/// When the run is expected to end. Nobody can say so while a node needs a person, or while nothing moves and what is
+/// waited for has no time.
+pub(super) fn end<'f>(
+    survey: &Survey<'f>,
+    campaign: &Campaign<'f>,
+    stands: &Stands<'f>,
+    nodes: &NodeCounts,
+    waits: &BTreeMap<String, Wait>,
+) -> Option<Timestamp> {
+    let open = nodes.total - nodes.up_to_date - nodes.refused - nodes.excluded - nodes.superseded;
+    let goes_on = |wait: &Wait| {
+        use UpgradeReason::{Draining, Soaking, WaitingForWindow};
+        matches!(wait.reason, Draining | Soaking | WaitingForWindow)
+    };
+    let mut moving = stands.of(campaign).filter(|(node, stand)| stand.moves(node) || is_back(node, stand));
+    if campaign.run.is_none() || !moving.any(|(node, _)| waits.get(&node.name).is_none_or(goes_on)) {
+        return None;
+    }
+    let ends = forecast(survey, campaign, stands, waits.values());
+    // An end that some do not reach is none.
+    let all = i32::try_from(ends.len()) == Ok(open);
+    ends.into_values().max().filter(|_| all)
+}
+
+/// How long the run would take, were every window open.
+pub(super) fn duration<'f>(
+    survey: &Survey<'f>,
+    campaign: &Campaign<'f>,
+    stands: &Stands<'f>,
+) -> Option<SignedDuration> {
+    let ends = within(&Windows::default(), survey, campaign, stands, std::iter::empty());
+    ends.into_values().max().map(|end| end.duration_since(survey.now))
+}
+
+fn within<'f, 'w>(
+    windows: &Windows,
+    survey: &Survey<'f>,
+    campaign: &Campaign<'f>,
+    stands: &Stands<'f>,
     mut waits: impl Iterator<Item = &'w Wait>,
 ) -> BTreeMap<&'f str, Timestamp> {
     let mut ends = BTreeMap::new();
-    let Ok(windows) = Windows::new(&campaign.rollout.windows) else { return ends };
     let work = |(node, stand)| work(survey, node, stand);
     let mut line: Vec<_> = stands.of(campaign).filter_map(work).collect();
     line.sort_by_cached_key(|work| (work.comes_back.is_none(), Place::of(work.node, campaign, survey)));
@@ -44,20 +91,26 @@ pub(super) fn forecast<'f, 'w>(
     let staging = campaign.rollout.max_parallel_staging(campaign.selected().len()).max(1);
     let at_once = campaign.rollout.max_unavailable(campaign.selected().len()).max(1);
     let soaked = soaked(survey, campaign, stands);
-    let mut lanes = vec![soaked; at_once.min(line.len()).max(1)];
-    let mut staged = vec![survey.now; staging.min(line.len()).max(1)];
+    let mut lanes = Lanes::new(at_once.min(line.len()), soaked);
+    let mut staged = Lanes::new(staging.min(line.len()), survey.now);
+    let mut window = Window::new(windows);
     for work in &line {
-        let first = take(&mut staged, work.until_staged);
+        let first = staged.take(work.until_staged);
         let end = match work.comes_back {
-            Some(back) if work.reboots == 0 => take_until(&mut lanes, back, campaign.soak()),
+            Some(back) if work.reboots == 0 => {
+                lanes.take_until(later(back.max(lanes.first()), campaign.soak()));
+                back
+            }
             _ => {
                 let reboots = i32::try_from(work.reboots).unwrap_or(i32::MAX);
                 let takes = survey.reboot_takes * reboots + survey.stage_takes * (reboots - 1).max(0);
-                let earliest = work.comes_back.unwrap_or(survey.now).max(first);
-                go(&mut lanes, &windows, earliest, takes, campaign.soak())
+                let earliest = work.comes_back.unwrap_or(survey.now).max(first).max(lanes.first());
+                let Some(start) = window.start(earliest, takes) else { break };
+                let end = later(start, takes);
+                lanes.take_until(later(end, campaign.soak()));
+                end
             }
         };
-        let Some(end) = end else { break };
         ends.insert(work.node.name.as_str(), end);
     }
     ends
@@ -71,6 +124,7 @@ fn work<'f>(survey: &Survey<'f>, node: &'f NodeView, stand: &Stand<'f>) -> Optio
         hops.iter().position(|hop| hop.version == next.version).map(|at| hops.len() - at)
     };
     let (until_staged, reboots, comes_back) = match stand {
+        _ if is_back(node, stand) => (SignedDuration::ZERO, 0, Some(survey.now)),
         // Nobody knows when it will be back.
         stand if !stand.moves(node) && !matches!(stand, Stand::Ordered(_, State::Settling)) => return None,
         Stand::Unordered(hops) => (survey.stage_takes, hops.len(), None),
@@ -92,6 +146,11 @@ fn work<'f>(survey: &Survey<'f>, node: &'f NodeView, stand: &Stand<'f>) -> Optio
     Some(Work { node, until_staged, reboots, comes_back })
 }
 
+/// Whether a node is done but for the cordon, which comes off next.
+fn is_back(node: &NodeView, stand: &Stand<'_>) -> bool {
+    node.cordoned_for.is_some() && matches!(stand, Stand::UpToDate | Stand::Ordered(_, State::Done))
+}
+
 /// When the nodes that soak will have.
 fn soaked(survey: &Survey<'_>, campaign: &Campaign<'_>, stands: &Stands<'_>) -> Timestamp {
     let ends = stands.of(campaign).filter_map(|(node, _)| {
@@ -111,6 +170,7 @@ fn has_no_time(reason: &UpgradeReason) -> bool {
             | UpgradeReason::CanaryFailed
             | UpgradeReason::HealthGate
             | UpgradeReason::DrainBlocked
+            | UpgradeReason::KubeletSkew
             | UpgradeReason::VersionBlocked
             | UpgradeReason::VersionQuarantined
             | UpgradeReason::FailureThresholdReached
@@ -118,42 +178,115 @@ fn has_no_time(reason: &UpgradeReason) -> bool {
     )
 }
 
-/// The earliest of the lanes is taken for so long; when that is over.
-fn take(lanes: &mut [Timestamp], lasts: SignedDuration) -> Timestamp {
-    let Some(lane) = lanes.iter_mut().min() else { return Timestamp::MAX };
-    *lane = later(*lane, lasts);
-    *lane
-}
+/// Places that are taken one after the other, by when they are free.
+struct Lanes(BinaryHeap<Reverse<Timestamp>>);
 
-fn take_until(lanes: &mut [Timestamp], end: Timestamp, soak: SignedDuration) -> Option<Timestamp> {
-    let lane = lanes.iter_mut().min()?;
-    *lane = later((*lane).max(end), soak);
-    Some(end)
-}
-
-/// The first lane that is free, when the node is staged and a window is open for long enough.
-fn go(
-    lanes: &mut [Timestamp],
-    windows: &Windows,
-    earliest: Timestamp,
-    takes: SignedDuration,
-    soak: SignedDuration,
-) -> Option<Timestamp> {
-    let lane = lanes.iter_mut().min()?;
-    let mut start = (*lane).max(earliest);
-    // A window that is too short is followed by another one.
-    for _ in 0..16 {
-        match windows.state(WindowScope::Reboot, start) {
-            WindowState::Open { closes } if closes.is_none_or(|closes| later(start, takes) <= closes) => {
-                let end = later(start, takes);
-                *lane = later(end, soak);
-                return Some(end);
-            }
-            WindowState::Open { closes: Some(next) } | WindowState::Closed { opens: Some(next) } => {
-                start = next;
-            }
-            WindowState::Open { closes: None } | WindowState::Closed { opens: None } => return None,
-        }
+impl Lanes {
+    fn new(count: usize, free: Timestamp) -> Self {
+        Self(std::iter::repeat_n(Reverse(free), count.max(1)).collect())
     }
-    None
+
+    /// When the first one is free.
+    fn first(&self) -> Timestamp {
+        self.0.peek().map_or(Timestamp::MAX, |Reverse(free)| *free)
+    }
+
+    /// Takes the first one until then.
+    fn take_until(&mut self, end: Timestamp) {
+        self.0.pop();
+        self.0.push(Reverse(end));
+    }
+
+    /// Takes the first one for so long; when that is over.
+    fn take(&mut self, lasts: SignedDuration) -> Timestamp {
+        let end = later(self.first(), lasts);
+        self.take_until(end);
+        end
+    }
+}
+
+/// The window for reboots, of which one look is good until it closes or opens.
+struct Window<'w> {
+    windows: &'w Windows,
+    known: Option<(Timestamp, WindowState)>,
+}
+
+impl<'w> Window<'w> {
+    fn new(windows: &'w Windows) -> Self {
+        Self { windows, known: None }
+    }
+
+    fn state(&mut self, at: Timestamp) -> WindowState {
+        // One that closes at no time that is told closes a day later, or never.
+        const HALF_A_DAY: SignedDuration = SignedDuration::from_hours(12);
+        let known = self.known.filter(|(since, state)| {
+            let until = match state {
+                WindowState::Open { closes: None } => later(*since, HALF_A_DAY),
+                WindowState::Open { closes: Some(edge) } | WindowState::Closed { opens: Some(edge) } => *edge,
+                WindowState::Closed { opens: None } => Timestamp::MAX,
+            };
+            *since <= at && at < until
+        });
+        let (_, state) =
+            *self.known.insert(known.unwrap_or_else(|| (at, self.windows.state(WindowScope::Reboot, at))));
+        state
+    }
+
+    /// When something that takes so long may begin: at `earliest` or later.
+    fn start(&mut self, earliest: Timestamp, takes: SignedDuration) -> Option<Timestamp> {
+        let mut start = earliest;
+        // A window that is too short is followed by another one.
+        for _ in 0..16 {
+            match self.state(start) {
+                WindowState::Open { closes } if closes.is_none_or(|closes| later(start, takes) <= closes) => {
+                    return Some(start);
+                }
+                WindowState::Open { closes: Some(next) } | WindowState::Closed { opens: Some(next) } => {
+                    start = next;
+                }
+                WindowState::Open { closes: None } | WindowState::Closed { opens: None } => return None,
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Window as Spec, WindowKind};
+
+    #[test]
+    fn a_look_at_a_window_is_good_until_its_edge() {
+        let schedule = |kind, schedule: &str, duration_minutes| Spec {
+            kind,
+            schedule: schedule.to_owned(),
+            duration_minutes,
+            time_zone: Some("Europe/Berlin".to_owned()),
+            applies_to: vec![],
+        };
+        let windows = Windows::new(&[
+            schedule(WindowKind::Allow, "0 */2 * * *", 50),
+            schedule(WindowKind::Deny, "30 8 * * *", 60),
+        ])
+        .unwrap();
+        let mut window = Window::new(&windows);
+        let begin: Timestamp = "2026-10-24T20:00:00Z".parse().unwrap();
+        for minutes in (0..60 * 24 * 2).step_by(7).chain([5, 0]) {
+            let at = later(begin, SignedDuration::from_mins(minutes));
+            assert_eq!(window.state(at), windows.state(WindowScope::Reboot, at), "{at}");
+        }
+        // What does not fit into one begins in the next that it fits into, and never where there is none.
+        let takes = |minutes| Window::new(&windows).start(begin, SignedDuration::from_mins(minutes));
+        assert_eq!((takes(50), takes(51)), (Some(begin), None));
+    }
+
+    #[test]
+    fn lanes_are_taken_in_the_order_in_which_they_are_free() {
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let mut lanes = Lanes::new(2, at(0));
+        let ends: Vec<_> =
+            [30, 10, 10, 10, 10].map(|takes| lanes.take(SignedDuration::from_secs(takes))).into();
+        assert_eq!(ends, [30, 10, 20, 30, 40].map(at));
+    }
 }

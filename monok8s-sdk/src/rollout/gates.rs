@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::fleet::{Management, NodeView, Readiness, Role, Scheduling};
 use super::govern::Stands;
@@ -178,7 +179,7 @@ fn control_plane_first(turn: &Turn<'_, '_>) -> Option<Wait> {
 fn api_server_skew(turn: &Turn<'_, '_>) -> Option<Wait> {
     let there = turn.version.minor();
     if turn.node.role == Role::ControlPlane {
-        let newer = turn.survey.fleet.nodes.iter().filter(|other| {
+        let newer = turn.survey.fleet.nodes.iter().map(Arc::as_ref).filter(|other| {
             let minor = other.version.as_ref().map(OsVersion::minor);
             other.role == Role::Worker
                 && other.management != Management::Excluded
@@ -254,7 +255,8 @@ fn budget(turn: &Turn<'_, '_>) -> Option<Wait> {
     let limit = turn.campaign.rollout.max_unavailable(selected.len());
     let own = over(turn, selected.iter().copied(), limit, "maxUnavailable");
     own.or_else(|| {
-        let managed = || turn.survey.fleet.nodes.iter().filter(|node| node.management == Management::Managed);
+        let nodes = || turn.survey.fleet.nodes.iter().map(Arc::as_ref);
+        let managed = || nodes().filter(|node| node.management == Management::Managed);
         let limit = turn.survey.fleet.max_unavailable.as_ref()?;
         let limit = limit.of(managed().count(), Rounding::DownAtLeastOne);
         over(turn, managed(), limit, "the operator's limit over all upgrades")

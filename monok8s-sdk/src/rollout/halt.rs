@@ -69,10 +69,12 @@ pub(super) fn forbidden(survey: &Survey<'_>, campaign: &Campaign<'_>, image: &Im
         return Some(Wait { reason: UpgradeReason::VersionBlocked, message });
     }
     let limit = campaign.rollout.failure_threshold(campaign.selected().len());
-    (survey.failures_of(&image.checksum, campaign) >= limit).then(|| Wait {
+    let failed = survey.failures_of(&image.checksum, campaign);
+    (failed.len() >= limit).then(|| Wait {
         reason: UpgradeReason::VersionQuarantined,
         message: format!(
-            "{version} failed on a node after its reboot and is quarantined; choose another version, or set a new spec.retryNonce to try it again"
+            "{version} failed on {} after a reboot and is quarantined; choose another version, or set a new spec.retryNonce to try it again",
+            names(&failed)
         ),
     })
 }

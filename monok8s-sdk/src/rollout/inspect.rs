@@ -78,9 +78,9 @@ impl std::fmt::Display for Assessment {
 pub fn inspect(fleet: &Fleet, now: Timestamp) -> BTreeMap<String, Inspection> {
     let survey = Survey::new(fleet, now);
     let stands = Stands::new(&survey);
-    let draft = draft(&survey, &stands);
+    let mut draft = draft(&survey, &stands);
     let inspections = survey.campaigns.iter().map(|campaign| {
-        let outlook = judge(&survey, campaign, &stands, &draft);
+        let outlook = judge(&survey, campaign, &stands, &mut draft);
         let waits: BTreeMap<&str, Wait> = stands
             .of(campaign)
             .filter_map(|(node, _)| {

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::jiff::SignedDuration;
+
 use super::draft::Draft;
 use super::fleet::{Evaluation, Management, NodeView, Scheduling, Target};
+use super::forecast;
 use super::govern::{Stand, Stands};
 use super::halt::{Failures, names};
 use super::health;
@@ -11,7 +14,9 @@ use super::order::{OrderView, State};
 use super::outlook::{Outlook, Wait};
 use super::refusals::{Unable, common_reason, explain, unable};
 use super::survey::{Campaign, Survey};
-use crate::api::{ConditionType, LABEL_MANAGED, Mode, NodeCounts, Truth, UpgradePhase, UpgradeReason};
+use crate::api::{
+    ConditionType, LABEL_MANAGED, Mode, NodeCounts, OperatorReport, Truth, UpgradePhase, UpgradeReason,
+};
 use crate::version::OsVersion;
 
 /// Where an upgrade stands, before it is put into conditions.
@@ -39,11 +44,17 @@ pub(super) fn judge<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
-    draft: &Draft,
+    draft: &mut Draft,
 ) -> Outlook {
     let nodes = counts(campaign, stands);
-    let waits = draft.waits_of(campaign);
+    let waits = draft.take_waits(campaign);
     let verdict = verdict(survey, campaign, stands, &nodes, &waits);
+    let reconciling = verdict.standing == Standing::Reconciling;
+    let operator = OperatorReport {
+        node_name: survey.fleet.operator_node.clone(),
+        max_unavailable: survey.fleet.max_unavailable.clone(),
+    };
+    let ends = reconciling.then(|| forecast::end(survey, campaign, stands, &nodes, &waits)).flatten();
     let resolved_version = match &campaign.view.evaluation {
         Evaluation::Accepted(target) => Some(target.resolved.version.clone()),
         Evaluation::Rejected { resolved, .. } | Evaluation::Pending { resolved, .. } => resolved.clone(),
@@ -58,6 +69,8 @@ pub(super) fn judge<'f>(
         nodes,
         message: verdict.message,
         waits,
+        ends,
+        operator: Some(operator).filter(|told| reconciling && *told != OperatorReport::default()),
     }
 }
 
@@ -174,7 +187,7 @@ fn verdict<'f>(
         return rejected(common_reason(&unable), explain(&unable));
     }
     if campaign.mode() == Mode::Plan {
-        return planned(campaign, stands, target, &unable);
+        return planned(survey, campaign, stands, target, &unable);
     }
     running(campaign, stands, nodes, waits, target, &unable)
 }
@@ -385,6 +398,7 @@ fn was_completed(campaign: &Campaign<'_>) -> bool {
 }
 
 fn planned<'f>(
+    survey: &Survey<'f>,
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     target: &Target,
@@ -402,11 +416,19 @@ fn planned<'f>(
     let moves: Vec<&str> = moves.iter().map(String::as_str).collect();
     let mut message = match moves.as_slice() {
         [] => format!("no node would move: all that can run {}", target.resolved.version),
-        moves => format!("would move {}", names(moves)),
+        moves => format!("would move {}{}", names(moves), would_take(survey, campaign, stands)),
     };
     if !unable.is_empty() {
         message.push_str("; would not move ");
         message.push_str(&explain(unable));
     }
     done(UpgradePhase::Planned, UpgradeReason::Planned, message)
+}
+
+/// How long that would take. Windows are left out: the sentence is to be the same at every look.
+fn would_take<'f>(survey: &Survey<'f>, campaign: &Campaign<'f>, stands: &Stands<'f>) -> String {
+    let Some(takes) = forecast::duration(survey, campaign, stands) else { return String::new() };
+    let takes = SignedDuration::from_mins(takes.as_mins().max(1));
+    let within = if campaign.rollout.windows.is_empty() { "" } else { ", within its windows" };
+    format!("; that would take about {takes:#}{within}")
 }

@@ -45,7 +45,7 @@ mod tests;
 mod windows;
 
 pub use action::{Action, NewProgress, ObjectRef, Plan, PodRef};
-pub use drain::{DRAIN_BLOCKED, Eviction, EvictionAnswer, drain_obstacles};
+pub use drain::{DRAIN_BLOCKED, DRAIN_FORCED, Eviction, EvictionAnswer, drain_obstacles};
 pub use fleet::{
     Evaluation, Fleet, Management, NodeReport, NodeView, Readiness, Role, Scheduling, Taints, Target,
     UpgradeView, VersionSource,

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
+use super::order::later;
 use crate::api::{
-    ConditionType, Conditions, KEPT_RUNS, NodeCounts, OSUpgrade, OSUpgradeStatus, Resolved, RunSummary,
-    Truth, UpgradePhase, UpgradeReason, find_condition, shorten_message,
+    ConditionType, Conditions, KEPT_RUNS, NodeCounts, OSUpgrade, OSUpgradeStatus, OperatorReport, Resolved,
+    RunSummary, Truth, UpgradePhase, UpgradeReason, find_condition, shorten_message,
 };
 use crate::version::OsVersion;
 
@@ -29,6 +30,10 @@ pub struct Outlook {
     pub conditions: Vec<(ConditionType, Truth, UpgradeReason, String)>,
     /// Why nodes wait, by name.
     pub waits: BTreeMap<String, Wait>,
+    /// When the run is expected to end; `None` while nobody can say.
+    pub ends: Option<Timestamp>,
+    /// What of the operator's surroundings it goes by; only while something is to be done.
+    pub operator: Option<OperatorReport>,
 }
 
 /// A run that begins.
@@ -76,8 +81,10 @@ impl Outlook {
             observed_retry_nonce: before.observed_retry_nonce.clone(),
             run: before.run,
             run_started_at: before.run_started_at.clone(),
+            expected_completion_at: self.ends.map(|ends| steady(ends, &before, now)),
             run_digest: before.run_digest.clone(),
             resolved: before.resolved.clone(),
+            operator: self.operator.clone(),
             history: before.history.clone(),
         };
         if let Some(new) = &self.new_run {
@@ -93,6 +100,20 @@ impl Outlook {
         }
         status
     }
+}
+
+/// An estimate is made at every look. One that has hardly moved has not moved, or it would be written each time.
+fn steady(ends: Timestamp, before: &OSUpgradeStatus, now: Timestamp) -> Time {
+    const LEAST: SignedDuration = SignedDuration::from_mins(5);
+    let tolerance = LEAST.max(ends.duration_since(now) / 10);
+    let near = |told: &&Time| told.0 > now && told.0.duration_since(ends).abs() <= tolerance;
+    let told = before.expected_completion_at.as_ref();
+    // A run that is late is late by a while, as far as anyone knows.
+    let is_late = told.is_some_and(|told| told.0 <= now);
+    let ends = if is_late { ends.max(later(now, LEAST)) } else { ends };
+    let told = told.filter(near).cloned();
+    // As times are written in objects.
+    told.unwrap_or_else(|| Time(Timestamp::from_second(ends.as_second()).unwrap_or(ends)))
 }
 
 /// The run that ends where the next one begins.

@@ -17,11 +17,11 @@ use super::{boot, report, stage};
 pub fn plan(fleet: &Fleet, now: Timestamp) -> Plan {
     let survey = Survey::new(fleet, now);
     let stands = Stands::new(&survey);
-    let draft = draft(&survey, &stands);
+    let mut draft = draft(&survey, &stands);
     let outlooks = survey
         .campaigns
         .iter()
-        .map(|campaign| (campaign.view.uid().to_owned(), judge(&survey, campaign, &stands, &draft)))
+        .map(|campaign| (campaign.view.uid().to_owned(), judge(&survey, campaign, &stands, &mut draft)))
         .collect();
     let (actions, next_event) = draft.finish();
     Plan { actions, outlooks, next_event }

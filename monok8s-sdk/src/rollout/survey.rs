@@ -1,6 +1,7 @@
 //! The fleet, indexed: which order is whose, which nodes are unavailable, which upgrades are live.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
@@ -27,8 +28,8 @@ pub(super) struct Survey<'f> {
     nodes: BTreeMap<&'f str, &'f NodeView>,
     control_plane: Vec<&'f NodeView>,
     lowest_api_server: Option<Minor>,
-    /// When artifacts failed on managed nodes after a commit, once for each node.
-    failures: BTreeMap<&'f Sha256Digest, Vec<Timestamp>>,
+    /// On which managed nodes artifacts failed after a commit, and when; once for each node.
+    failures: BTreeMap<&'f Sha256Digest, Vec<(&'f str, Timestamp)>>,
     /// The upgrades that are not being deleted, in the order in which they were accepted; those
     /// that never were come last, by age and name.
     pub(super) campaigns: Vec<Campaign<'f>>,
@@ -80,13 +81,13 @@ impl<'f> Survey<'f> {
         let stage_takes = median(orders.iter().filter_map(|order| order.stage_took()), STAGE_TAKES);
         let unavailable = BTreeSet::new();
         let control_plane: Vec<_> =
-            fleet.nodes.iter().filter(|node| node.role == Role::ControlPlane).collect();
+            fleet.nodes.iter().map(Arc::as_ref).filter(|node| node.role == Role::ControlPlane).collect();
         let mut survey = Self {
             fleet,
             now,
             orders,
             by_node,
-            nodes: fleet.nodes.iter().map(|node| (node.name.as_str(), node)).collect(),
+            nodes: fleet.nodes.iter().map(|node| (node.name.as_str(), node.as_ref())).collect(),
             lowest_api_server: lowest_api_server(fleet, &control_plane),
             control_plane,
             failures: failures(fleet),
@@ -149,12 +150,13 @@ impl<'f> Survey<'f> {
         self.lowest_api_server
     }
 
-    /// How many managed nodes remember that this artifact failed on them after a commit, not
-    /// counting what a person has seen and answered with a new nonce.
-    pub(super) fn failures_of(&self, checksum: &Sha256Digest, campaign: &Campaign<'_>) -> usize {
+    /// The managed nodes that remember that this artifact failed on them after a commit, without
+    /// what a person has seen and answered with a new nonce.
+    pub(super) fn failures_of(&self, checksum: &Sha256Digest, campaign: &Campaign<'_>) -> Vec<&'f str> {
         let answered = campaign.answered_until();
         let failed = self.failures.get(checksum).into_iter().flatten();
-        failed.filter(|at| answered.is_none_or(|answered| **at >= answered)).count()
+        let unanswered = failed.filter(|(_, at)| answered.is_none_or(|answered| *at >= answered));
+        unanswered.map(|(node, _)| *node).collect()
     }
 }
 
@@ -271,7 +273,7 @@ fn lowest_api_server(fleet: &Fleet, control_plane: &[&NodeView]) -> Option<Minor
 }
 
 /// Of several failures of an artifact on one node the last one counts.
-fn failures(fleet: &Fleet) -> BTreeMap<&Sha256Digest, Vec<Timestamp>> {
+fn failures(fleet: &Fleet) -> BTreeMap<&Sha256Digest, Vec<(&str, Timestamp)>> {
     let mut failures: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for node in fleet.nodes.iter().filter(|node| node.management == Management::Managed) {
         let NodeReport::Present(report) = &node.report else { continue };
@@ -281,7 +283,7 @@ fn failures(fleet: &Fleet) -> BTreeMap<&Sha256Digest, Vec<Timestamp>> {
             *at = failed.at.0.max(*at);
         }
         for (checksum, at) in last {
-            failures.entry(checksum).or_default().push(at);
+            failures.entry(checksum).or_default().push((node.name.as_str(), at));
         }
     }
     failures
@@ -310,7 +312,7 @@ fn select<'f>(fleet: &'f Fleet, selector: &Selector) -> Vec<&'f NodeView> {
     let managed = fleet.nodes.iter().filter(|node| node.management == Management::Managed);
     let by_name: BTreeMap<_, _> = managed
         .filter(|node| selector.matches(&node.labels))
-        .map(|node| (node.name.as_str(), node))
+        .map(|node| (node.name.as_str(), node.as_ref()))
         .collect();
     by_name.into_values().collect()
 }

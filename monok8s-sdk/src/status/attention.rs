@@ -1,5 +1,7 @@
 //! What needs a person, and the command to type next.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
@@ -47,7 +49,7 @@ pub(super) fn of(
         .into_iter()
         .flatten()
         .chain(whole(upgrade, summary))
-        .chain(nodes.iter().filter_map(|node| of_node(node, summary)))
+        .chain(of_nodes(nodes, summary))
         .collect();
     all.sort_by(|a, b| (a.level, a.since, &a.message).cmp(&(b.level, b.since, &b.message)));
     all
@@ -118,29 +120,80 @@ fn whole(upgrade: &OSUpgrade, summary: &Summary) -> Option<Attention> {
     })
 }
 
-fn of_node(node: &NodeLine, summary: &Summary) -> Option<Attention> {
-    let Summary { name, .. } = summary;
-    let attention = |level, impact: &str, command: String| {
-        Some(Attention {
-            since: node.since,
-            level,
-            impact: format!("{} {impact}", node.node),
-            message: node.message.clone(),
-            command,
-        })
-    };
-    match (node.assessment, &node.reason) {
-        (Assessment::Degraded, _) => {
-            attention(Level::Error, "stays as it is", format!("ctl retry {name} --node {}", node.node))
-        }
-        (Assessment::Unavailable, _) => {
-            attention(Level::Warning, "is not upgraded", format!("kubectl describe node {}", node.node))
-        }
-        (_, Some(UpgradeReason::DrainBlocked)) => attention(
-            Level::Warning,
-            "is cordoned, and does not reboot",
-            format!("kubectl get pods -A --field-selector spec.nodeName={}", node.node),
-        ),
-        _ => None,
+/// What is the matter with a node, in words for one and for several of which the same is true.
+struct Trouble {
+    level: Level,
+    impact: [&'static str; 2],
+    command: [String; 2],
+}
+
+/// What is the matter with nodes, each sentence once.
+fn of_nodes<'n>(nodes: &'n [NodeLine], summary: &Summary) -> impl Iterator<Item = Attention> + use<'n> {
+    let mut same: BTreeMap<_, (Trouble, Vec<&NodeLine>)> = BTreeMap::new();
+    for node in nodes {
+        let Some(trouble) = trouble(node, summary) else { continue };
+        let key = (trouble.level, trouble.impact, node.message.as_str());
+        same.entry(key).or_insert_with(|| (trouble, Vec::new())).1.push(node);
+    }
+    same.into_values().filter_map(|(trouble, nodes)| {
+        let Trouble { level, impact: [one, several], command: [of_one, of_several] } = trouble;
+        let first = nodes.first()?;
+        let (impact, command) = match nodes.len() {
+            1 => (format!("{} {one}", first.node), of_one),
+            all => (format!("{} and {} more {several}", first.node, all - 1), of_several),
+        };
+        let since = nodes.iter().filter_map(|node| node.since).min();
+        Some(Attention { since, level, impact, message: first.message.clone(), command })
+    })
+}
+
+fn trouble(node: &NodeLine, summary: &Summary) -> Option<Trouble> {
+    let (name, node_name) = (&summary.name, &node.node);
+    Some(match (node.assessment, &node.reason) {
+        (Assessment::Degraded, _) => Trouble {
+            level: Level::Error,
+            impact: ["stays as it is", "stay as they are"],
+            command: [format!("ctl retry {name} --node {node_name}"), format!("ctl retry {name}")],
+        },
+        (Assessment::Unavailable, _) => Trouble {
+            level: Level::Warning,
+            impact: ["is not upgraded", "are not upgraded"],
+            command: [format!("kubectl describe node {node_name}"), "kubectl get nodes".to_owned()],
+        },
+        (_, Some(UpgradeReason::DrainBlocked)) => Trouble {
+            level: Level::Warning,
+            impact: ["is cordoned, and does not reboot", "are cordoned, and do not reboot"],
+            command: [
+                format!("kubectl get pods -A --field-selector spec.nodeName={node_name}"),
+                format!("ctl explain {name}"),
+            ],
+        },
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{Cluster, Report};
+
+    #[test]
+    fn what_is_true_of_several_nodes_is_said_once() {
+        let dump = include_bytes!("../../../testdata/status/fell-back.json");
+        let report = Report::of(&Cluster::from_dump(dump).unwrap(), "fell-back").unwrap();
+        let mut nodes: Vec<_> = report.nodes.iter().filter(|node| node.node == "falls").cloned().collect();
+        let told = |nodes: &[NodeLine]| {
+            let all = of_nodes(nodes, &report.upgrade);
+            all.map(|it| format!("{}; {}", it.impact, it.command)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&nodes), ["falls stays as it is; ctl retry fell-back --node falls"]);
+        nodes.push(NodeLine { node: "falls-too".to_owned(), ..nodes[0].clone() });
+        assert_eq!(told(&nodes), ["falls and 1 more stay as they are; ctl retry fell-back"]);
+        nodes.push(NodeLine {
+            node: "other".to_owned(),
+            message: "otherwise".to_owned(),
+            ..nodes[0].clone()
+        });
+        assert_eq!(told(&nodes).len(), 2);
     }
 }

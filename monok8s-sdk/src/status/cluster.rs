@@ -1,6 +1,7 @@
 //! The objects that a report is made of, read from a cluster or from a dump.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
@@ -99,17 +100,21 @@ impl Cluster {
             .collect();
         let view = |node: &Node| {
             let report = node.metadata.name.as_deref().and_then(|name| reports.get(name).copied());
-            NodeView::new(node, report)
+            Arc::new(NodeView::new(node, report))
         };
         let drained = self
             .progresses
             .iter()
             .filter(|progress| condition_is_true(progress.conditions(), &ConditionType::Drained));
         let drained = drained.filter_map(|progress| Some(progress.spec.order.as_ref()?.node_uid.clone()));
+        let mut told = self.upgrades.iter().filter_map(|upgrade| upgrade.status.as_ref()?.operator.clone());
+        let operator = told.next_back().unwrap_or_default();
         Fleet {
+            operator_node: operator.node_name,
+            max_unavailable: operator.max_unavailable,
             nodes: self.nodes.iter().map(view).collect(),
             upgrades: self.upgrades.iter().map(upgrade_view).collect(),
-            progresses: self.progresses.clone(),
+            progresses: self.progresses.iter().cloned().map(Arc::new).collect(),
             // What had to leave these has left. Of the others nothing is known here.
             pods: drained.map(|uid| (uid, Vec::new())).collect(),
             volumes: Some(BTreeMap::new()),

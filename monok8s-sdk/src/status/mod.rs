@@ -144,6 +144,9 @@ pub struct NodeLine {
     /// Its own word for how far it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<ProgressPhase>,
+    /// How much of the artifact was received, in percent, while it is downloaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u8>,
     /// Since when it is that far.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
@@ -167,7 +170,7 @@ impl Report {
         let uid = upgrade.metadata.uid.as_deref().unwrap_or_default();
         let inspection = inspect(&fleet, cluster.now).remove(uid)?;
         let views: BTreeMap<&str, &NodeView> =
-            fleet.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
+            fleet.nodes.iter().map(|node| (node.name.as_str(), node.as_ref())).collect();
         let progresses: BTreeMap<&str, &OSUpgradeProgress> = cluster
             .progresses
             .iter()
@@ -254,6 +257,15 @@ fn window(upgrade: &OSUpgrade, now: Timestamp) -> Option<Window> {
     })
 }
 
+/// How much of the artifact a node has received, in percent, while it downloads.
+fn received(progress: &OSUpgradeProgress) -> Option<u8> {
+    let bytes =
+        progress.status.as_ref()?.progress.filter(|_| progress.phase() == ProgressPhase::Downloading)?;
+    let percent =
+        i128::from(bytes.bytes_done) * 100 / i128::from(Some(bytes.bytes_total).filter(|total| *total > 0)?);
+    u8::try_from(percent.clamp(0, 100)).ok()
+}
+
 impl NodeLine {
     fn new(standing: &Standing, view: Option<&NodeView>, progress: Option<&OSUpgradeProgress>) -> Self {
         let slot = view.and_then(|view| match &view.report {
@@ -269,6 +281,7 @@ impl NodeLine {
             version: standing.version.clone(),
             assessment: standing.assessment,
             phase: progress.map(OSUpgradeProgress::phase),
+            percent: progress.and_then(received),
             since: since.or_else(|| progress?.metadata.creation_timestamp.as_ref().map(|time| time.0)),
             ends: standing.ends,
             reason: standing.reason.clone(),

@@ -1,6 +1,6 @@
 //! Reports as people read them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -12,14 +12,48 @@ impl Report {
     /// The whole report: the upgrade, what needs a person, and a table of its nodes in which equal lines are one.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut text = self.upgrade.text(self.now);
+        self.drawn(Bars::Hidden)
+    }
+
+    /// The same for a terminal, with bars for the run and for downloads.
+    #[must_use]
+    pub fn text_with_bars(&self) -> String {
+        self.drawn(Bars::Shown)
+    }
+
+    /// What is new since `before`, one line for each upgrade or node that changed; all that there is without one.
+    #[must_use]
+    pub fn news_since(&self, before: Option<&Self>) -> Vec<String> {
+        let mut news = Vec::new();
+        let said = |upgrade: &Summary| {
+            format!("{}, {:?}, {}: {}", upgrade.phase, upgrade.course, upgrade.reason, upgrade.message)
+        };
+        let now = said(&self.upgrade);
+        if before.is_none_or(|before| said(&before.upgrade) != now) {
+            news.push(format!("{}: {now}", self.upgrade.name));
+        }
+        let known = before.map(|before| &before.nodes).into_iter().flatten();
+        let known: BTreeMap<&str, _> = known.map(|node| (node.node.as_str(), node.kind())).collect();
+        for node in &self.nodes {
+            let kind = node.kind();
+            if known.get(node.node.as_str()) != Some(&kind) {
+                let (assessment, _, _, phase, message) = kind;
+                let phase = if phase.is_empty() { phase } else { format!(", {phase}") };
+                news.push(format!("{}: {assessment}{phase}: {message}", node.node));
+            }
+        }
+        news
+    }
+
+    fn drawn(&self, bars: Bars) -> String {
+        let mut text = self.upgrade.text(self.now, bars);
         if !self.attention.is_empty() {
             text.push('\n');
             text.push_str(&table(&self.attention_rows()));
         }
         if !self.nodes.is_empty() {
             text.push('\n');
-            text.push_str(&table(&self.node_rows()));
+            text.push_str(&table(&self.node_rows(bars)));
         }
         text
     }
@@ -71,25 +105,25 @@ impl Report {
         rows
     }
 
-    fn node_rows(&self) -> Vec<Vec<String>> {
+    fn node_rows(&self, bars: Bars) -> Vec<Vec<String>> {
         let heading = ["NODE", "SLOT", "VERSION", "ASSESSMENT", "PHASE", "SINCE", "EST", "MESSAGE"];
         let mut rows = vec![heading.map(str::to_owned).to_vec()];
-        let mut told = BTreeSet::new();
+        let mut kinds: BTreeMap<_, usize> = BTreeMap::new();
+        let mut lines: Vec<Vec<&NodeLine>> = Vec::new();
         for node in &self.nodes {
-            let kind = node.kind();
-            if told.contains(&kind) {
-                continue;
+            let at = *kinds.entry(node.kind()).or_insert(lines.len());
+            match lines.get_mut(at) {
+                Some(line) => line.push(node),
+                None => lines.push(vec![node]),
             }
-            let equal: Vec<_> = self.nodes.iter().filter(|other| other.kind() == kind).collect();
-            rows.push(node.row(&equal, self.now));
-            told.insert(kind);
         }
+        rows.extend(lines.iter().filter_map(|equal| Some(equal.first()?.row(equal, self.now, bars))));
         rows
     }
 }
 
 impl Summary {
-    fn text(&self, now: Timestamp) -> String {
+    fn text(&self, now: Timestamp, bars: Bars) -> String {
         let mut text = String::new();
         let mut field =
             |name: &str, value: &str| line(&mut text, &format!("{:11}{value}", format!("{name}:")));
@@ -99,6 +133,10 @@ impl Summary {
         let digest = self.catalog_digest.map(|digest| format!(", {digest}")).unwrap_or_default();
         field("Target", &format!("{version}{desired} from {}{digest}", self.catalog));
         field("State", &format!("{}, {:?}, {}: {}", self.phase, self.course, self.reason, self.message));
+        if bars == Bars::Shown && self.total > 0 {
+            let done = bar(percent(self.up_to_date, self.total));
+            field("Progress", &format!("{done} {} of {} nodes", self.up_to_date, self.total));
+        }
         if let (Some(started), Some(run)) = (self.started_at, self.run) {
             field("Started", &format!("{} (run {run})", moment(started, now)));
         }
@@ -132,8 +170,14 @@ impl NodeLine {
         (self.assessment, slot, version, phase, self.message.clone())
     }
 
-    fn row(&self, equal: &[&Self], now: Timestamp) -> Vec<String> {
-        let (assessment, slot, version, phase, message) = self.kind();
+    fn row(&self, equal: &[&Self], now: Timestamp, bars: Bars) -> Vec<String> {
+        let (assessment, slot, version, mut phase, message) = self.kind();
+        if let Some(percent) =
+            equal.iter().filter_map(|node| node.percent).min().filter(|_| bars == Bars::Shown)
+        {
+            // Of several the last one.
+            phase = format!("{phase} {} {percent}%", bar(percent));
+        }
         let name = match equal.len() {
             0 | 1 => self.node.clone(),
             more => format!("{} and {} more", self.node, more - 1),
@@ -168,6 +212,26 @@ impl NodeLine {
         }
         text
     }
+}
+
+/// Whether there is a terminal to draw bars on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bars {
+    Shown,
+    Hidden,
+}
+
+/// A bar of ten.
+fn bar(percent: u8) -> String {
+    let full = usize::from(percent.min(100) / 10);
+    format!("[{}{}]", "#".repeat(full), ".".repeat(10 - full))
+}
+
+/// The share of `done` in `total`, which is not 0.
+fn percent(done: usize, total: usize) -> u8 {
+    done.saturating_mul(100)
+        .checked_div(total)
+        .map_or(0, |percent| u8::try_from(percent).unwrap_or(100).min(100))
 }
 
 pub(super) fn line(text: &mut String, words: &str) {

@@ -1,26 +1,26 @@
 //! Where the control plane's programs come from.
 //!
 //! First `KUBEBUILDER_ASSETS`, as setup-envtest sets it. Else the Go module in `xtask/controlplane`,
-//! whose `go.sum` pins every source: built once and kept in `target/controlplane/`, in a directory
-//! named for the version and for a digest of everything that decides what is built.
+//! whose `go.sum` pins every source: built once and kept in `target/controlplane/`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Instant;
 
-use monok8s_sdk::digest::Sha256Digest;
+use anyhow::{Result, bail};
 
-use crate::cache::{lock, target_directory};
-use crate::host;
-use anyhow::{Context as _, Result, bail};
+use crate::go::{Executable, Module};
 
-const GO_MOD: &str = include_str!("../../controlplane/go.mod");
-const GO_SUM: &str = include_str!("../../controlplane/go.sum");
+const MODULE: Module = Module {
+    name: "controlplane",
+    title: "the control plane",
+    go_mod: include_str!("../../controlplane/go.mod"),
+    go_sum: include_str!("../../controlplane/go.sum"),
+    versioned_by: "k8s.io/kubernetes",
+    flags: &[],
+    recipe: "-s -w, stamped",
+    without_go: ", or set KUBEBUILDER_ASSETS to the directory that `setup-envtest use -p path` prints",
+};
 /// Packages that carry the version a Kubernetes program reports.
 const STAMPED: [&str; 2] = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"];
-/// Changes when the flags of the build do, so that kept programs are built again.
-const RECIPE: &str = "CGO_ENABLED=0 -s -w, stamped";
 
 /// A program of the Go module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,7 +89,7 @@ impl Binaries {
     pub async fn find() -> Result<Self> {
         let assets =
             std::env::var_os("KUBEBUILDER_ASSETS").filter(|value| !value.is_empty()).map(PathBuf::from);
-        let built = built_directory()?;
+        let built = MODULE.directory()?;
         let mut missing = Vec::new();
         let mut locate = |tool: Tool| -> Result<PathBuf> {
             if let Some(assets) = &assets {
@@ -116,7 +116,7 @@ impl Binaries {
         let paths = [locate(etcd)?, locate(apiserver)?, locate(controllers)?, locate(kubectl)?];
         if !missing.is_empty() {
             let missing: Vec<Executable> = missing.into_iter().map(Executable::of).collect();
-            build(&missing, pinned_version()?, &built).await?;
+            MODULE.build(&missing, &stamp(pinned_version()?)).await?;
         }
         Ok(Self { paths })
     }
@@ -162,20 +162,11 @@ pub async fn scheduler() -> Result<PathBuf> {
 }
 
 async fn built_as(executable: Executable, version: &str) -> Result<PathBuf> {
-    let directory = built_directory()?;
-    let path = directory.join(&executable.name);
+    let path = MODULE.directory()?.join(&executable.name);
     if !path.is_file() {
-        build(&[executable], version, &directory).await?;
+        MODULE.build(&[executable], &stamp(version)).await?;
     }
     Ok(path)
-}
-
-/// Something to build, and what it is kept as.
-#[derive(Debug, Clone)]
-struct Executable {
-    package: &'static str,
-    built_name: &'static str,
-    name: String,
 }
 
 impl Executable {
@@ -186,62 +177,7 @@ impl Executable {
 
 /// The Kubernetes version that the Go module pins, such as `v1.35.4`.
 pub fn pinned_version() -> Result<&'static str> {
-    GO_MOD
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "))
-        .and_then(|rest| rest.split_whitespace().next())
-        .context("xtask/controlplane/go.mod requires no version of k8s.io/kubernetes")
-}
-
-fn built_directory() -> Result<PathBuf> {
-    let inputs = Sha256Digest::of([GO_MOD, GO_SUM, RECIPE].concat().as_bytes()).hex();
-    let key = inputs.get(..10).unwrap_or(&inputs);
-    Ok(target_directory().join("controlplane").join(format!("{}-{key}", pinned_version()?)))
-}
-
-/// Builds what is not yet in `directory`, stamped with `version`. Each appears there complete or not at
-/// all.
-async fn build(executables: &[Executable], version: &str, directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let _lock = lock(&directory.join("lock"), "the control plane").await?;
-    let missing: Vec<&Executable> =
-        executables.iter().filter(|executable| !directory.join(&executable.name).is_file()).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let go = go().await?;
-    let names: Vec<&str> = missing.iter().map(|executable| executable.name.as_str()).collect();
-    eprintln!(
-        "building {} of Kubernetes {} from xtask/controlplane: not yet in {} (minutes the first time)",
-        names.join(", "),
-        pinned_version()?,
-        directory.display()
-    );
-    let started = Instant::now();
-    let fresh = tempfile::Builder::new().prefix("building-").tempdir_in(directory)?;
-    let status = tokio::process::Command::new(&go)
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("controlplane"))
-        .args(["build", "-mod=readonly", "-buildvcs=false", "-ldflags", &stamp(version), "-o"])
-        .arg(fresh.path())
-        .args(missing.iter().map(|executable| executable.package))
-        .env("CGO_ENABLED", "0")
-        .env("GOWORK", "off")
-        .stdin(Stdio::null())
-        .stdout(std::io::stderr())
-        .kill_on_drop(true)
-        .status()
-        .await
-        .with_context(|| format!("cannot run {}", go.display()))?;
-    if !status.success() {
-        bail!("`go build` of {} failed ({status}); its messages are above", names.join(", "));
-    }
-    for executable in &missing {
-        let built = fresh.path().join(executable.built_name);
-        fs::rename(&built, directory.join(&executable.name))
-            .with_context(|| format!("cannot keep {} as {}", built.display(), executable.name))?;
-    }
-    eprintln!("built {} in {} s", names.join(", "), started.elapsed().as_secs());
-    Ok(())
+    MODULE.version()
 }
 
 /// Linker flags that make the programs report `version`, and leave out what only debuggers read.
@@ -259,31 +195,6 @@ fn stamp(version: &str) -> String {
     flags
 }
 
-/// Go, recent enough to fetch the toolchain that go.mod asks for.
-async fn go() -> Result<PathBuf> {
-    const REMEDY: &str = "install Go 1.21 or newer (it fetches the exact toolchain itself): \
-        `curl -fsSL https://go.dev/dl/go1.26.0.linux-$(dpkg --print-architecture).tar.gz | tar -C /usr/local -xz` as root, \
-        or set KUBEBUILDER_ASSETS to the directory that `setup-envtest use -p path` prints";
-    let Some(go) = host::locate("go") else {
-        bail!("building the control plane takes Go, which is not installed: {REMEDY}");
-    };
-    let output = tokio::process::Command::new(&go)
-        .args(["env", "GOVERSION"])
-        .env("GOTOOLCHAIN", "local")
-        .output()
-        .await?;
-    let found = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    match minor(&found) {
-        Some(minor) if minor >= 21 => Ok(go),
-        _ => bail!("{} is {found:?}, too old to build the control plane: {REMEDY}", go.display()),
-    }
-}
-
-/// The 26 of `go1.26.8`.
-fn minor(version: &str) -> Option<u32> {
-    version.strip_prefix("go1.")?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,7 +204,7 @@ mod tests {
         let version = pinned_version().unwrap();
         assert!(version.split('.').count() == 3 && !version.contains(' '), "{version}");
         let staging = version.replacen("v1.", "v0.", 1);
-        let replaced: Vec<&str> = GO_MOD.lines().filter(|line| line.contains(" => ")).collect();
+        let replaced: Vec<&str> = MODULE.go_mod.lines().filter(|line| line.contains(" => ")).collect();
         assert!(replaced.len() > 30, "staging repositories are replaced: {replaced:?}");
         for line in replaced {
             assert!(line.ends_with(&staging), "{line} is not at {staging}");
@@ -311,14 +222,7 @@ mod tests {
     #[test]
     fn every_tool_is_a_tool_of_the_go_module() {
         for tool in Tool::ALL {
-            assert!(GO_MOD.lines().any(|line| line.trim() == tool.package()), "{tool:?}");
+            assert!(MODULE.go_mod.lines().any(|line| line.trim() == tool.package()), "{tool:?}");
         }
-    }
-
-    #[test]
-    fn knows_which_go_is_too_old() {
-        assert_eq!(minor("go1.19.8"), Some(19));
-        assert_eq!(minor("go1.26rc1"), Some(26));
-        assert_eq!(minor(""), None);
     }
 }

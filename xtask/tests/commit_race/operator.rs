@@ -6,7 +6,7 @@ use kube::{Api, Client};
 use monok8s_operator::apply::{Applied, ApplyError, Executor, GrantGate};
 use monok8s_operator::leader::Leadership;
 use monok8s_operator::metrics::Metrics;
-use monok8s_operator::observe::Caches;
+use monok8s_operator::observe::{Caches, KnownNodes};
 use monok8s_sdk::api::{OSNode, OSUpgradeProgress};
 use monok8s_sdk::rollout::fixtures::{UpgradeFixture, upgrade};
 use monok8s_sdk::rollout::{Action, Fleet, plan};
@@ -69,7 +69,7 @@ impl Operator {
         }
         let observed = self.caches.observe();
         let fleet = Fleet {
-            nodes: observed.node_views(),
+            nodes: observed.node_views(&mut KnownNodes::default()),
             upgrades: vec![upgrade.fixture().view()],
             progresses: observed.judged_progresses(),
             ..Fleet::default()

@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use monok8s_sdk::api::{
-    AGENT_FIELD_MANAGER, ANNOTATION_CORDON, LABEL_CONTROL_PLANE, OSNode, OSUpgradeProgress, OrderSpec,
-    ProgressPhase,
+    AGENT_FIELD_MANAGER, ANNOTATION_CORDON, LABEL_CONTROL_PLANE, OSNode, OSNodeStatus, OSUpgradeProgress,
+    OrderSpec, ProgressPhase,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -70,6 +72,8 @@ pub(super) enum Manner {
     FallsBack,
     /// Its Node is not Ready.
     NotReady,
+    /// Commits to a reboot, and does not come back.
+    StaysAway,
 }
 
 /// The pods on a node that are neither a `DaemonSet`'s nor a file's.
@@ -107,6 +111,7 @@ impl Machine {
             manner,
             ledger: Arc::clone(ledger),
             budget,
+            failed: json!([]),
         };
         Self { agent: tokio::spawn(agent.run()) }
     }
@@ -125,6 +130,8 @@ struct Agent {
     manner: Manner,
     ledger: Arc<Ledger>,
     budget: usize,
+    /// The images that failed here.
+    failed: Value,
 }
 
 impl Agent {
@@ -192,7 +199,7 @@ impl Agent {
     }
 
     fn commits(&self) -> bool {
-        matches!(self.manner, Manner::Works | Manner::FallsBack)
+        matches!(self.manner, Manner::Works | Manner::FallsBack | Manner::StaysAway)
     }
 
     /// The write that decides: with the resourceVersion of the object that carried the grant.
@@ -216,11 +223,18 @@ impl Agent {
         target: &str,
     ) -> Result<(), kube::Error> {
         let hop = object.status.as_ref().unwrap().hop.clone().unwrap();
-        assert!(order.hops.iter().any(|known| known.version.to_string() == hop));
+        let image = order.hops.iter().find(|known| known.version.to_string() == hop).unwrap();
+        if self.manner == Manner::StaysAway {
+            return Ok(());
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
         self.check_cordon(object).await;
         if self.manner == Manner::FallsBack {
             self.ledger.come_back(self.kubelet.name());
+            self.failed = json!([{
+                "checksum": image.checksum, "version": image.version, "reason": "FellBack", "at": Time(Timestamp::now()),
+            }]);
+            self.report().await?;
             let why = json!({ "failureReason": "FellBack", "message": "the kernel did not come up" });
             return self.say(object, ProgressPhase::RolledBack, target, why).await;
         }
@@ -262,7 +276,7 @@ impl Agent {
 
     fn done(&self) -> Value {
         json!({
-            "completedAt": k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            "completedAt": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             "installed": { "slot": "B", "version": self.running },
         })
     }
@@ -311,7 +325,11 @@ impl Agent {
         let api: Api<OSNode> = Api::all(self.client.clone());
         let Some(report) = api.get_opt(self.kubelet.name()).await? else { return Ok(()) };
         let boot_id = self.kubelet.boot_id();
-        if report.status.is_some_and(|status| status.boot_id.as_ref() == Some(&boot_id)) {
+        let failed = self.failed.as_array().map_or(0, Vec::len);
+        let says_so = |status: OSNodeStatus| {
+            status.boot_id.as_ref() == Some(&boot_id) && status.failed_images.len() == failed
+        };
+        if report.status.is_some_and(says_so) {
             return Ok(());
         }
         let patch = json!({
@@ -323,6 +341,7 @@ impl Agent {
                 "bootedVersion": self.running,
                 "bootID": boot_id,
                 "arch": "amd64",
+                "failedImages": self.failed,
                 "loader": { "backend": "simulated", "countsTries": "Proven" },
             },
         });

@@ -8,7 +8,7 @@ use super::agent::Manner;
 use super::fixture::{Cluster, catalog, manifest, phase_and_reason};
 use super::pods::{PodSpec, Runtime};
 
-const KILLS: u64 = 50;
+const KILLS: u64 = 100;
 const WORKERS: usize = 19;
 
 /// Moments without a pattern, the same for the same seed.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use monok8s_sdk::api::ProgressPhase;
 use monok8s_sdk::status::Cluster as Dump;
 use serde_json::Value;
 use tokio::process::Command;
@@ -25,6 +26,9 @@ struct Case {
     name: &'static str,
     /// The nodes that it selects.
     nodes: &'static [&'static str],
+    version: &'static str,
+    /// Where it finds that.
+    catalog: String,
     /// More of its spec.
     spec: String,
     node: &'static str,
@@ -40,7 +44,21 @@ fn case(
     node: &'static str,
     (reason, words): (&'static str, &'static str),
 ) -> Case {
-    Case { name, nodes, spec: spec.into(), node, reason, words }
+    let catalog = inline(&["v1.35.1", "v1.35.4"], &[]);
+    Case { name, nodes, version: "v1.35.4", catalog, spec: spec.into(), node, reason, words }
+}
+
+impl Case {
+    fn to(self, version: &'static str, catalog: String) -> Self {
+        Self { version, catalog, ..self }
+    }
+}
+
+/// A catalog in the spec.
+fn inline(versions: &[&str], blocked: &[&str]) -> String {
+    let text = catalog(versions[0], versions, blocked);
+    let lines: Vec<_> = text.lines().map(|line| format!("      {line}")).collect();
+    format!("catalog:\n    inline: |\n{}", lines.join("\n"))
 }
 
 #[rustfmt::skip]
@@ -58,22 +76,27 @@ fn cases() -> Vec<Case> {
         case("staging", &["idle", "w-1"], "rollout: {maxParallelStaging: 1}", "w-1", ("WaitingToStage", "maxParallelStaging")),
         case("drain", &["pods"], "", "pods", ("DrainBlocked", "default/bare would be made again by nobody")),
         case("unreachable", &["dead"], "", "dead", ("NodeUnreachable", "is not Ready")),
-        case("fell-back", &["falls", "w-1"], "", "w-1", ("FailureThresholdReached", "falls")),
         case("failed", &["broken", "w-1"], "rollout: {maxParallelStaging: 1, maxFailedNodes: 0}", "w-1", ("TooManyFailedNodes", "broken")),
         case("soaking", &["good", "w-1"], "rollout: {soakSeconds: 3600}", "w-1", ("Soaking", "good")),
+        case("operator-last", &["op", "w-1"], "rollout: {maxUnavailable: 2}", "op", ("OperatorNodeLast", "w-1")),
+        case("skew", &["w-1"], "", "w-1", ("KubeletSkew", "the oldest runs v1.35")).to("v1.36.0", inline(&["v1.35.1", "v1.36.0"], &[])),
+        case("blocked", &["w-1"], "", "w-1", ("VersionBlocked", "v1.35.4")).to("v1.35.4", inline(&["v1.35.1", "v1.35.4"], &["v1.35.4"])),
+        case("no-catalog", &["w-1"], "", "w-1", ("CatalogUnavailable", "127.0.0.1:9")).to("v1.35.4", "catalog: {url: 'http://127.0.0.1:9/images.yaml'}".to_owned()),
+        // From here on v1.35.4 has failed on a node.
+        case("fell-back", &["falls", "w-1"], "", "w-1", ("FailureThresholdReached", "falls")),
+        case("quarantine", &["w-1"], "", "w-1", ("VersionQuarantined", "v1.35.4 failed on falls")),
     ]
 }
 
 fn manifest(case: &Case) -> String {
-    let catalog = catalog("v1.35.1", &["v1.35.1", "v1.35.4"], &[]);
-    let inline: Vec<_> = catalog.lines().map(|line| format!("      {line}")).collect();
     format!(
-        "apiVersion: monok8s.io/v1alpha1\nkind: OSUpgrade\nmetadata: {{name: {}}}\nspec:\n  version: v1.35.4\n  \
+        "apiVersion: monok8s.io/v1alpha1\nkind: OSUpgrade\nmetadata: {{name: {}}}\nspec:\n  version: {}\n  \
          nodeSelector: {{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{}]}}]}}\n  \
-         catalog:\n    inline: |\n{}\n  {}\n",
+         {}\n  {}\n",
         case.name,
+        case.version,
         case.nodes.join(", "),
-        inline.join("\n"),
+        case.catalog,
         case.spec
     )
 }
@@ -124,6 +147,8 @@ async fn cluster() -> (Cluster, Runtime) {
         (worker("falls"), Manner::FallsBack),
         (worker("broken"), Manner::FailsToStage),
         (worker("good"), Manner::Works),
+        (worker("op"), stays),
+        (worker("away"), Manner::StaysAway),
     ] {
         cluster.add(spec, manner, 1).await;
     }
@@ -138,7 +163,7 @@ async fn cluster() -> (Cluster, Runtime) {
 async fn reasons_to_wait_are_told_with_what_causes_them() {
     let (cluster, _runtime) = cluster().await;
     let kubeconfig = &cluster.control_plane.kubeconfig_path();
-    let mut operator = cluster.operator("operator", &["--no-lease"]);
+    let mut operator = cluster.operator("operator", &["--no-lease", "--node-name", "op"]);
     for case in cases() {
         cluster.apply(&manifest(&case)).await;
         let report = until_it_waits(&cluster, &case, &mut operator).await;
@@ -153,6 +178,21 @@ async fn reasons_to_wait_are_told_with_what_causes_them() {
         let _ = cluster.control_plane.kubectl().succeed(&["delete", "osupgradeprogresses", "--all"]).await;
         cluster.wait_for_no_cordon(&mut operator).await;
     }
+    // A node that is in the reboot of one upgrade is waited for by the next.
+    let first = case("first", &["away"], "", "away", ("", "reboots"));
+    let first = first.to("v1.35.2", inline(&["v1.35.1", "v1.35.2"], &[]));
+    cluster.apply(&manifest(&first)).await;
+    let deadline = Instant::now() + PATIENCE;
+    while !cluster.progresses().await.iter().any(|object| object.phase() == ProgressPhase::Rebooting) {
+        assert!(Instant::now() < deadline, "no reboot; {}", operator.child.log_tail());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let catalog = inline(&["v1.35.1", "v1.35.5"], &[]);
+    let second = case("upgrade", &["away"], "", "away", ("WaitingForUpgrade", "has the node in a reboot"));
+    let second = second.to("v1.35.5", catalog);
+    cluster.apply(&manifest(&second)).await;
+    let report = until_it_waits(&cluster, &second, &mut operator).await;
+    check_dump(&cluster, (second.name, second.node), &report).await;
     cluster.ledger.assert_clean();
 }
 
@@ -185,6 +225,10 @@ async fn people_pause_resume_and_retry() {
     cluster.apply(&manifest(&case)).await;
     until_it_waits(&cluster, &case, &mut operator).await;
     assert_eq!(ctl(kubeconfig, &["status", "--exit-code"]).await.status.code(), Some(4));
+    let watched = ctl(kubeconfig, &["status", "up", "--watch", "--timeout", "1"]).await;
+    assert_eq!(watched.status.code(), Some(124));
+    let said = String::from_utf8_lossy(&watched.stderr);
+    assert!(said.starts_with("timed out: up: Paused: "), "{said}");
     let said = says(kubeconfig, &["pause", "--all"]).await;
     assert!(said.starts_with("up is paused"), "{said}");
     let said = says(kubeconfig, &["resume", "up"]).await;
@@ -195,6 +239,14 @@ async fn people_pause_resume_and_retry() {
     assert_eq!(ctl(kubeconfig, &["status", "up", "--exit-code"]).await.status.code(), Some(5));
     let status = says(kubeconfig, &["status", "up"]).await;
     assert!(status.contains("next: ctl retry up --node w-1"), "{status}");
+    // It needs a person, so there is nothing to follow.
+    let watched = ctl(kubeconfig, &["status", "up", "--watch", "--exit-code"]).await;
+    assert_eq!(watched.status.code(), Some(5));
+    let said = String::from_utf8_lossy(&watched.stdout);
+    assert!(
+        said.contains("w-1: Degraded, Failed: ") && said.contains("w-2: Completed, Completed: "),
+        "{said}"
+    );
 
     let not_failed = ctl(kubeconfig, &["retry", "up", "--node", "w-2"]).await;
     assert_eq!(not_failed.status.code(), Some(1));
@@ -230,11 +282,8 @@ async fn a_plan_says_what_would_happen_and_changes_nothing() {
     operator.wait_ready("ok").await;
     let file = cluster.scratch().join("plan.yaml");
     let case = case("plan", &["w-1", "w-2", "w-3"], "", "w-1", ("", ""));
-    let versions = catalog("v1.35.4", &["v1.34.6", "v1.35.4"], &[]);
-    let inline: Vec<_> = versions.lines().map(|line| format!("      {line}")).collect();
-    let text = manifest(&case);
-    let (before, _) = text.split_once("    inline: |").unwrap();
-    std::fs::write(&file, format!("{before}    inline: |\n{}\n", inline.join("\n"))).unwrap();
+    let case = case.to("v1.35.4", inline(&["v1.34.6", "v1.35.4"], &[]));
+    std::fs::write(&file, manifest(&case)).unwrap();
 
     let kubeconfig = &cluster.control_plane.kubeconfig_path();
     let path = file.to_str().unwrap();

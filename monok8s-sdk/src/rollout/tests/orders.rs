@@ -1,5 +1,7 @@
 //! What one progress object means for its node and for the others.
 
+use std::sync::Arc;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
@@ -15,7 +17,7 @@ fn now() -> Timestamp {
 
 fn fleet(nodes: &[NodeFixture], upgrade: &UpgradeFixture) -> Fleet {
     Fleet {
-        nodes: nodes.iter().map(NodeFixture::view).collect(),
+        nodes: nodes.iter().map(NodeFixture::view).map(Arc::new).collect(),
         upgrades: vec![upgrade.view()],
         api_server: Some("v1.36.0".parse().unwrap()),
         ..Fleet::default()
@@ -67,7 +69,7 @@ fn a_node_that_does_not_use_its_leave_loses_it_after_the_time_of_a_reboot() {
             last_transition_time: since,
             observed_generation: None,
         }];
-        fleet.progresses = vec![progress];
+        fleet.progresses = vec![Arc::new(progress)];
         let plan = plan(&fleet, now());
         let told = plan.actions.iter().find_map(|action| match action {
             Action::Report { conditions, .. } => find_condition(conditions, &ConditionType::TimedOut),
@@ -101,8 +103,8 @@ fn a_hand_made_object_in_its_reboot_takes_up_budget() {
             "status": { "phase": phase },
         }))
         .unwrap();
-        alone.nodes.push(node("b").view());
-        alone.progresses = vec![order, by_hand];
+        alone.nodes.push(Arc::new(node("b").view()));
+        alone.progresses = vec![order, by_hand].into_iter().map(Arc::new).collect();
         let plan = plan(&alone, now());
         let cordons = plan.actions.iter().any(|action| matches!(action, Action::Cordon { .. }));
         assert_eq!(cordons, goes, "while the hand-made one is {phase}");
@@ -131,7 +133,7 @@ fn a_kubelets_word_neither_proves_nor_denies_an_image_revision() {
     order.status.as_mut().unwrap().completed_at = Some(Time(now() - SignedDuration::from_mins(5)));
     for (runs, up_to_date) in [("v1.35.4", 1), ("v1.35.1", 0)] {
         let mut fleet = fleet(&[node("a").running(runs).without_report()], &revision);
-        fleet.progresses = vec![order.clone()];
+        fleet.progresses = vec![Arc::new(order.clone())];
         let plan = plan(&fleet, now());
         assert_eq!(plan.outlooks["up-uid"].nodes.up_to_date, up_to_date, "the kubelet says {runs}");
     }
@@ -145,7 +147,7 @@ fn a_node_that_has_arrived_gets_its_turn_to_go_back_and_not_without_being_asked(
         order.spec.rollback_nonce = nonce.map(str::to_owned);
         order.status.as_mut().unwrap().phase = Some(ProgressPhase::Completed);
         let mut fleet = fleet(&[node("a").running("v1.35.4").with_good_other_slot("v1.35.1")], &up);
-        fleet.progresses = vec![order];
+        fleet.progresses = vec![Arc::new(order)];
         let cordons =
             plan(&fleet, now()).actions.iter().any(|action| matches!(action, Action::Cordon { .. }));
         assert_eq!(cordons, goes, "{nonce:?}");
@@ -176,7 +178,7 @@ fn said_to_be_done(running: &str, completed_at: Option<Timestamp>) -> Fleet {
     status.phase = Some(ProgressPhase::Completed);
     status.completed_at = completed_at.map(Time);
     let mut fleet = fleet(&[node("a").running(running).cordoned_for("order-uid")], &up);
-    fleet.progresses = vec![order];
+    fleet.progresses = vec![Arc::new(order)];
     fleet
 }
 
@@ -193,7 +195,7 @@ fn a_node_object_may_be_late_for_as_long_whatever_the_clock_of_its_node_says() {
             (31, ("True", "UnexplainedRollback"), "Failed"),
         ] {
             let plan = plan(&fleet, after(seconds));
-            told(&mut fleet.progresses[0], &plan);
+            told(Arc::make_mut(&mut fleet.progresses[0]), &plan);
             assert_eq!(degraded(&fleet.progresses[0]), Some(expected), "{completed_at:?} {seconds}");
             assert_eq!(plan.outlooks["up-uid"].phase.as_str(), phase, "{completed_at:?} {seconds}");
             let uncordons = plan.actions.iter().any(|action| matches!(action, Action::Uncordon { .. }));
@@ -203,12 +205,12 @@ fn a_node_object_may_be_late_for_as_long_whatever_the_clock_of_its_node_says() {
         // The Node object was only late.
         let mut fleet = said_to_be_done("v1.35.1", completed_at);
         let first = plan(&fleet, now());
-        told(&mut fleet.progresses[0], &first);
+        told(Arc::make_mut(&mut fleet.progresses[0]), &first);
         let second = plan(&fleet, now());
         assert_eq!((&second.actions[..], second.next_event), (&[][..], Some(after(30))));
-        fleet.nodes = vec![node("a").running("v1.35.4").view()];
+        fleet.nodes = vec![Arc::new(node("a").running("v1.35.4").view())];
         let last = plan(&fleet, after(20));
-        told(&mut fleet.progresses[0], &last);
+        told(Arc::make_mut(&mut fleet.progresses[0]), &last);
         assert_eq!(degraded(&fleet.progresses[0]), None, "{completed_at:?}");
         assert_eq!(last.outlooks["up-uid"].phase.as_str(), "Completed", "{completed_at:?}");
     }
@@ -219,9 +221,9 @@ fn a_time_that_an_operator_with_another_clock_wrote_is_written_anew() {
     let mut fleet = said_to_be_done("v1.35.1", None);
     let ahead = now() + SignedDuration::from_hours(5);
     let first = plan(&fleet, ahead);
-    told(&mut fleet.progresses[0], &first);
+    told(Arc::make_mut(&mut fleet.progresses[0]), &first);
     let second = plan(&fleet, now());
-    told(&mut fleet.progresses[0], &second);
+    told(Arc::make_mut(&mut fleet.progresses[0]), &second);
     let stamp = find_condition(fleet.progresses[0].conditions(), &ConditionType::Degraded).unwrap();
     assert_eq!((stamp.status.as_str(), stamp.last_transition_time.0), ("False", now()));
     assert_eq!(plan(&fleet, now()).actions, []);

@@ -7,8 +7,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::api::{ConditionType, IntOrPercent, OSUpgradeProgress, ProgressPhase, find_condition};
 use crate::rollout::{
-    Action, Fleet, Health, Management, NodeView, Plan, PodController, PodView, Readiness, Role, Scheduling,
-    UpgradeView,
+    Action, Fleet, Health, Management, NodeReport, NodeView, Plan, PodController, PodView, Readiness, Role,
+    Scheduling, UpgradeView,
 };
 use crate::version::OsVersion;
 
@@ -49,6 +49,7 @@ pub(super) fn judge(fleet: &Fleet, plan: &Plan, now: Timestamp) {
     }
     for turn in &begun {
         not_after_a_failure(fleet, turn);
+        not_quarantined(fleet, turn);
         in_step(fleet, turn, now);
         in_order(fleet, turn, now);
         no_skew(fleet, turn);
@@ -63,8 +64,8 @@ pub(super) fn judge(fleet: &Fleet, plan: &Plan, now: Timestamp) {
 }
 
 fn turn<'f>(fleet: &'f Fleet, progress_uid: &str) -> Turn<'f> {
-    let by_uid = |known: &&OSUpgradeProgress| known.metadata.uid.as_deref() == Some(progress_uid);
-    let order = fleet.progresses.iter().find(by_uid).unwrap();
+    let mut orders = fleet.progresses.iter();
+    let order = orders.find(|known| known.metadata.uid.as_deref() == Some(progress_uid)).unwrap();
     let node = fleet.nodes.iter().find(|node| node.name == order.spec.node_name).unwrap();
     let upgrade = fleet.upgrades.iter().find(|view| owns(view, order)).unwrap();
     let running = node.version.as_ref().unwrap();
@@ -126,7 +127,7 @@ fn movers<'f>(fleet: &'f Fleet, turn: &Turn<'f>, now: Timestamp) -> Vec<(&'f Nod
         let hops = &order.spec.order.as_ref()?.hops;
         let on_time = order.spec.order.as_ref()?.boot.is_none() && node.cordoned_for.is_none();
         let moves = node.readiness == Readiness::Ready && hops.last()?.version != *at && on_time;
-        (moves && node.uid != turn.node.uid).then_some((node, at))
+        (moves && node.uid != turn.node.uid).then_some((node.as_ref(), at))
     });
     nodes.collect()
 }
@@ -153,21 +154,40 @@ fn no_other_reboot(fleet: &Fleet, turn: &Turn<'_>) {
 
 /// With one upgrade only: another one may govern the node that failed.
 fn not_after_a_failure(fleet: &Fleet, turn: &Turn<'_>) {
-    let threshold = turn.upgrade.upgrade.spec.rollout().failure_threshold;
-    if threshold != Some(IntOrPercent::Int(1)) || fleet.upgrades.len() > 1 {
+    let rollout = turn.upgrade.upgrade.spec.rollout();
+    let halts = |phase: ProgressPhase| match phase {
+        ProgressPhase::RolledBack => rollout.failure_threshold == Some(IntOrPercent::Int(1)),
+        ProgressPhase::Failed => rollout.max_failed_nodes == Some(IntOrPercent::Int(0)),
+        _ => false,
+    };
+    if fleet.upgrades.len() > 1 {
         return;
     }
     let failed = fleet.progresses.iter().find(|order| {
         let node = fleet.nodes.iter().find(|node| is_of(order, node));
         let observed = order.status.as_ref().and_then(|status| status.observed_retry_nonce.as_deref());
         owns(turn.upgrade, order)
-            && order.phase() == ProgressPhase::RolledBack
+            && halts(order.phase())
             && node.is_some_and(|node| node.readiness == Readiness::Ready && node.version.is_some())
             && order.retry_nonce() == observed.unwrap_or_default()
             && node.and_then(|node| node.version.as_ref())
                 != order.spec.order.as_ref().and_then(|order| order.hops.last()).map(|hop| &hop.version)
     });
     assert!(failed.is_none(), "{} is begun after {failed:?}", turn.node.name);
+}
+
+/// Where one failure is too many, an image that failed on a node after its reboot is not booted anywhere.
+fn not_quarantined(fleet: &Fleet, turn: &Turn<'_>) {
+    if turn.upgrade.upgrade.spec.rollout().failure_threshold != Some(IntOrPercent::Int(1)) {
+        return;
+    }
+    let hops = &turn.order.spec.order.as_ref().unwrap().hops;
+    let image = hops.iter().find(|image| image.version == *turn.hop).unwrap();
+    let failed = fleet.nodes.iter().find(|node| match &node.report {
+        NodeReport::Present(report) => report.failed_images.iter().any(|it| it.checksum == image.checksum),
+        NodeReport::Missing | NodeReport::Foreign => false,
+    });
+    assert!(failed.is_none(), "{} goes to what failed on {failed:?}", turn.node.name);
 }
 
 /// The control plane finishes a hop before it begins the next, and stays within one minor release.
@@ -217,7 +237,7 @@ fn no_skew(fleet: &Fleet, turn: &Turn<'_>) {
         let servers = fleet.nodes.iter().filter(|node| {
             node.role == Role::ControlPlane && node.readiness == Readiness::Ready && node.version.is_some()
         });
-        let oldest = servers.filter_map(minor).min();
+        let oldest = servers.filter_map(|node| minor(node)).min();
         let rises = there > turn.running.minor();
         assert!(!rises || oldest.is_none_or(|oldest| there <= oldest), "{} is too new", turn.node.name);
     } else if turn.direction() == Ordering::Less {

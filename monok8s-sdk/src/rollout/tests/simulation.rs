@@ -23,6 +23,8 @@ enum Event {
     Agent(usize),
     Agents,
     Kubelet(usize),
+    /// An agent does nothing any more, or goes on.
+    Hangs(usize),
     PersonCordons(usize),
     PersonUncordons(usize),
     Mishap(usize, Mishap),
@@ -60,6 +62,7 @@ fn event() -> impl Strategy<Value = Event> {
         6 => (0usize..8).prop_map(Event::Agent),
         6 => Just(Event::Agents),
         1 => (0usize..8).prop_map(Event::Kubelet),
+        1 => (0usize..8).prop_map(Event::Hangs),
         1 => (0usize..8).prop_map(Event::PersonCordons),
         1 => (0usize..8).prop_map(Event::PersonUncordons),
         1 => (0usize..8, prop_oneof![Just(Mishap::FailsToStage), Just(Mishap::FallsBack)])
@@ -115,7 +118,7 @@ pub(super) fn live(story: &Story) -> World {
     for event in &story.events {
         happen(&mut world, &story.setting, event);
     }
-    for event in [Event::Operator(usize::MAX), Event::Agents, Event::TimePasses(60)].iter().cycle().take(120)
+    for event in [Event::Operator(usize::MAX), Event::Agents, Event::TimePasses(60)].iter().cycle().take(180)
     {
         happen(&mut world, &story.setting, event);
     }
@@ -132,6 +135,8 @@ struct Setting {
     operator_node: Option<usize>,
     /// The first node that falls back halts the run.
     halts: bool,
+    /// So does the first one that fails before.
+    is_strict: bool,
     has_health_check: bool,
     paced: Paced,
 }
@@ -162,7 +167,7 @@ fn setting() -> impl Strategy<Value = Setting> {
         1i32..4,
         prop::option::of(1i32..4),
         prop::option::of(0usize..8),
-        (any::<bool>(), any::<bool>()),
+        (any::<bool>(), any::<bool>(), any::<bool>()),
         paced(),
     )
         .prop_map(|(control_plane, workers, versions, max_unavailable, operator, node, flags, paced)| {
@@ -175,6 +180,7 @@ fn setting() -> impl Strategy<Value = Setting> {
                 operator_node: node,
                 halts: flags.0,
                 has_health_check: flags.1,
+                is_strict: flags.2,
                 paced,
             }
         })
@@ -184,7 +190,7 @@ fn wanted(setting: &Setting, number: usize, version: usize, downgrades: bool) ->
     let mut wanted = upgrade(&format!("up-{number}")).to(CATALOG[version]).rollout(|rollout| {
         rollout.max_unavailable = Some(IntOrPercent::Int(setting.max_unavailable));
         rollout.failure_threshold = Some(IntOrPercent::Int(if setting.halts { 1 } else { 100 }));
-        rollout.max_failed_nodes = Some(IntOrPercent::Int(100));
+        rollout.max_failed_nodes = Some(IntOrPercent::Int(if setting.is_strict { 0 } else { 100 }));
         rollout.health_checks = setting.has_health_check.then(health_check).into_iter().collect();
         pace(rollout, setting.paced);
     });
@@ -256,6 +262,7 @@ fn happen(world: &mut World, setting: &Setting, event: &Event) {
             world.agent(name);
         }),
         Event::Kubelet(number) => world.touch(&name(number), |machine| machine.alive = !machine.alive),
+        Event::Hangs(number) => world.touch(&name(number), |machine| machine.hangs = !machine.hangs),
         Event::PersonCordons(number) => world.touch(&name(number), |machine| machine.cordoned = true),
         Event::PersonUncordons(number) => {
             // kubectl leaves annotations alone. A machine in a reboot is not uncordoned here: the
@@ -332,6 +339,7 @@ fn heal(world: &mut World) {
     for name in names {
         world.touch(&name, |machine| {
             machine.alive = true;
+            machine.hangs = false;
             machine.mishaps.clear();
             if machine.cordoned_for.is_none() {
                 machine.cordoned = false;

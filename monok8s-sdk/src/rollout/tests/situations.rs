@@ -1,5 +1,7 @@
 //! One look at a cluster, and what is decided: named as an operator would say it.
 
+use std::sync::Arc;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
@@ -17,7 +19,7 @@ fn now() -> Timestamp {
 
 fn fleet(nodes: &[NodeFixture], upgrades: &[UpgradeFixture]) -> Fleet {
     Fleet {
-        nodes: nodes.iter().map(NodeFixture::view).collect(),
+        nodes: nodes.iter().map(NodeFixture::view).map(Arc::new).collect(),
         upgrades: upgrades.iter().map(UpgradeFixture::view).collect(),
         api_server: Some("v1.36.0".parse().unwrap()),
         ..Fleet::default()
@@ -164,7 +166,10 @@ fn a_plan_changes_nothing() {
     let plan = plan(&fleet(&[node("a")], &[planned]), now());
     assert_eq!(plan.actions, []);
     let outlook = outlook(&plan, "up");
-    assert_eq!((outlook.message.as_str(), &outlook.new_run), ("would move a (v1.35.1 to v1.35.4)", &None));
+    assert_eq!(
+        (outlook.message.as_str(), &outlook.new_run),
+        ("would move a (v1.35.1 to v1.35.4); that would take about 15m", &None)
+    );
 }
 
 #[test]
@@ -232,7 +237,7 @@ fn a_version_that_failed_after_a_reboot_is_quarantined_until_a_new_nonce() {
 }
 
 /// The progress objects that a plan creates, as the API server would have them.
-fn ordered_progresses(fleet: &Fleet) -> Vec<OSUpgradeProgress> {
+fn ordered_progresses(fleet: &Fleet) -> Vec<Arc<OSUpgradeProgress>> {
     let plan = plan(fleet, now());
     let created = plan.actions.into_iter().filter_map(|action| match action {
         Action::CreateProgress(new) => {
@@ -248,7 +253,7 @@ fn ordered_progresses(fleet: &Fleet) -> Vec<OSUpgradeProgress> {
                     ..Default::default()
                 }]);
             progress.status = Some(new.status);
-            Some(progress)
+            Some(Arc::new(progress))
         }
         _ => None,
     });

@@ -1,20 +1,24 @@
-//! A cluster in memory: an API server that knows resourceVersions, agents that obey orders as real
-//! ones do, and an operator that carries plans out.
+//! A cluster in memory: an API server that knows resourceVersions, machines whose agents do what the real decision
+//! says, and an operator that carries plans out.
 
 mod agents;
+mod host;
+mod people;
 mod pods;
 
+use host::Host;
 pub(super) use pods::pod;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::core::ObjectMeta;
 
 use crate::api::{
-    ConditionType, ImageRef, IntOrPercent, OSUpgrade, OSUpgradeProgress, OSUpgradeProgressSpec,
-    OSUpgradeStatus, ProgressPhase, Resolved, SourceRef, UpgradeReason,
+    ConditionType, ImageRef, IntOrPercent, OSUpgrade, OSUpgradeProgress, OSUpgradeStatus, ProgressPhase,
+    Resolved, UpgradeReason,
 };
 use crate::digest::Sha256Digest;
 use crate::rollout::fixtures::{image, node};
@@ -33,9 +37,11 @@ pub(super) struct Machine {
     pub(super) control_plane: bool,
     pub(super) runs: String,
     pub(super) labels: BTreeMap<String, String>,
-    /// What the other slot holds, once it is staged.
-    staged: Option<String>,
+    /// The machine under the Node object.
+    host: Host,
     pub(super) alive: bool,
+    /// Its kubelet answers, and its agent does nothing.
+    pub(super) hangs: bool,
     pub(super) cordoned: bool,
     pub(super) cordoned_for: Option<String>,
     created: Timestamp,
@@ -120,8 +126,9 @@ impl World {
             control_plane,
             runs: runs.to_owned(),
             labels: BTreeMap::new(),
-            staged: None,
+            host: Host::new(runs),
             alive: true,
+            hangs: false,
             cordoned: false,
             cordoned_for: None,
             created: self.now,
@@ -145,60 +152,11 @@ impl World {
         self
     }
 
-    /// Creates an upgrade, or changes its spec.
-    pub(super) fn apply(&mut self, wanted: &OSUpgrade) {
-        let stamp = self.tick();
-        let name = wanted.metadata.name.clone();
-        if let Some(known) = self.upgrades.iter_mut().find(|known| known.metadata.name == name) {
-            known.spec = wanted.spec.clone();
-            known.metadata.annotations.clone_from(&wanted.metadata.annotations);
-            known.metadata.generation = known.metadata.generation.map(|generation| generation + 1);
-            return;
-        }
-        let mut new = wanted.clone();
-        new.metadata.uid = Some(format!("{}-{stamp}", name.unwrap_or_default()));
-        new.metadata.creation_timestamp = Some(Time(self.now));
-        new.status = None;
-        self.upgrades.push(new);
-    }
-
-    /// Deletes an upgrade, and what it owns.
-    pub(super) fn delete(&mut self, name: &str) {
-        let Some(at) = self.upgrades.iter().position(|known| known.metadata.name.as_deref() == Some(name))
-        else {
-            return;
-        };
-        let gone = self.upgrades.remove(at).metadata.uid;
-        self.progresses.retain(|_, progress| {
-            progress.metadata.owner_references.iter().flatten().all(|owner| Some(&owner.uid) != gone.as_ref())
-        });
-    }
-
-    /// Somebody begins an upgrade of a machine by hand, which commits at once; or it has ended.
-    pub(super) fn by_hand(&mut self, node: &str) {
-        let name = format!("by-hand-{node}");
-        if self.progresses.remove(&name).is_some() {
-            return;
-        }
-        let stamp = self.tick();
-        let spec = OSUpgradeProgressSpec {
-            source_ref: SourceRef { name: "by-hand".to_owned() },
-            node_name: node.to_owned(),
-            retry_nonce: None,
-            rollback_nonce: None,
-            order: None,
-        };
-        let mut progress = OSUpgradeProgress::new(&name, spec);
-        progress.metadata.uid = Some(format!("{name}-{stamp}"));
-        progress.status.get_or_insert_default().phase = Some(ProgressPhase::Rebooting);
-        self.progresses.insert(name, progress);
-    }
-
     pub(super) fn observe(&self) -> Fleet {
         Fleet {
-            nodes: self.machines.iter().map(|(name, machine)| self.view(name, machine)).collect(),
+            nodes: self.machines.iter().map(|(name, machine)| Arc::new(self.view(name, machine))).collect(),
             upgrades: self.upgrades.iter().map(|upgrade| self.evaluate(upgrade)).collect(),
-            progresses: self.progresses.values().cloned().collect(),
+            progresses: self.progresses.values().cloned().map(Arc::new).collect(),
             api_server: Some("v1.35.4".parse().unwrap()),
             operator_node: self.operator_node.clone(),
             max_unavailable: self.max_unavailable.clone(),
@@ -216,6 +174,12 @@ impl World {
         fixture = fixture.version(machine.resource_version);
         if machine.control_plane {
             fixture = fixture.control_plane();
+        }
+        if let Some(version) = machine.host.good_other_version() {
+            fixture = fixture.with_good_other_slot(&version.to_string());
+        }
+        for failed in machine.host.failures() {
+            fixture = fixture.remembers_failure_of(&failed.version.to_string(), failed.at.0);
         }
         for (key, value) in &machine.labels {
             fixture = fixture.labelled(key, value);
@@ -433,15 +397,6 @@ impl World {
         if let Some(machine) = self.machines.get_mut(name) {
             machine.resource_version = stamp;
             change(machine);
-        }
-    }
-
-    /// Sets a retryNonce on a progress object, as a person does.
-    pub(super) fn retry(&mut self, name: &str, nonce: &str) {
-        let stamp = self.tick();
-        if let Some(progress) = self.progresses.get_mut(name) {
-            progress.spec.retry_nonce = Some(nonce.to_owned());
-            progress.metadata.resource_version = Some(stamp.to_string());
         }
     }
 }

@@ -55,11 +55,18 @@ fn node(number: usize) -> Result<Node> {
         "status": {
             "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "",
                 "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z" }],
+            // As many as a kubelet tells of, and a watch brings with every heartbeat.
+            "images": (0..50).map(image).collect::<Vec<_>>(),
             "nodeInfo": { "kubeletVersion": FROM, "bootID": format!("{name}-1"), "architecture": "amd64",
                 "machineID": "", "systemUUID": "", "kernelVersion": "", "osImage": "",
                 "containerRuntimeVersion": "", "kubeProxyVersion": "", "operatingSystem": "linux" },
         },
     }))?)
+}
+
+fn image(number: usize) -> Value {
+    let name = format!("registry.example.com/team-{}/service-{number}", number % 7);
+    json!({ "names": [format!("{name}@sha256:{number:064x}"), format!("{name}:v1.{number}.0")], "sizeBytes": 50_000_000 })
 }
 
 /// The agents of a fleet.
@@ -142,6 +149,8 @@ impl Agents {
             phase: phase.clone(),
             since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now()),
             hop: None,
+            boot_id: Some(format!("{node}-1")),
+            slot: None,
         })?;
         let mut status = json!({
             "phase": phase, "targetVersion": TO, "hop": TO, "retryCount": 0, "timeline": [now],

@@ -1,0 +1,25 @@
+//! Keeping the agents of a fleet apart: what they all do after so long, or after the same outage, each does a little
+//! earlier than the next.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
+
+/// A time at random in the upper half of `whole`.
+pub(super) fn spread(whole: Duration) -> Duration {
+    // Seeded anew each time, and by the system's randomness.
+    let thousandths = u32::try_from(RandomState::new().hash_one(0) % 1001).unwrap_or(0);
+    whole / 2 + whole / 2000 * thousandths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_agents_wait_for_the_same_time_and_none_for_long() {
+        let whole = Duration::from_secs(300);
+        let times: std::collections::BTreeSet<_> = (0..100).map(|_| spread(whole)).collect();
+        assert!(times.len() > 50, "{times:?}");
+        assert!(times.iter().all(|time| (whole / 2..=whole).contains(time)), "{times:?}");
+    }
+}
