@@ -138,7 +138,7 @@ struct Level {
 
 /// What happened between two looks.
 #[derive(Debug, Default)]
-pub struct Since {
+pub struct Edges {
     /// What is told.
     pub told: Vec<Edge>,
     /// The objects whose attempt has ended.
@@ -147,20 +147,20 @@ pub struct Since {
 
 impl NodeEdges {
     /// The edges since the last look. The first look has none.
-    pub fn since(&mut self, progresses: &[Arc<OSUpgradeProgress>]) -> Since {
+    pub fn since(&mut self, progresses: &[Arc<OSUpgradeProgress>]) -> Edges {
         let uid = |object: &Arc<OSUpgradeProgress>| object.uid().unwrap_or_default();
         let level = |object: &Arc<OSUpgradeProgress>| Level {
             phase: object.phase(),
             is_blocked: blocked_drain(object).is_some(),
         };
         let now = progresses.iter().map(|object| (uid(object), level(object))).collect();
-        let Some(before) = self.before.replace(now) else { return Since::default() };
-        let mut edges = Since::default();
+        let Some(before) = self.before.replace(now) else { return Edges::default() };
+        let mut edges = Edges::default();
         for object in progresses {
             let (before, now) = (before.get(&uid(object)), level(object));
             if before.map(|before| &before.phase) != Some(&now.phase) {
                 edges.told.extend(of_progress(object));
-                edges.ended.extend(Some(object).filter(|object| object.phase().is_final()).cloned());
+                edges.ended.extend(now.phase.is_final().then(|| Arc::clone(object)));
             }
             if now.is_blocked && before.is_none_or(|before| !before.is_blocked) {
                 edges.told.extend(of_blocked_drain(object));
@@ -230,7 +230,7 @@ mod tests {
         let rebooting = [progress("1", ProgressPhase::Rebooting)];
         assert_eq!(edges.since(&rebooting).told, []);
         let done = [progress("1", ProgressPhase::Completed)];
-        let Since { told, ended } = edges.since(&done);
+        let Edges { told, ended } = edges.since(&done);
         assert_eq!((told.len(), ended.len()), (1, 1));
         assert_eq!(
             (told[0].reason.as_str(), told[0].note.as_str()),

@@ -1,5 +1,5 @@
 //! What a Prometheus sees. Labels are words of fixed lists, except for names of upgrades, of which
-//! the first [`MAX_UPGRADES`] by name are shown.
+//! [`MAX_UPGRADES`] are shown, and of nodes and budgets while a budget holds up a node's drain.
 
 mod nodes;
 mod shown;

@@ -49,6 +49,8 @@ pub struct Planner {
     pub client: Client,
     /// What is known of the cluster.
     pub caches: Caches,
+    /// What was made of each Node for the plan before.
+    pub nodes: KnownNodes,
     /// What is known of the pods of cordoned nodes.
     pub pods: Pods,
     /// What is known of catalogs.
@@ -174,8 +176,8 @@ impl Planner {
         Passed { next_event: plan.next_event, outcome }
     }
 
-    fn resolve(&mut self, observed: &Observed, memory: &mut Memory) -> Fleet {
-        let nodes = observed.node_views(&mut memory.nodes);
+    fn resolve(&mut self, observed: &Observed, memory: &Memory) -> Fleet {
+        let nodes = observed.node_views(&mut self.nodes);
         self.pods.follow(&nodes);
         let running = running_versions(&nodes);
         self.catalogs.follow(&observed.upgrades.objects);
@@ -252,7 +254,6 @@ fn is_over(acted: &Result<(), ApplyError>) -> bool {
 /// What one pass tells the next one. Nothing of it decides anything.
 #[derive(Default)]
 struct Memory {
-    nodes: KnownNodes,
     node_edges: NodeEdges,
     unreadable: BTreeSet<String>,
     api_server: ApiServer,

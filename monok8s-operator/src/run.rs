@@ -17,7 +17,7 @@ use crate::events::Events;
 use crate::health::HealthChecks;
 use crate::leader::{Elector, Leadership, LeaseLost, identity};
 use crate::metrics::Metrics;
-use crate::observe::Caches;
+use crate::observe::{Caches, KnownNodes};
 use crate::plan::{Planner, Settings};
 use crate::pods::Pods;
 use crate::{crds, wake};
@@ -117,6 +117,7 @@ fn planner(
     Ok(Planner {
         client: client.clone(),
         caches: Caches::default(),
+        nodes: KnownNodes::default(),
         pods: Pods::new(client.clone(), bell.clone(), Arc::clone(metrics)),
         catalogs,
         health_checks: HealthChecks::new(client.clone(), bell.clone(), Arc::clone(metrics)),

@@ -13,6 +13,8 @@ use monok8s_sdk::api::{
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::undeclared::leave_out;
+
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a request brought nothing.
@@ -47,6 +49,19 @@ pub enum ClusterError {
         /// What came instead, if anything did in time.
         source: Option<Box<kube::Error>>,
     },
+}
+
+impl ClusterError {
+    /// What the API server said, if it is not one of those above.
+    fn answer(&self) -> Option<&str> {
+        match self {
+            Self::Unreachable { source: Some(source), .. } => match source.as_ref() {
+                kube::Error::Api(status) => Some(&status.message),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
 }
 
 /// This node's view of the cluster.
@@ -112,7 +127,7 @@ impl Cluster {
             "metadata": metadata,
             "status": status,
         });
-        self.apply_status("OSUpgradeProgress", &name, &document).await
+        self.apply_status("OSUpgradeProgress", &name, document).await
     }
 
     /// Writes the whole status of this node's `OSNode`.
@@ -127,7 +142,7 @@ impl Cluster {
             "metadata": {"name": self.node_name, "uid": object.metadata.uid},
             "status": status,
         });
-        self.apply_status("OSNode", &self.node_name, &document).await
+        self.apply_status("OSNode", &self.node_name, document).await
     }
 
     async fn get<K>(&self, kind: &str, name: &str) -> Result<K, ClusterError>
@@ -142,14 +157,24 @@ impl Cluster {
         &self,
         kind: &str,
         name: &str,
-        document: &serde_json::Value,
+        mut document: serde_json::Value,
     ) -> Result<K, ClusterError>
     where
         K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
     {
         let api = Api::<K>::all(self.client.clone());
         let params = PatchParams::apply(AGENT_FIELD_MANAGER).force();
-        bounded(format!("{kind} {name}"), api.patch_status(name, &params, &Patch::Apply(document))).await
+        loop {
+            let patch = Patch::Apply(&document);
+            let written = bounded(format!("{kind} {name}"), api.patch_status(name, &params, &patch)).await;
+            match written {
+                // With a field less each time, this ends.
+                Err(error) if error.answer().is_some_and(|answer| leave_out(&mut document, answer)) => {
+                    tracing::debug!(%kind, name, "the cluster's CRDs are older than this agent");
+                }
+                result => return result,
+            }
+        }
     }
 }
 

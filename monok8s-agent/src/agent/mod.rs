@@ -24,6 +24,7 @@ mod report;
 mod resolve;
 mod spread;
 mod status;
+mod undeclared;
 mod work;
 
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use kube::Client;
-use monok8s_sdk::status::{Course, Report};
+use monok8s_sdk::status::{Cluster, Course, Report};
 
 use super::cluster::read;
 use super::output;
@@ -13,6 +13,8 @@ use super::status::{reports, worst};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How long the cluster gets to answer.
+const ANSWER: Duration = Duration::from_secs(30);
 /// Moves the cursor to the upper left corner, and clears from there on.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
@@ -24,16 +26,16 @@ pub(super) enum Followed {
     UntilTimeout,
 }
 
-/// Shows the upgrades until all are done or need a person. A cluster that does not answer is asked again.
+/// Shows the upgrades until all are done or need a person. A cluster that does not answer any more is asked again.
 pub(super) async fn follow(
     client: &Client,
     name: Option<&str>,
     patience: Option<Duration>,
 ) -> Result<Followed> {
     let began = Instant::now();
-    let mut screen = Screen::default();
+    let (mut screen, mut rests) = (Screen::default(), 0);
     loop {
-        match read(client).await {
+        match look(client).await {
             Ok(cluster) => {
                 let reports = reports(&cluster, name)?;
                 if let (Some(name), true) = (name, reports.is_empty()) {
@@ -41,9 +43,12 @@ pub(super) async fn follow(
                 }
                 screen.show(reports)?;
             }
+            Err(error) if !screen.looked => return Err(error),
             Err(error) => eprintln!("{error:#}; trying again"),
         }
-        if screen.is_at_rest() {
+        // Twice: what was asked for a moment ago may not have been seen yet.
+        rests = if screen.is_at_rest() { rests + 1 } else { 0 };
+        if rests > 1 {
             return Ok(Followed::ToRest(worst(&screen.reports)));
         }
         if patience.is_some_and(|patience| began.elapsed() >= patience) {
@@ -51,6 +56,14 @@ pub(super) async fn follow(
             return Ok(Followed::UntilTimeout);
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// One look, which is given up if nobody answers.
+async fn look(client: &Client) -> Result<Cluster> {
+    match tokio::time::timeout(ANSWER, read(client)).await {
+        Ok(read) => read,
+        Err(_) => bail!("the cluster does not answer within {}s", ANSWER.as_secs()),
     }
 }
 
@@ -88,7 +101,7 @@ impl Screen {
         let waiting = self.reports.iter().find(|report| !matches!(report.upgrade.course, Course::Done));
         match waiting.map(|report| &report.upgrade) {
             Some(upgrade) => format!("{}: {}: {}", upgrade.name, upgrade.reason, upgrade.message),
-            None => "the cluster did not answer".to_owned(),
+            None => "there is nothing to follow".to_owned(),
         }
     }
 }

@@ -84,7 +84,7 @@ impl Nodes {
         registry.register("forced_drains", "Attempts that ended after a drain by force", self.forced.clone());
     }
 
-    /// An attempt has ended, as the last entry of its timeline says.
+    /// An attempt may have ended: the phase of its object has changed.
     pub(super) fn ended(&self, object: &OSUpgradeProgress) {
         let phase = object.phase();
         if !OUTCOMES.contains(&phase) {
@@ -92,7 +92,8 @@ impl Nodes {
         }
         self.outcomes.get_or_create(&label(&phase)).inc();
         let drained = find_condition(object.conditions(), &ConditionType::Drained);
-        if drained.is_some_and(|drained| drained.reason == DRAIN_FORCED) {
+        // Once the next attempt has begun, the reason is a memory.
+        if drained.is_some_and(|drained| drained.reason == DRAIN_FORCED && drained.status == "True") {
             self.forced.inc();
         }
         for (phase, took) in attempt(object) {
@@ -104,16 +105,16 @@ impl Nodes {
 /// The phases of the attempt that the timeline ends with, and how long each lasted.
 fn attempt(object: &OSUpgradeProgress) -> Vec<(ProgressPhase, Duration)> {
     let timeline = object.status.as_ref().map_or(&[][..], |status| status.timeline.as_slice());
-    let (_, so_far) = timeline.split_last().unzip();
-    let so_far: &[_] = so_far.unwrap_or_default();
-    let began = so_far.iter().rposition(|entry| entry.phase.is_final()).map_or(0, |last| last + 1);
-    let entries = timeline.get(began..).unwrap_or_default();
-    entries
-        .windows(2)
-        .filter_map(|pair| {
-            let [entry, next] = pair else { return None };
+    // Back to the end of the attempt before.
+    let phases = timeline.windows(2).rev().map_while(|pair| match pair {
+        [entry, next] if !entry.phase.is_final() => Some((entry, next)),
+        _ => None,
+    });
+    let timed = phases.filter(|(entry, _)| TIMED.contains(&entry.phase));
+    timed
+        .filter_map(|(entry, next)| {
             let took = Duration::try_from(next.since.0.duration_since(entry.since.0)).ok()?;
-            TIMED.contains(&entry.phase).then(|| (entry.phase.clone(), took))
+            Some((entry.phase.clone(), took))
         })
         .collect()
 }

@@ -30,7 +30,7 @@ const CONDITIONS: [ConditionType; 8] = [
 pub struct UpgradeGauges {
     name: String,
     phase: UpgradePhase,
-    hold: Vec<ConditionType>,
+    true_conditions: Vec<ConditionType>,
     nodes: NodeCounts,
     waiting: BTreeMap<UpgradeReason, i64>,
     ends: Option<i64>,
@@ -40,7 +40,7 @@ impl UpgradeGauges {
     /// What is shown of the upgrade of this name.
     #[must_use]
     pub fn new(name: &str, outlook: &Outlook) -> Self {
-        let hold = outlook.conditions.iter().filter(|(_, truth, ..)| *truth == Truth::True);
+        let true_conditions = outlook.conditions.iter().filter(|(_, truth, ..)| *truth == Truth::True);
         let mut waiting = BTreeMap::new();
         for wait in outlook.waits.values() {
             *waiting.entry(wait.reason.clone()).or_default() += 1;
@@ -48,7 +48,7 @@ impl UpgradeGauges {
         Self {
             name: name.to_owned(),
             phase: outlook.phase.clone(),
-            hold: hold.map(|(kind, ..)| kind.clone()).collect(),
+            true_conditions: true_conditions.map(|(kind, ..)| kind.clone()).collect(),
             nodes: outlook.nodes.clone(),
             waiting,
             ends: outlook.ends.map(Timestamp::as_second),
@@ -109,9 +109,12 @@ impl Upgrades {
         );
     }
 
-    /// Shows the first of these upgrades, and no others.
+    /// Shows these upgrades, as far as there is room, and no others.
     pub(super) fn show(&self, upgrades: &[UpgradeGauges]) {
-        let all = || upgrades.iter().take(MAX_UPGRADES);
+        let mut shown: Vec<_> = upgrades.iter().collect();
+        // What is over is what somebody can do without.
+        shown.sort_by_key(|upgrade| upgrade.true_conditions.contains(&ConditionType::Ready));
+        let all = || shown.iter().copied().take(MAX_UPGRADES);
         let name = |upgrade: &UpgradeGauges| upgrade.name.clone();
         self.phases.show(all().flat_map(|it| {
             UpgradePhase::KNOWN.iter().map(move |phase| {
@@ -121,7 +124,7 @@ impl Upgrades {
         self.conditions.show(all().flat_map(|it| {
             CONDITIONS.iter().map(move |kind| {
                 let labels = ConditionLabels { upgrade: name(it), condition: kind.to_string() };
-                (labels, i64::from(it.hold.contains(kind)))
+                (labels, i64::from(it.true_conditions.contains(kind)))
             })
         }));
         self.nodes.show(all().flat_map(|it| {
@@ -177,7 +180,7 @@ mod tests {
         UpgradeGauges {
             name: name.to_owned(),
             phase,
-            hold: vec![ConditionType::Reconciling],
+            true_conditions: vec![ConditionType::Reconciling],
             nodes: NodeCounts { staged, ..NodeCounts::default() },
             waiting: [(UpgradeReason::WaitingForBudget, 2)].into(),
             ends: Some(1_800_000_000),
@@ -192,7 +195,7 @@ mod tests {
             upgrade("two", UpgradePhase::Pending, 0),
         ]);
         let done = UpgradeGauges {
-            hold: vec![ConditionType::Ready],
+            true_conditions: vec![ConditionType::Ready],
             waiting: BTreeMap::new(),
             ends: None,
             ..upgrade("one", UpgradePhase::Completed, 3)
@@ -223,9 +226,12 @@ mod tests {
     #[test]
     fn the_number_of_series_is_bounded() {
         let metrics = Metrics::default();
-        let many: Vec<_> = (0..500).map(|n| upgrade(&format!("u-{n}"), UpgradePhase::Pending, n)).collect();
+        let mut many: Vec<_> =
+            (0..500).map(|n| upgrade(&format!("u-{n}"), UpgradePhase::Pending, n)).collect();
+        many[0].true_conditions = vec![ConditionType::Ready];
         metrics.show_upgrades(&many);
         let text = metrics.text().unwrap();
         assert_eq!(text.matches(r#"phase="Pending"} 1"#).count(), MAX_UPGRADES);
+        assert!(!text.contains(r#"upgrade="u-0""#), "what is Ready comes last");
     }
 }

@@ -51,7 +51,7 @@ pub struct OSUpgradeStatus {
     /// When the current run was accepted; of two upgrades that both allow downgrades the later one governs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_started_at: Option<Time>,
-    /// When the current run is expected to end, if nothing holds it up that nobody can foresee; absent while nobody can say. It is written anew when the estimate has moved by more than a tenth of what is left, or by more than five minutes.
+    /// When the current run is expected to end, if nothing holds it up that nobody can foresee; absent while nobody can say. It is written anew when the estimate has moved by more than five minutes and by more than a tenth of what is left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_completion_at: Option<Time>,
     /// A digest of the parts of the spec and catalog that the current run was begun for.
@@ -72,7 +72,7 @@ pub struct OSUpgradeStatus {
     /// The selected nodes, counted by where they stand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<NodeCounts>,
-    /// What of the operator's surroundings the rollout goes by; there while the run goes on.
+    /// What of the operator's surroundings the rollout goes by; there while the upgrade is Reconciling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<OperatorReport>,
     /// Ready, Reconciling and Stalled as kstatus reads them, and a few more.

@@ -405,7 +405,7 @@ pub struct TimelineEntry {
     #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub boot_id: Option<String>,
-    /// The slot that it ran from then.
+    /// The slot that the node was running from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<Slot>,
 }

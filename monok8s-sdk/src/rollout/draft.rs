@@ -39,7 +39,7 @@ impl Draft {
         waits.insert(node.name.clone(), wait);
     }
 
-    /// What the nodes of a campaign wait for; whoever asks first gets it.
+    /// What the nodes of a campaign wait for. It is not in the draft any more.
     pub(super) fn take_waits(&mut self, campaign: &Campaign<'_>) -> BTreeMap<String, Wait> {
         self.waits.remove(campaign.view.uid()).unwrap_or_default()
     }

@@ -13,7 +13,7 @@ use super::order::{Soak, State, later};
 use super::outlook::Wait;
 use super::survey::{Campaign, Survey};
 use super::windows::{WindowState, Windows};
-use crate::api::{NodeCounts, UpgradeReason, WindowScope};
+use crate::api::{NodeCounts, Rounding, UpgradeReason, WindowScope};
 
 /// What a node has before it.
 struct Work<'f> {
@@ -55,7 +55,14 @@ pub(super) fn end<'f>(
         matches!(wait.reason, Draining | Soaking | WaitingForWindow)
     };
     let mut moving = stands.of(campaign).filter(|(node, stand)| stand.moves(node) || is_back(node, stand));
-    if campaign.run.is_none() || !moving.any(|(node, _)| waits.get(&node.name).is_none_or(goes_on)) {
+    // Nothing is granted while the catalog cannot be read, and nothing is staged while no window is open for it.
+    let is_closed = matches!(campaign.stage_window, WindowState::Closed { .. });
+    let has_to_stage =
+        |stand: &Stand<'_>| matches!(stand, Stand::Unordered(_) | Stand::Ordered(_, State::Unstaged(_)));
+    let held_up = campaign.view.catalog_error.is_some()
+        || is_closed && stands.of(campaign).any(|(_, stand)| has_to_stage(stand));
+    if campaign.run.is_none() || held_up || !moving.any(|(node, _)| waits.get(&node.name).is_none_or(goes_on))
+    {
         return None;
     }
     let ends = forecast(survey, campaign, stands, waits.values());
@@ -89,16 +96,22 @@ fn within<'f, 'w>(
         line.retain(|work| work.comes_back.is_some());
     }
     let staging = campaign.rollout.max_parallel_staging(campaign.selected().len()).max(1);
-    let at_once = campaign.rollout.max_unavailable(campaign.selected().len()).max(1);
+    let at_once = campaign.rollout.max_unavailable(campaign.selected().len());
+    let of_operator = survey.fleet.max_unavailable.as_ref();
+    let of_operator = of_operator.map(|limit| limit.of(campaign.selected().len(), Rounding::DownAtLeastOne));
+    let at_once = at_once.min(of_operator.unwrap_or(at_once)).max(1);
     let soaked = soaked(survey, campaign, stands);
     let mut lanes = Lanes::new(at_once.min(line.len()), soaked);
     let mut staged = Lanes::new(staging.min(line.len()), survey.now);
+    let soak = |node: &NodeView| campaign.soak().max(campaign.canary_soak(node));
     let mut window = Window::new(windows);
     for work in &line {
         let first = staged.take(work.until_staged);
         let end = match work.comes_back {
+            // How long it soaks is in what the lanes begin with, if it is back.
+            Some(back) if work.reboots == 0 && back <= survey.now => back,
             Some(back) if work.reboots == 0 => {
-                lanes.take_until(later(back.max(lanes.first()), campaign.soak()));
+                lanes.take_until(later(back.max(lanes.first()), soak(work.node)));
                 back
             }
             _ => {
@@ -107,7 +120,7 @@ fn within<'f, 'w>(
                 let earliest = work.comes_back.unwrap_or(survey.now).max(first).max(lanes.first());
                 let Some(start) = window.start(earliest, takes) else { break };
                 let end = later(start, takes);
-                lanes.take_until(later(end, campaign.soak()));
+                lanes.take_until(later(end, soak(work.node)));
                 end
             }
         };

@@ -80,7 +80,7 @@ pub fn inspect(fleet: &Fleet, now: Timestamp) -> BTreeMap<String, Inspection> {
     let stands = Stands::new(&survey);
     let mut draft = draft(&survey, &stands);
     let inspections = survey.campaigns.iter().map(|campaign| {
-        let outlook = judge(&survey, campaign, &stands, &mut draft);
+        let outlook = judge(&survey, campaign, &stands, draft.take_waits(campaign));
         let waits: BTreeMap<&str, Wait> = stands
             .of(campaign)
             .filter_map(|(node, _)| {

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::draft::Draft;
 use super::fleet::{Evaluation, Management, NodeView, Scheduling, Target};
 use super::forecast;
 use super::govern::{Stand, Stands};
@@ -39,15 +38,14 @@ enum Standing {
     Stalled,
 }
 
-/// Says what is to be reported about an upgrade.
+/// Says what is to be reported about an upgrade, of which these nodes wait.
 pub(super) fn judge<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
-    draft: &mut Draft,
+    waits: BTreeMap<String, Wait>,
 ) -> Outlook {
     let nodes = counts(campaign, stands);
-    let waits = draft.take_waits(campaign);
     let verdict = verdict(survey, campaign, stands, &nodes, &waits);
     let reconciling = verdict.standing == Standing::Reconciling;
     let operator = OperatorReport {
@@ -425,10 +423,15 @@ fn planned<'f>(
     done(UpgradePhase::Planned, UpgradeReason::Planned, message)
 }
 
-/// How long that would take. Windows are left out: the sentence is to be the same at every look.
+/// How long that would take, roughly: the sentence is to be the same at every look, so windows are left out, and what
+/// nodes of other upgrades took since the last one makes no difference.
 fn would_take<'f>(survey: &Survey<'f>, campaign: &Campaign<'f>, stands: &Stands<'f>) -> String {
     let Some(takes) = forecast::duration(survey, campaign, stands) else { return String::new() };
-    let takes = SignedDuration::from_mins(takes.as_mins().max(1));
+    let quarters = (takes.as_mins().max(1) + 14) / 15;
+    let takes = match quarters {
+        ..8 => SignedDuration::from_mins(quarters * 15),
+        _ => SignedDuration::from_hours((quarters + 3) / 4),
+    };
     let within = if campaign.rollout.windows.is_empty() { "" } else { ", within its windows" };
     format!("; that would take about {takes:#}{within}")
 }

@@ -21,7 +21,10 @@ pub fn plan(fleet: &Fleet, now: Timestamp) -> Plan {
     let outlooks = survey
         .campaigns
         .iter()
-        .map(|campaign| (campaign.view.uid().to_owned(), judge(&survey, campaign, &stands, &mut draft)))
+        .map(|campaign| {
+            let waits = draft.take_waits(campaign);
+            (campaign.view.uid().to_owned(), judge(&survey, campaign, &stands, waits))
+        })
         .collect();
     let (actions, next_event) = draft.finish();
     Plan { actions, outlooks, next_event }

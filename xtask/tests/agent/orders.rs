@@ -52,6 +52,36 @@ fn is_armed(machine: &Machine) -> bool {
     SimulatedLoader::open(machine.loader_path()).status().unwrap().trial.is_some()
 }
 
+/// The CRD as a release had it that knew less of a timeline.
+async fn know_less(bench: &Bench) {
+    let kubectl = bench.control_plane.kubectl();
+    let properties =
+        "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/timeline/items/properties";
+    let remove = |field: &str| json!({ "op": "remove", "path": format!("{properties}/{field}") });
+    let patch = json!([remove("bootID"), remove("slot")]).to_string();
+    let crd = "osupgradeprogresses.monok8s.io";
+    kubectl.succeed(&["patch", "crd", crd, "--type=json", "--patch", &patch]).await.unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while kubectl.succeed(&["explain", "osupgradeprogress.status.timeline.slot"]).await.is_ok() {
+        assert!(std::time::Instant::now() < deadline, "the API server does not take the older schema");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_whose_crds_are_older_than_the_agent_is_told_what_it_can_hold() {
+    let bench = Bench::start().await;
+    know_less(&bench).await;
+    let machine = bench.machine("node-1", &[]).await;
+    order(&bench, "node-1", &uid(&bench, "node-1").await).await;
+    grant(&bench, json!({"stage": NEW, "boot": boot_until(600)})).await;
+    bench.wait_for_phase(&machine, NAME, ProgressPhase::Completed).await;
+    assert_eq!(booted(&machine), [Slot::A, Slot::B]);
+    let timeline = bench.progress(NAME).await.status.unwrap().timeline;
+    assert!(timeline.len() > 3, "{timeline:?}");
+    assert!(timeline.iter().all(|entry| entry.slot.is_none() && entry.boot_id.is_none()), "{timeline:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_goes_as_far_as_it_is_granted() {
     let bench = Bench::start().await;

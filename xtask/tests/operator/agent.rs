@@ -13,6 +13,7 @@ use monok8s_sdk::api::{
     AGENT_FIELD_MANAGER, ANNOTATION_CORDON, LABEL_CONTROL_PLANE, OSNode, OSNodeStatus, OSUpgradeProgress,
     OrderSpec, ProgressPhase,
 };
+use monok8s_sdk::slot::Slot;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use xtask::kubelet::{Health, Kubelet, NodeSpec};
@@ -111,6 +112,7 @@ impl Machine {
             manner,
             ledger: Arc::clone(ledger),
             budget,
+            slot: Slot::A,
             failed: json!([]),
         };
         Self { agent: tokio::spawn(agent.run()) }
@@ -130,6 +132,7 @@ struct Agent {
     manner: Manner,
     ledger: Arc<Ledger>,
     budget: usize,
+    slot: Slot,
     /// The images that failed here.
     failed: Value,
 }
@@ -241,6 +244,7 @@ impl Agent {
         if self.running != hop {
             self.kubelet.booted(&hop).await.unwrap();
             self.running = hop;
+            self.slot = self.slot.other();
             self.report().await?;
         }
         self.ledger.come_back(self.kubelet.name());
@@ -277,7 +281,7 @@ impl Agent {
     fn done(&self) -> Value {
         json!({
             "completedAt": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            "installed": { "slot": "B", "version": self.running },
+            "installed": { "slot": self.slot, "version": self.running },
         })
     }
 
@@ -337,7 +341,7 @@ impl Agent {
             "kind": "OSNode",
             "metadata": { "name": self.kubelet.name() },
             "status": {
-                "bootedSlot": "A",
+                "bootedSlot": self.slot,
                 "bootedVersion": self.running,
                 "bootID": boot_id,
                 "arch": "amd64",

@@ -404,7 +404,9 @@ impl World {
 /// Whether a status says something new. What is waited for changes with every window that opens or closes, for as
 /// long as an upgrade waits.
 fn differs(upgrade: &OSUpgrade, before: Option<&OSUpgradeStatus>, after: Option<&OSUpgradeStatus>) -> bool {
-    let facts = |status: &OSUpgradeStatus| (status.phase.clone(), status.run, status.nodes.clone());
+    let facts = |status: &OSUpgradeStatus| {
+        (status.phase.clone(), status.run, status.nodes.clone(), status.expected_completion_at.clone())
+    };
     match upgrade.spec.rollout().windows.as_slice() {
         [] => before != after,
         _ => before.map(facts) != after.map(facts),

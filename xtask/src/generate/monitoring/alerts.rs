@@ -15,7 +15,7 @@ pub struct Alert {
     pub severity: Severity,
     /// What is the matter.
     pub summary: &'static str,
-    /// What that means, and what to type next.
+    /// What to type next.
     pub description: &'static str,
 }
 
@@ -63,10 +63,10 @@ pub const ALERTS: &[Alert] = &[
     },
     Alert {
         name: "MonoK8sUpgradeNotMoving",
-        expr: r#"(monok8s_operator_upgrade_condition{condition="Reconciling"} == 1) unless on (upgrade) (monok8s_operator_upgrade_condition{condition=~"Paused|WaitingForWindow"} == 1) unless on (upgrade) (delta(monok8s_operator_nodes{state="upToDate"}[3h]) > 0)"#,
+        expr: r#"(monok8s_operator_upgrade_condition{condition="Reconciling"} == 1) unless on (upgrade) (monok8s_operator_upgrade_condition{condition=~"Paused|WaitingForWindow"} == 1) unless on (upgrade) (monok8s_operator_waiting_nodes{reason="Soaking"} > 0) unless on (upgrade) (delta(monok8s_operator_nodes{state="upToDate"}[10m]) > 0)"#,
         lasts: "3h",
         severity: Severity::Warning,
-        summary: "No node of the upgrade {{ $labels.upgrade }} was done for three hours, and it waits for no window.",
+        summary: "No node of the upgrade {{ $labels.upgrade }} was done for three hours, and none soaks or waits for a window.",
         description: EXPLAIN,
     },
     Alert {
@@ -103,7 +103,7 @@ pub const ALERTS: &[Alert] = &[
     },
     Alert {
         name: "MonoK8sCatalogUnreachable",
-        expr: r#"monok8s_operator_upgrade_condition{condition="CatalogReachable"} == 0"#,
+        expr: r#"(monok8s_operator_upgrade_condition{condition="CatalogReachable"} == 0) unless on (upgrade) (monok8s_operator_upgrade_condition{condition="Ready"} == 1)"#,
         lasts: "1h",
         severity: Severity::Warning,
         summary: "The catalog of the upgrade {{ $labels.upgrade }} cannot be read; what it blocks by now is not known.",
@@ -127,7 +127,7 @@ pub const ALERTS: &[Alert] = &[
     },
     Alert {
         name: "MonoK8sWatchesFail",
-        expr: "sum by (resource) (rate(monok8s_operator_watch_errors_total[15m])) > 0.05",
+        expr: "sum by (resource) (rate(monok8s_operator_watch_errors_total[15m])) > 0.01",
         lasts: "30m",
         severity: Severity::Warning,
         summary: "The operator cannot watch {{ $labels.resource }}, and decides on what it knew before.",
@@ -147,7 +147,7 @@ pub const ALERTS: &[Alert] = &[
         lasts: "30m",
         severity: Severity::Warning,
         summary: "One in a hundred decisions of the operator takes more than half a second.",
-        description: "Next: look whether it has the CPU that it needs",
+        description: "Next: kubectl --namespace mono-system top pods",
     },
 ];
 
