@@ -1,12 +1,12 @@
-//! Keeping the agents of a fleet apart: what they all do after so long, or after the same outage, each does a little
-//! earlier than the next.
+//! Keeping the agents of a fleet apart: those that wait for the same thing, or were cut off by the same outage, do not
+//! all come at once.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
 /// A time at random in the upper half of `whole`.
 pub(super) fn spread(whole: Duration) -> Duration {
-    // Seeded anew each time, and by the system's randomness.
+    // The system's randomness seeds the first one of a thread, and each further one is another.
     let thousandths = u32::try_from(RandomState::new().hash_one(0) % 1001).unwrap_or(0);
     whole / 2 + whole / 2000 * thousandths
 }

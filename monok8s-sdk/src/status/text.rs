@@ -175,7 +175,7 @@ impl NodeLine {
         if let Some(percent) =
             equal.iter().filter_map(|node| node.percent).min().filter(|_| bars == Bars::Shown)
         {
-            // Of several the last one.
+            // Of several the one that has the least.
             phase = format!("{phase} {} {percent}%", bar(percent));
         }
         let name = match equal.len() {
@@ -227,7 +227,7 @@ fn bar(percent: u8) -> String {
     format!("[{}{}]", "#".repeat(full), ".".repeat(10 - full))
 }
 
-/// The share of `done` in `total`, which is not 0.
+/// The share of `done` in `total`; of nothing it is 0.
 fn percent(done: usize, total: usize) -> u8 {
     done.saturating_mul(100)
         .checked_div(total)
