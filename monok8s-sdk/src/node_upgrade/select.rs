@@ -55,15 +55,23 @@ pub fn select(
 }
 
 fn precedence(object: &OSUpgradeProgress) -> (bool, bool, Option<Time>, Option<String>) {
-    let superseded = condition_is_true(object.conditions(), &ConditionType::Superseded);
     let metadata = &object.metadata;
-    (!superseded, object.spec.order.is_none(), metadata.creation_timestamp.clone(), metadata.name.clone())
+    (
+        !is_superseded(object),
+        object.spec.order.is_none(),
+        metadata.creation_timestamp.clone(),
+        metadata.name.clone(),
+    )
 }
 
 /// Not ended, or asked by a nonce that its status does not know yet. The status is what counts, not
-/// the record: a nonce that is recorded and not yet reported still has its consequences to come.
+/// the record: a nonce that is recorded and not yet reported still has its consequences to come. One on an object that
+/// ended and was let go of has none: nobody answers it, and whatever else is ordered must not wait for that.
 fn wants_something(object: &OSUpgradeProgress) -> bool {
     let status = object.status.as_ref();
+    if is_superseded(object) && object.phase().is_final() {
+        return false;
+    }
     let unanswered = |asked: Option<&String>, answered: Option<&String>| {
         asked.is_some_and(|nonce| !nonce.is_empty() && Some(nonce) != answered)
     };
@@ -72,6 +80,10 @@ fn wants_something(object: &OSUpgradeProgress) -> bool {
     !object.phase().is_final()
         || unanswered(object.spec.retry_nonce.as_ref(), retry)
         || unanswered(object.spec.rollback_nonce.as_ref(), rollback)
+}
+
+fn is_superseded(object: &OSUpgradeProgress) -> bool {
+    condition_is_true(object.conditions(), &ConditionType::Superseded)
 }
 
 fn is_unacknowledged(object: &OSUpgradeProgress) -> bool {
@@ -168,6 +180,22 @@ mod tests {
             object("b-old", 2, Some("node-uid"), &status),
         ];
         assert_eq!(order_of(objects, &Record::default()).0.as_deref(), Some("b-old"));
+    }
+
+    #[test]
+    fn a_nonce_on_what_ended_and_was_let_go_of_keeps_nothing_else_waiting() {
+        let condition = json!({"type": "Superseded", "status": "True", "reason": "LetGo", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        for phase in ["Superseded", "Completed", "Failed"] {
+            let status = json!({"phase": phase, "observedGeneration": 1, "conditions": [condition]});
+            let mut old = object("old", 1, Some("node-uid"), &status);
+            (old.spec.rollback_nonce, old.spec.retry_nonce) =
+                (Some("back".to_owned()), Some("again".to_owned()));
+            let objects = vec![old, object("new", 2, Some("node-uid"), &at("Pending"))];
+            let (current, waiting, ended) = order_of(objects, &Record::default());
+            assert_eq!((current.as_deref(), waiting), (Some("new"), vec![]), "{phase}");
+            assert_eq!(ended, ["old"], "its spec is acknowledged: {phase}");
+        }
     }
 
     #[test]
