@@ -29,7 +29,7 @@ mod evict;
 mod first_words;
 
 use cordon::{Cordon, cordon};
-pub use first_words::{Silent, silent};
+pub use first_words::{FirstWords, first_words};
 
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -323,11 +323,7 @@ impl Executor<'_> {
         let created = create(&api, &object);
         let created = request(action.kind(), &new.name, "create", PROGRESSES, created).await;
         let of = ObjectRef { name: new.name.clone(), uid: String::new(), resource_version: String::new() };
-        let version = created.as_ref().ok().and_then(kube::ResourceExt::resource_version);
-        self.keep(&api, &self.caches.progresses, &of, created).await?;
-        let silent = Silent { name: new.name.clone(), version, status: new.status.clone() };
-        self.say_first(&silent).await?;
-        Ok(Done::Written)
+        self.keep(&api, &self.caches.progresses, &of, created).await
     }
 
     /// Keeps a write's answer for the next plan, or says that the plan was made on old facts.

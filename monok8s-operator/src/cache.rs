@@ -8,11 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo};
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
-use monok8s_sdk::api::{OSNode, OSUpgrade, OSUpgradeProgress};
+use monok8s_sdk::api::{GROUP, OSNode, OSUpgrade, OSUpgradeProgress};
 
 /// A kind whose objects are kept, without what nobody looks at: it is often the larger half of them.
 pub trait Kept: Resource<DynamicType = ()> {
@@ -26,14 +26,33 @@ impl Kept for OSUpgrade {}
 impl Kept for OSUpgradeProgress {}
 impl Kept for OSNode {}
 
+/// Keeps only what a [`NodeView`](monok8s_sdk::rollout::NodeView) is made of: the names of fifty images, the
+/// annotations of others, addresses, capacities and the other conditions are most of a Node.
 impl Kept for Node {
     fn trim(&mut self) {
         self.metadata.managed_fields = None;
-        if let Some(status) = &mut self.status {
-            // Up to fifty, with all their names.
-            status.images = None;
+        if let Some(annotations) = &mut self.metadata.annotations {
+            annotations.retain(|key, _| is_ours(key));
+        }
+        if let Some(status) = self.status.take() {
+            let conditions = status.conditions.into_iter().flatten();
+            let node_info = status.node_info.map(|info| NodeSystemInfo {
+                boot_id: info.boot_id,
+                kubelet_version: info.kubelet_version,
+                architecture: info.architecture,
+                ..NodeSystemInfo::default()
+            });
+            self.status = Some(NodeStatus {
+                conditions: Some(conditions.filter(|condition| condition.type_ == "Ready").collect()),
+                node_info,
+                ..NodeStatus::default()
+            });
         }
     }
+}
+
+fn is_ours(annotation: &str) -> bool {
+    annotation.split_once('/').is_some_and(|(prefix, _)| prefix == GROUP)
 }
 
 /// All objects of one kind, by name.
@@ -264,8 +283,10 @@ fn version_of<K: Resource>(object: &K) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{ContainerImage, NodeStatus};
+    use k8s_openapi::api::core::v1::{ContainerImage, NodeCondition};
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     use kube::core::error_boundary::InvalidObject;
+    use monok8s_sdk::rollout::{NodeView, fixtures};
 
     use super::*;
 
@@ -317,21 +338,36 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_looks_at_is_not_kept() {
+    fn of_a_node_only_what_is_looked_at_is_kept() {
         let heavy = || {
-            let mut node = node("a", 5, "old");
+            let mut node = fixtures::node("a").cordoned_for("order").excluded().not_ready().node();
+            let annotations = node.metadata.annotations.get_or_insert_default();
+            annotations.insert("csi.example.com/node".to_owned(), "many".to_owned());
             node.metadata.managed_fields = Some(vec![]);
-            node.status =
-                Some(NodeStatus { images: Some(vec![ContainerImage::default()]), ..Default::default() });
+            let status = node.status.get_or_insert_default();
+            status.images = Some(vec![ContainerImage::default()]);
+            status.capacity = Some([("cpu".to_owned(), Quantity("2".to_owned()))].into());
+            let condition = NodeCondition { type_: "MemoryPressure".to_owned(), ..NodeCondition::default() };
+            status.conditions.get_or_insert_default().insert(0, condition);
             node
         };
-        let cache = listed(vec![heavy()]);
-        let is_light = |node: &Node| {
-            node.metadata.managed_fields.is_none() && node.status.as_ref().is_some_and(|s| s.images.is_none())
+        let mut light = heavy();
+        light.trim();
+        assert_eq!(NodeView::new(&light, None), NodeView::new(&heavy(), None));
+        let status = light.status.as_ref().unwrap();
+        assert_eq!((&status.images, &status.capacity, &light.metadata.managed_fields), (&None, &None, &None));
+        assert_eq!(status.conditions.as_ref().unwrap().len(), 1);
+        assert!(light.annotations().keys().all(|key| is_ours(key)), "{light:?}");
+
+        let cache = Cache::default();
+        list(&cache, vec![heavy()]);
+        assert_eq!(*cache.get("a").unwrap(), light);
+        let written = |mut node: Node| {
+            node.metadata.resource_version = Some("9".to_owned());
+            node
         };
-        assert!(is_light(&cache.get("a").unwrap()));
-        cache.wrote(Node { metadata: node("a", 9, "new").metadata, ..heavy() });
-        assert!(is_light(&cache.get("a").unwrap()));
+        cache.wrote(written(heavy()));
+        assert_eq!(*cache.get("a").unwrap(), written(light));
     }
 
     #[test]

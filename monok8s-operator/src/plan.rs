@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admin::{Health, Readiness};
-use crate::apply::{self, Applied, ApplyError, Executor};
+use crate::apply::{self, Applied, ApplyError, Executor, FirstWords};
 use crate::catalogs::Catalogs;
 use crate::events::{self, Events, NodeEdges};
 use crate::health::HealthChecks;
@@ -158,7 +158,8 @@ impl Planner {
         let plan = plan(&fleet, now);
         self.metrics.planned(began.elapsed());
 
-        let (mut applied, acted) = self.apply(&plan, &fleet).await;
+        let words = apply::first_words(&fleet.progresses, &fleet.nodes, now);
+        let (mut applied, acted) = self.apply(&plan, &words).await;
         let asked = !applied.evictions.is_empty();
         self.pods.remember(std::mem::take(&mut applied.evictions), Timestamp::now());
         self.metrics.show_refusing_budgets(self.pods.refusing_budgets());
@@ -173,7 +174,7 @@ impl Planner {
         }
         self.metrics.passed(started.elapsed());
         let outcome = acted.map_err(PassError::from).and(reported.map(|_| ()).map_err(PassError::from));
-        Passed { next_event: plan.next_event, outcome }
+        Passed { next_event: plan.next_event.into_iter().chain(words.next_due).min(), outcome }
     }
 
     fn resolve(&mut self, observed: &Observed, memory: &Memory) -> Fleet {
@@ -204,7 +205,7 @@ impl Planner {
         fleet
     }
 
-    async fn apply(&self, plan: &Plan, fleet: &Fleet) -> (Applied, Result<(), ApplyError>) {
+    async fn apply(&self, plan: &Plan, words: &FirstWords) -> (Applied, Result<(), ApplyError>) {
         let executor = Executor {
             client: &self.client,
             caches: &self.caches,
@@ -216,7 +217,7 @@ impl Planner {
         if is_over(&acted) {
             return (applied, acted);
         }
-        let spoken = executor.speak_for(&apply::silent(&fleet.progresses, &fleet.nodes)).await;
+        let spoken = executor.say_first_words(words).await;
         applied.writes += spoken.as_ref().copied().unwrap_or(0);
         (applied, acted.and(spoken.map(|_| ())))
     }

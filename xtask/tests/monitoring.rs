@@ -38,7 +38,8 @@ fn exposed() -> BTreeSet<String> {
         monok8s_sdk::rollout::Wait {
             reason: monok8s_sdk::api::UpgradeReason::Paused,
             message: String::new(),
-        },
+        }
+        .into(),
     );
     metrics.show_upgrades(&[UpgradeGauges::new("up", &outlook)]);
     metrics.show_refusing_budgets([("a".to_owned(), "default/web".to_owned())].into());

@@ -1,11 +1,11 @@
-//! What a new progress object says until its agent's first word.
-//!
-//! It follows its creation at once, and is made up for if the operator was stopped between the two.
+//! What the operator says in an order whose agent has said nothing for a while: the node is down, or not there yet. An
+//! agent that is there speaks at the first sight of its order, and saves a write for each node.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use kube::api::{Api, Patch, PatchParams};
 use monok8s_sdk::api::{GROUP, OSUpgradeProgress, OSUpgradeProgressStatus, ProgressPhase, VERSION};
@@ -17,60 +17,91 @@ use super::{AT_ONCE, ApplyError, Executor, PROGRESS_STATUS, request};
 /// The field manager of the first words. One of its own, so that the agent's first write takes
 /// every field over and leaves none behind.
 const FIELD_MANAGER: &str = "monok8s-operator-init";
+/// How long an agent has for its first word.
+const AGENTS_HAVE: SignedDuration = SignedDuration::from_secs(10);
 
-/// A progress object that says nothing yet.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Silent {
-    pub(super) name: String,
-    pub(super) version: Option<String>,
-    pub(super) status: OSUpgradeProgressStatus,
+/// What there is to say.
+#[derive(Debug, Default)]
+pub struct FirstWords {
+    due: Vec<FirstWord>,
+    /// When more may be.
+    pub next_due: Option<Timestamp>,
 }
 
-/// The ordered objects about which nobody has said anything.
+/// The status of an object as it is when its agent says nothing.
+#[derive(Debug, PartialEq)]
+struct FirstWord {
+    name: String,
+    version: Option<String>,
+    status: OSUpgradeProgressStatus,
+}
+
+/// What there is to say about these objects.
 #[must_use]
-pub fn silent(progresses: &[Arc<OSUpgradeProgress>], nodes: &[Arc<NodeView>]) -> Vec<Silent> {
-    let nodes: BTreeMap<&str, &NodeView> =
-        nodes.iter().map(|node| (node.uid.as_str(), node.as_ref())).collect();
-    let first_words = |object: &Arc<OSUpgradeProgress>| {
-        let order = object.spec.order.as_ref()?;
-        let phase = object.status.as_ref().and_then(|status| status.phase.as_ref());
-        if phase.is_some() || object.metadata.deletion_timestamp.is_some() {
-            return None;
+pub fn first_words(
+    progresses: &[Arc<OSUpgradeProgress>],
+    nodes: &[Arc<NodeView>],
+    now: Timestamp,
+) -> FirstWords {
+    let mut words = FirstWords::default();
+    let mut silent = Vec::new();
+    for object in progresses.iter().filter(|object| is_silent(object)) {
+        let created = object.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
+        let due = created.checked_add(AGENTS_HAVE).unwrap_or(now);
+        // A clock that is far behind the API server's must not have it wait for hours.
+        if now < due && due.duration_since(now) <= AGENTS_HAVE * 2 {
+            words.next_due = words.next_due.into_iter().chain([due]).min();
+        } else {
+            silent.push(object);
         }
-        let node = nodes.get(order.node_uid.as_str())?;
-        Some(Silent {
-            name: object.name_any(),
-            version: object.resource_version(),
-            status: OSUpgradeProgressStatus {
-                current_version: node.version.as_ref().map(ToString::to_string),
-                target_version: order.hops.last().map(|hop| hop.version.to_string()),
-                phase: Some(ProgressPhase::Pending),
-                retry_count: Some(0),
-                failure_reason: Some(String::new()),
-                message: Some(String::new()),
-                ..OSUpgradeProgressStatus::default()
-            },
-        })
-    };
-    progresses.iter().filter_map(first_words).collect()
+    }
+    if !silent.is_empty() {
+        let nodes: HashMap<&str, &NodeView> =
+            nodes.iter().map(|node| (node.uid.as_str(), node.as_ref())).collect();
+        words.due = silent.into_iter().filter_map(|object| first_word(object, &nodes)).collect();
+    }
+    words
+}
+
+fn is_silent(object: &OSUpgradeProgress) -> bool {
+    let phase = object.status.as_ref().and_then(|status| status.phase.as_ref());
+    object.spec.order.is_some() && phase.is_none() && object.metadata.deletion_timestamp.is_none()
+}
+
+fn first_word(object: &OSUpgradeProgress, nodes: &HashMap<&str, &NodeView>) -> Option<FirstWord> {
+    let order = object.spec.order.as_ref()?;
+    let node = nodes.get(order.node_uid.as_str())?;
+    Some(FirstWord {
+        name: object.name_any(),
+        version: object.resource_version(),
+        status: OSUpgradeProgressStatus {
+            current_version: node.version.as_ref().map(ToString::to_string),
+            target_version: order.hops.last().map(|hop| hop.version.to_string()),
+            phase: Some(ProgressPhase::Pending),
+            retry_count: Some(0),
+            failure_reason: Some(String::new()),
+            message: Some(String::new()),
+            ..OSUpgradeProgressStatus::default()
+        },
+    })
 }
 
 impl Executor<'_> {
-    /// Says the first words about these objects. Tells how many writes were made.
-    pub async fn speak_for(&self, silent: &[Silent]) -> Result<usize, ApplyError> {
-        let said = silent.iter().map(|silent| async move {
+    /// Says the first words. Tells how many writes were made.
+    pub async fn say_first_words(&self, words: &FirstWords) -> Result<usize, ApplyError> {
+        let said = words.due.iter().map(|word| async move {
             if !self.leadership.may_act() {
                 return Err(ApplyError::NotLeading);
             }
-            self.say_first(silent).await
+            self.say(word).await
         });
         let said: Vec<bool> = stream::iter(said).buffer_unordered(AT_ONCE).try_collect().await?;
         Ok(said.into_iter().filter(|said| *said).count())
     }
 
     /// With the resourceVersion at which nothing was said: if the agent was faster, its word stands.
-    pub(super) async fn say_first(&self, silent: &Silent) -> Result<bool, ApplyError> {
-        let Silent { name, version, status } = silent;
+    async fn say(&self, word: &FirstWord) -> Result<bool, ApplyError> {
+        let FirstWord { name, version, status } = word;
         let object = json!({
             "apiVersion": format!("{GROUP}/{VERSION}"),
             "kind": "OSUpgradeProgress",
@@ -109,7 +140,7 @@ mod tests {
         let object = json!({
             "apiVersion": "monok8s.io/v1alpha1",
             "kind": "OSUpgradeProgress",
-            "metadata": { "name": name, "resourceVersion": "7" },
+            "metadata": { "name": name, "resourceVersion": "7", "creationTimestamp": "2026-11-24T12:00:00Z" },
             "spec": {
                 "sourceRef": { "name": "up" },
                 "nodeName": "node-1",
@@ -121,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_nobody_spoke_of_is_spoken_for() {
+    fn only_what_nobody_spoke_of_for_a_while_is_spoken_for() {
         let node = json!({
             "metadata": { "name": "node-1", "uid": "uid-1" },
             "status": { "nodeInfo": { "kubeletVersion": "v1.34.1", "bootID": "", "machineID": "", "systemUUID": "",
@@ -135,10 +166,18 @@ mod tests {
             progress("of-another-node", "uid-2", &json!({})),
         ]
         .map(Arc::new);
-        let silent = silent(&progresses, &nodes);
-        let [silent] = silent.as_slice() else { panic!("{silent:?}") };
-        assert_eq!((silent.name.as_str(), silent.version.as_deref()), ("new", Some("7")));
-        assert_eq!(silent.status.current_version.as_deref(), Some("v1.34.1"));
-        assert_eq!(silent.status.target_version.as_deref(), Some("v1.35.4"));
+        let at = |text: &str| first_words(&progresses, &nodes, text.parse().unwrap());
+        for time in ["2026-11-24T12:00:09Z", "2026-11-24T11:59:58Z"] {
+            let too_early = at(time);
+            assert_eq!(too_early.due, []);
+            assert_eq!(too_early.next_due, Some("2026-11-24T12:00:10Z".parse().unwrap()));
+        }
+        for time in ["2026-11-24T12:00:10Z", "2026-11-24T11:00:00Z"] {
+            let FirstWords { due, next_due } = at(time);
+            let [word] = due.as_slice() else { panic!("{due:?}") };
+            assert_eq!((word.name.as_str(), word.version.as_deref(), next_due), ("new", Some("7"), None));
+            assert_eq!(word.status.current_version.as_deref(), Some("v1.34.1"));
+            assert_eq!(word.status.target_version.as_deref(), Some("v1.35.4"));
+        }
     }
 }

@@ -25,7 +25,7 @@ open_enum! {
         WaitingForWindow,
         /// A health check holds nodes back.
         HealthGate,
-        /// The operator allows the node to commit to the reboot.
+        /// The operator allows the node to commit to the reboot, and the node has not done so for a while.
         BootGranted,
         /// The node is cordoned, and what had to leave it has left.
         Drained,

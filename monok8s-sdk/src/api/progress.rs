@@ -114,7 +114,7 @@ pub struct BootGrant {
 }
 
 open_enum! {
-    /// How far a node is: its own word, except that the operator fills in the first one.
+    /// How far a node is: its own word; of a node that says nothing, the operator says the first one.
     pub enum ProgressPhase {
         /// Not begun, or waiting for leave to stage.
         Pending,

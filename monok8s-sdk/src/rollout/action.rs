@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::outlook::Outlook;
 use super::pods::PodView;
-use crate::api::{BootGrant, OSUpgradeProgressSpec, OSUpgradeProgressStatus};
+use crate::api::{BootGrant, OSUpgradeProgressSpec};
 use crate::version::OsVersion;
 
 /// What to do now, what to report, and when to look again without being told.
@@ -88,7 +88,7 @@ pub enum Action {
         /// The Node.
         node: ObjectRef,
     },
-    /// Create a progress object, then fill its status once.
+    /// Create a progress object.
     CreateProgress(Box<NewProgress>),
     /// Set `order.stage`, and clear `order.boot`.
     GrantStage {
@@ -191,6 +191,4 @@ pub struct NewProgress {
     pub upgrade_uid: String,
     /// Its spec, with no grant yet.
     pub spec: OSUpgradeProgressSpec,
-    /// What its status says until the agent's first word.
-    pub status: OSUpgradeProgressStatus,
 }

@@ -1,10 +1,12 @@
 //! Cordon, drain, and leave to reboot.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::action::Action;
+use super::budget::Away;
 use super::draft::Draft;
 use super::drain;
 use super::fleet::{NodeView, Readiness, Scheduling};
@@ -26,6 +28,13 @@ struct Candidate<'a, 'f> {
     node: &'f NodeView,
     order: OrderView<'f>,
     version: &'a OsVersion,
+    terms: &'a Terms<'a, 'f>,
+}
+
+/// What an upgrade has all its candidates wait for.
+struct Terms<'a, 'f> {
+    halt: Option<Wait>,
+    pace: Pace<'a, 'f>,
 }
 
 impl Candidate<'_, '_> {
@@ -50,112 +59,115 @@ impl Candidate<'_, '_> {
 /// long as the grant can be taken back. Then one after the other gets a turn, and each one that
 /// does counts for the next.
 pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Draft) {
-    let halts: BTreeMap<&str, Option<Wait>> = survey
-        .campaigns
-        .iter()
-        .map(|campaign| (campaign.view.uid(), Failures::of(campaign, stands).halt()))
-        .collect();
-    let paces: BTreeMap<&str, Pace<'_>> = survey
-        .campaigns
-        .iter()
-        .map(|campaign| (campaign.view.uid(), Pace::of(survey, campaign, stands)))
-        .collect();
-    paces.values().filter_map(|pace| pace.ends).for_each(|ends| draft.wake_at(ends));
-    let nothing = Pace::default();
+    let terms = survey.campaigns.iter().map(|campaign| Terms {
+        halt: Failures::of(campaign, stands).halt(),
+        pace: Pace::of(survey, campaign, stands),
+    });
+    let terms: Vec<_> = terms.collect();
+    terms.iter().filter_map(|terms| terms.pace.ends).for_each(|ends| draft.wake_at(ends));
     let (in_turn, waiting): (Vec<_>, Vec<_>) =
-        candidates(survey, stands).into_iter().partition(Candidate::has_turn);
+        candidates(survey, stands, &terms).into_iter().partition(Candidate::has_turn);
 
-    let mut away = away(survey);
-    for candidate in in_turn.iter().filter(|candidate| candidate.is_away_for_its_turn_alone()) {
-        away.remove(candidate.node.name.as_str());
-    }
-    let mut in_work = in_work(survey);
+    let mut round =
+        Round { survey, stands, away: Away::of(survey), in_work: in_work(survey), spent: BTreeMap::new() };
     for candidate in &in_turn {
-        in_work.remove(candidate.node.name.as_str());
+        if candidate.is_away_for_its_turn_alone() {
+            round.away.remove(candidate.node);
+        }
+        round.in_work.remove(candidate.node.name.as_str());
     }
-    let mut in_vain = BTreeMap::new();
-    let mut spent: BTreeMap<&str, Wait> = BTreeMap::new();
-    for (candidate, had_turn) in
-        in_turn.iter().map(|turn| (turn, true)).chain(waiting.iter().map(|turn| (turn, false)))
-    {
-        if !had_turn {
-            // Nodes that lose their turn are away until they were seen to be back.
-            away.extend(in_vain.keys().copied());
-            in_work.append(&mut in_vain);
-        }
-        let turn = Turn {
-            survey,
-            stands,
-            campaign: candidate.campaign,
-            halt: halts.get(candidate.campaign.view.uid()).and_then(Option::as_ref),
-            node: candidate.node,
-            order: candidate.order,
-            version: candidate.version,
-            away: &away,
-            in_work: &in_work,
-            has_begun: had_turn,
-            pace: paces.get(candidate.campaign.view.uid()).unwrap_or(&nothing),
-            spent: spent.get(candidate.campaign.view.uid()).filter(|_| !had_turn),
-        };
-        if let Some(wait) = turn.wait() {
-            if !had_turn && wait.reason == UpgradeReason::WaitingForBudget {
-                spent.insert(candidate.campaign.view.uid(), wait.clone());
-            }
-            draft.waits(candidate.campaign, candidate.node, wait);
-            if had_turn {
-                in_vain.insert(candidate.node.name.as_str(), candidate.node);
-            }
-        } else {
-            spent.clear();
-            away.insert(&candidate.node.name);
-            in_work.insert(&candidate.node.name, candidate.node);
-            draft.admitted.insert(candidate.order.uid().to_owned());
-            go_on(candidate, survey, draft);
-        }
+    let mut in_vain = in_turn;
+    in_vain.retain(|candidate| !round.admits(candidate, draft));
+    // Nodes that lose their turn are away until they were seen to be back.
+    in_vain.iter().for_each(|candidate| round.takes(candidate.node));
+    round.spent.clear();
+    for candidate in &waiting {
+        round.admits(candidate, draft);
     }
 }
 
-fn away<'f>(survey: &Survey<'f>) -> BTreeSet<&'f str> {
-    let away = survey.fleet.nodes.iter().filter(|node| survey.is_unavailable(node));
-    away.map(|node| node.name.as_str()).collect()
+/// The candidates one after the other.
+struct Round<'a, 'f> {
+    survey: &'a Survey<'f>,
+    stands: &'a Stands<'f>,
+    away: Away<'a, 'f>,
+    in_work: BTreeMap<&'f str, &'f NodeView>,
+    /// What a candidate was told for want of budget, by the index of its upgrade. As long as nobody is admitted, the
+    /// next one waits for the same.
+    spent: BTreeMap<usize, Wait>,
+}
+
+impl<'a, 'f> Round<'a, 'f> {
+    /// Whether it is a node's turn. If so, its next step is in the draft, else what it waits for.
+    fn admits(&mut self, candidate: &Candidate<'a, 'f>, draft: &mut Draft) -> bool {
+        let Candidate { campaign, node, order, version, terms } = *candidate;
+        let turn = Turn {
+            survey: self.survey,
+            stands: self.stands,
+            campaign,
+            halt: terms.halt.as_ref(),
+            node,
+            order,
+            version,
+            away: &self.away,
+            in_work: &self.in_work,
+            has_begun: candidate.has_turn(),
+            pace: &terms.pace,
+            spent: self.spent.get(&campaign.index),
+        };
+        let Some(wait) = turn.wait() else {
+            self.spent.clear();
+            self.takes(node);
+            draft.admitted.insert(order.uid().to_owned());
+            go_on(candidate, self.survey, draft);
+            return true;
+        };
+        if wait.reason == UpgradeReason::WaitingForBudget {
+            self.spent.entry(campaign.index).or_insert_with(|| wait.clone());
+        }
+        draft.waits(campaign, node, wait);
+        false
+    }
+
+    fn takes(&mut self, node: &'f NodeView) {
+        self.away.insert(node);
+        self.in_work.insert(&node.name, node);
+    }
 }
 
 /// The nodes that are on their way into a reboot or out of one, whoever ordered it, and those that still wear our
 /// cordon. One that did not come back in time is nobody's work any more.
 fn in_work<'f>(survey: &Survey<'f>) -> BTreeMap<&'f str, &'f NodeView> {
-    let nodes = survey.fleet.nodes.iter().map(|node| (node.name.as_str(), node.as_ref()));
-    let nodes: BTreeMap<&str, &NodeView> = nodes.collect();
     let (mut committed, mut lost) = (BTreeMap::new(), BTreeSet::new());
     for order in survey.orders.iter().filter(|order| order.is_committed()) {
-        let name = order.progress.spec.node_name.as_str();
-        let Some((name, node)) = nodes.get_key_value(name).filter(|(_, node)| order.is_for(node)) else {
-            continue;
-        };
+        let Some(node) = survey.node_of(*order) else { continue };
         let rollout = survey.campaign_of(*order).map(|campaign| &campaign.rollout);
         let state = match rollout {
             Some(rollout) => order.state(node, rollout, survey.now),
             None => order.state(node, &RolloutSpec::default(), survey.now),
         };
         if state == State::Lost {
-            lost.insert(*name);
+            lost.insert(node.name.as_str());
         } else {
-            committed.insert(*name, *node);
+            committed.insert(node.name.as_str(), node);
         }
     }
-    let cordoned =
-        nodes.into_iter().filter(|(name, node)| node.cordoned_for.is_some() && !lost.contains(name));
-    committed.extend(cordoned);
+    let nodes = survey.fleet.nodes.iter().map(Arc::as_ref);
+    let cordoned = nodes.filter(|node| node.cordoned_for.is_some() && !lost.contains(node.name.as_str()));
+    committed.extend(cordoned.map(|node| (node.name.as_str(), node)));
     committed
 }
 
-fn candidates<'a, 'f>(survey: &'a Survey<'f>, stands: &'a Stands<'f>) -> Vec<Candidate<'a, 'f>> {
+fn candidates<'a, 'f>(
+    survey: &'a Survey<'f>,
+    stands: &'a Stands<'f>,
+    terms: &'a [Terms<'a, 'f>],
+) -> Vec<Candidate<'a, 'f>> {
     let mut candidates = Vec::new();
-    for campaign in &survey.campaigns {
-        for (node, stand) in stands.of(campaign) {
-            if let Stand::Ordered(order, State::Staged(version)) = stand
-                && stands.governs(campaign, node)
-            {
-                candidates.push(Candidate { campaign, node, order: *order, version });
+    for (campaign, terms) in survey.campaigns.iter().zip(terms) {
+        for member in stands.governed(campaign) {
+            if let Stand::Ordered(order, State::Staged(version)) = &member.stand {
+                candidates.push(Candidate { campaign, node: member.node, order: *order, version, terms });
             }
         }
     }

@@ -1,12 +1,13 @@
 //! A plan in the making.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 
 use super::action::Action;
 use super::fleet::NodeView;
-use super::outlook::Wait;
+use super::outlook::{Wait, Waits};
 use super::survey::Campaign;
 
 /// A plan in the making.
@@ -17,7 +18,8 @@ pub(super) struct Draft {
     deleted: BTreeSet<String>,
     /// The UIDs of orders that hold a cordon, and may hold a boot grant.
     pub(super) admitted: BTreeSet<String>,
-    waits: BTreeMap<String, BTreeMap<String, Wait>>,
+    /// Why nodes wait, by the index of the campaign and in any order; of several about one node the last one counts.
+    waits: BTreeMap<usize, Vec<(String, Arc<Wait>)>>,
     next_event: Option<Timestamp>,
 }
 
@@ -35,13 +37,18 @@ impl Draft {
     }
 
     pub(super) fn waits(&mut self, campaign: &Campaign<'_>, node: &NodeView, wait: Wait) {
-        let waits = self.waits.entry(campaign.view.uid().to_owned()).or_default();
-        waits.insert(node.name.clone(), wait);
+        let waits = self.waits.entry(campaign.index).or_default();
+        // Most wait for the same as the one before.
+        let wait = match waits.last() {
+            Some((_, same)) if **same == wait => Arc::clone(same),
+            _ => Arc::new(wait),
+        };
+        waits.push((node.name.clone(), wait));
     }
 
     /// What the nodes of a campaign wait for. It is not in the draft any more.
-    pub(super) fn take_waits(&mut self, campaign: &Campaign<'_>) -> BTreeMap<String, Wait> {
-        self.waits.remove(campaign.view.uid()).unwrap_or_default()
+    pub(super) fn take_waits(&mut self, campaign: &Campaign<'_>) -> Waits {
+        self.waits.remove(&campaign.index).unwrap_or_default().into_iter().collect()
     }
 
     /// Something may change at this time without anyone telling.

@@ -3,14 +3,15 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::fleet::NodeView;
+use super::fleet::{NodeView, Role};
 use super::govern::{Stand, Stands};
-use super::line::Place;
+use super::line::{Place, TurnInLine};
 use super::order::{Soak, State, later};
-use super::outlook::Wait;
+use super::outlook::{Wait, Waits};
 use super::survey::{Campaign, Survey};
 use super::windows::{WindowState, Windows};
 use crate::api::{NodeCounts, Rounding, UpgradeReason, WindowScope};
@@ -18,6 +19,7 @@ use crate::api::{NodeCounts, Rounding, UpgradeReason, WindowScope};
 /// What a node has before it.
 struct Work<'f> {
     node: &'f NodeView,
+    place: Place<'f>,
     /// How much longer until what it is about to boot is in its other slot.
     until_staged: SignedDuration,
     /// How many reboots.
@@ -34,8 +36,8 @@ pub(super) fn forecast<'f, 'w>(
     stands: &Stands<'f>,
     waits: impl Iterator<Item = &'w Wait>,
 ) -> BTreeMap<&'f str, Timestamp> {
-    match Windows::new(&campaign.rollout.windows) {
-        Ok(windows) => within(&windows, survey, campaign, stands, waits),
+    match &campaign.windows {
+        Ok(windows) => within(windows, survey, campaign, stands, waits),
         Err(_) => BTreeMap::new(),
     }
 }
@@ -47,7 +49,7 @@ pub(super) fn end<'f>(
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     nodes: &NodeCounts,
-    waits: &BTreeMap<String, Wait>,
+    waits: &Waits,
 ) -> Option<Timestamp> {
     let open = nodes.total - nodes.up_to_date - nodes.refused - nodes.excluded - nodes.superseded;
     let goes_on = |wait: &Wait| {
@@ -61,11 +63,11 @@ pub(super) fn end<'f>(
         |stand: &Stand<'_>| matches!(stand, Stand::Unordered(_) | Stand::Ordered(_, State::Unstaged(_)));
     let held_up = campaign.view.catalog_error.is_some()
         || is_closed && stands.of(campaign).any(|(_, stand)| has_to_stage(stand));
-    if campaign.run.is_none() || held_up || !moving.any(|(node, _)| waits.get(&node.name).is_none_or(goes_on))
-    {
+    let may_go_on = |node: &NodeView| waits.get(&node.name).is_none_or(|wait| goes_on(wait));
+    if campaign.run.is_none() || held_up || !moving.any(|(node, _)| may_go_on(node)) {
         return None;
     }
-    let ends = forecast(survey, campaign, stands, waits.values());
+    let ends = forecast(survey, campaign, stands, waits.values().map(Arc::as_ref));
     // An end that some do not reach is none.
     let all = i32::try_from(ends.len()) == Ok(open);
     ends.into_values().max().filter(|_| all)
@@ -89,9 +91,9 @@ fn within<'f, 'w>(
     mut waits: impl Iterator<Item = &'w Wait>,
 ) -> BTreeMap<&'f str, Timestamp> {
     let mut ends = BTreeMap::new();
-    let work = |(node, stand)| work(survey, node, stand);
-    let mut line: Vec<_> = stands.of(campaign).filter_map(work).collect();
-    line.sort_by_cached_key(|work| (work.comes_back.is_none(), Place::of(work.node, campaign, survey)));
+    let mut line: Vec<_> =
+        stands.of(campaign).filter_map(|(node, stand)| work(survey, campaign, node, stand)).collect();
+    line.sort_by(|a, b| (a.comes_back.is_none(), &a.place).cmp(&(b.comes_back.is_none(), &b.place)));
     if waits.any(|wait| has_no_time(&wait.reason)) {
         line.retain(|work| work.comes_back.is_some());
     }
@@ -103,33 +105,67 @@ fn within<'f, 'w>(
     let soaked = soaked(survey, campaign, stands);
     let mut lanes = Lanes::new(at_once.min(line.len()), soaked);
     let mut staged = Lanes::new(staging.min(line.len()), survey.now);
-    let soak = |node: &NodeView| campaign.soak().max(campaign.canary_soak(node));
     let mut window = Window::new(windows);
+    let mut precedence = Precedence::default();
     for work in &line {
         let first = staged.take(work.until_staged);
         let end = match work.comes_back {
             // How long it soaks is in what the lanes begin with, if it is back.
             Some(back) if work.reboots == 0 && back <= survey.now => back,
             Some(back) if work.reboots == 0 => {
-                lanes.take_until(later(back.max(lanes.first()), soak(work.node)));
+                lanes.take_until(later(back.max(lanes.first()), campaign.soaks(work.node)));
                 back
             }
             _ => {
                 let reboots = i32::try_from(work.reboots).unwrap_or(i32::MAX);
                 let takes = survey.reboot_takes * reboots + survey.stage_takes * (reboots - 1).max(0);
-                let earliest = work.comes_back.unwrap_or(survey.now).max(first).max(lanes.first());
+                let begins = work.comes_back.or_else(|| precedence.begins(work));
+                let earliest = begins.unwrap_or(first).max(first).max(lanes.first());
                 let Some(start) = window.start(earliest, takes) else { break };
                 let end = later(start, takes);
-                lanes.take_until(later(end, soak(work.node)));
+                lanes.take_until(later(end, campaign.soaks(work.node)));
                 end
             }
         };
+        precedence.ends(work, later(end, campaign.soaks(work.node)));
         ends.insert(work.node.name.as_str(), end);
     }
     ends
 }
 
-fn work<'f>(survey: &Survey<'f>, node: &'f NodeView, stand: &Stand<'f>) -> Option<Work<'f>> {
+/// What a node waits for however many may be away at once: all nodes of the turns before its own, and for one of the
+/// control plane the one before it.
+#[derive(Default)]
+struct Precedence<'f> {
+    /// When the nodes of each turn are done.
+    turns: BTreeMap<TurnInLine<'f>, Timestamp>,
+    control_plane: Option<Timestamp>,
+}
+
+impl<'f> Precedence<'f> {
+    fn begins(&self, work: &Work<'f>) -> Option<Timestamp> {
+        let before = self.turns.range(..&work.place.turn).map(|(_, end)| *end).max();
+        match work.node.role {
+            Role::ControlPlane => before.max(self.control_plane),
+            Role::Worker => before,
+        }
+    }
+
+    fn ends(&mut self, work: &Work<'f>, end: Timestamp) {
+        let latest = self.turns.entry(work.place.turn.clone()).or_insert(end);
+        *latest = end.max(*latest);
+        if work.node.role == Role::ControlPlane {
+            self.control_plane = self.control_plane.max(Some(end));
+        }
+    }
+}
+
+fn work<'f>(
+    survey: &Survey<'f>,
+    campaign: &Campaign<'f>,
+    node: &'f NodeView,
+    stand: &Stand<'f>,
+) -> Option<Work<'f>> {
     let hops = |order: super::order::OrderView<'_>| {
         let running = node.version.as_ref()?;
         let hops = &order.order()?.hops;
@@ -156,7 +192,8 @@ fn work<'f>(survey: &Survey<'f>, node: &'f NodeView, stand: &Stand<'f>) -> Optio
         Stand::Ordered(_, State::Settling) => (SignedDuration::ZERO, 0, Some(survey.now)),
         _ => return None,
     };
-    Some(Work { node, until_staged, reboots, comes_back })
+    let place = Place::of(node, campaign, survey);
+    Some(Work { node, place, until_staged, reboots, comes_back })
 }
 
 /// Whether a node is done but for the cordon, which comes off next.
@@ -166,10 +203,9 @@ fn is_back(node: &NodeView, stand: &Stand<'_>) -> bool {
 
 /// When the nodes that soak will have.
 fn soaked(survey: &Survey<'_>, campaign: &Campaign<'_>, stands: &Stands<'_>) -> Timestamp {
-    let ends = stands.of(campaign).filter_map(|(node, _)| {
-        let order = survey.current_order(campaign, node)?;
-        let Soak::Since(since) = order.soak(campaign, node, survey.now) else { return None };
-        Some(later(since, campaign.soak().max(campaign.canary_soak(node))))
+    let ends = stands.members(campaign).iter().filter_map(|member| {
+        let Soak::Since(since) = member.order?.soak(campaign, member.node, survey.now) else { return None };
+        Some(later(since, campaign.soaks(member.node)))
     });
     ends.fold(survey.now, Ord::max)
 }
@@ -267,7 +303,62 @@ impl<'w> Window<'w> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Window as Spec, WindowKind};
+    use crate::api::{Canary, IntOrPercent, NodeSelector, RolloutSpec, Window as Spec, WindowKind};
+    use crate::rollout::Fleet;
+    use crate::rollout::fixtures::{node, upgrade};
+
+    #[test]
+    fn turns_come_one_after_the_other_however_many_may_be_away() {
+        let takes = |names: &[&str], change: fn(&mut RolloutSpec)| {
+            let node = |name: &&str| match name.split_once('-') {
+                Some(("cp", _)) => node(name).control_plane(),
+                Some((zone, _)) => node(name).labelled("zone", zone),
+                None => node(name),
+            };
+            let up = upgrade("up").rollout(|rollout| rollout.max_unavailable = Some(IntOrPercent::Int(5)));
+            let fleet = Fleet {
+                nodes: names.iter().map(|name| Arc::new(node(name).view())).collect(),
+                upgrades: vec![up.rollout(change).view()],
+                operator_node: Some("operator".to_owned()),
+                ..Fleet::default()
+            };
+            let survey = Survey::new(&fleet, "2026-11-24T12:00:00Z".parse().unwrap());
+            let stands = Stands::new(&survey);
+            duration(&survey, &survey.campaigns[0], &stands).unwrap().as_mins()
+        };
+        let (stage, reboot) = (5, 10);
+        let by_zone = |rollout: &mut RolloutSpec| rollout.group_by = Some("zone".to_owned());
+        let canary = |rollout: &mut RolloutSpec| {
+            let node_selector = NodeSelector([("zone".to_owned(), "b".into())].into_iter().collect());
+            rollout.canary = Some(Canary { node_selector, soak_seconds: Some(7 * 60) });
+        };
+        assert_eq!(takes(&["a-1", "a-2", "b-1"], |_| {}), stage + reboot);
+        assert_eq!(takes(&["cp-1", "cp-2", "cp-3", "a-1", "a-2"], |_| {}), stage + 4 * reboot);
+        assert_eq!(takes(&["a-1", "a-2", "b-1"], by_zone), stage + 2 * reboot);
+        assert_eq!(takes(&["a-1", "a-2", "b-1"], canary), stage + 2 * reboot + 7);
+        assert_eq!(takes(&["a-1", "operator"], |_| {}), stage + 2 * reboot);
+    }
+
+    #[test]
+    fn a_node_on_its_way_back_holds_up_only_the_turns_after_its_own() {
+        let at = |minutes| Some(Timestamp::UNIX_EPOCH + SignedDuration::from_mins(minutes));
+        let fleet = Fleet { upgrades: vec![upgrade("up").view()], ..Fleet::default() };
+        let survey = Survey::new(&fleet, Timestamp::UNIX_EPOCH);
+        let views = [node("a"), node("b"), node("s").control_plane(), node("t").control_plane()];
+        let views = views.map(|node| node.view());
+        let [first, second, server, other_server] = views.each_ref().map(|node| Work {
+            node,
+            place: Place::of(node, &survey.campaigns[0], &survey),
+            until_staged: SignedDuration::ZERO,
+            reboots: 0,
+            comes_back: None,
+        });
+        let mut precedence = Precedence::default();
+        precedence.ends(&first, at(7).unwrap());
+        assert_eq!((precedence.begins(&second), precedence.begins(&server)), (None, None));
+        precedence.ends(&server, at(5).unwrap());
+        assert_eq!((precedence.begins(&second), precedence.begins(&other_server)), (at(5), at(5)));
+    }
 
     #[test]
     fn a_look_at_a_window_is_good_until_its_edge() {

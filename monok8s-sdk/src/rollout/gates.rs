@@ -5,7 +5,8 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::fleet::{Management, NodeView, Readiness, Role, Scheduling};
+use super::budget::{self, Away};
+use super::fleet::{Management, NodeView, Readiness, Role};
 use super::govern::Stands;
 use super::halt::{forbidden, names};
 use super::health;
@@ -13,7 +14,7 @@ use super::order::OrderView;
 use super::outlook::Wait;
 use super::pace::{self, Pace};
 use super::survey::{Campaign, Survey};
-use crate::api::{Rounding, UpgradeReason};
+use crate::api::UpgradeReason;
 use crate::version::OsVersion;
 
 /// A node whose turn to reboot is being considered.
@@ -28,13 +29,13 @@ pub(super) struct Turn<'a, 'f> {
     pub(super) version: &'a OsVersion,
     /// The nodes that are away, or will be by what was decided so far; without this one, unless it
     /// is away for a reason of its own.
-    pub(super) away: &'a BTreeSet<&'f str>,
+    pub(super) away: &'a Away<'a, 'f>,
     /// The nodes that have their turn for certain, in whatever upgrade; without this one.
     pub(super) in_work: &'a BTreeMap<&'f str, &'f NodeView>,
     /// Whether its turn has begun: it holds the cordon, or the grant.
     pub(super) has_begun: bool,
     /// What soaks.
-    pub(super) pace: &'a Pace<'f>,
+    pub(super) pace: &'a Pace<'a, 'f>,
     /// What an earlier node of the upgrade was told for want of budget, if nothing has changed since.
     pub(super) spent: Option<&'a Wait>,
 }
@@ -57,13 +58,18 @@ const GATES: [(&str, Gate); 15] = [
     ("soaking", pace::soaking),
     ("health", health::gate),
     ("one control-plane node", one_control_plane_node),
-    ("budget", budget),
+    ("budget", budget::budget),
 ];
 
 impl Turn<'_, '_> {
     /// Why the node may not go now.
     pub(super) fn wait(&self) -> Option<Wait> {
-        GATES.iter().filter(|(name, _)| stands(name)).find_map(|(_, gate)| gate(self))
+        let mut shut = GATES.iter().filter(|(name, _)| stands(name)).filter_map(|(_, gate)| gate(self));
+        let first = shut.next()?;
+        // A window that opens is of no use to a node that stays behind one of these, and says nothing about when it goes.
+        let is_window = first.reason == UpgradeReason::WaitingForWindow;
+        let next = is_window.then(|| shut.next()).flatten();
+        Some(next.filter(|next| next.reason == UpgradeReason::KubeletSkew).unwrap_or(first))
     }
 
     /// Where the hop leads from what the node runs.
@@ -158,9 +164,7 @@ fn control_plane_first(turn: &Turn<'_, '_>) -> Option<Wait> {
     }
     let within = turn.node.version.as_ref().map(OsVersion::minor) == Some(turn.version.minor());
     let (direction, first) = match (turn.node.role, turn.direction()) {
-        (Role::Worker, Ordering::Greater)
-            if within && turn.campaign.canaries.contains(turn.node.name.as_str()) =>
-        {
+        (Role::Worker, Ordering::Greater) if within && turn.campaign.is_canary(turn.node) => {
             return None;
         }
         (Role::Worker, Ordering::Greater) => (Ordering::Greater, Role::ControlPlane),
@@ -233,7 +237,7 @@ fn one_control_plane_node(turn: &Turn<'_, '_>) -> Option<Wait> {
             && match other.management {
                 // What a person took out may be cordoned for years, but a vote in etcd is a vote.
                 Management::Excluded => other.readiness == Readiness::NotReady,
-                Management::Managed | Management::Unmanaged => turn.away.contains(other.name.as_str()),
+                Management::Managed | Management::Unmanaged => turn.away.contains(other),
             }
     });
     Turn::wait_for(
@@ -241,54 +245,6 @@ fn one_control_plane_node(turn: &Turn<'_, '_>) -> Option<Wait> {
         away,
         "to be available: the control plane goes one node at a time",
     )
-}
-
-fn budget(turn: &Turn<'_, '_>) -> Option<Wait> {
-    // Whoever is away already costs nothing more, and may be just what the upgrade repairs.
-    if turn.away.contains(turn.node.name.as_str()) {
-        return None;
-    }
-    if turn.spent.is_some() {
-        return turn.spent.cloned();
-    }
-    let selected = turn.campaign.selected();
-    let limit = turn.campaign.rollout.max_unavailable(selected.len());
-    let own = over(turn, selected.iter().copied(), limit, "maxUnavailable");
-    own.or_else(|| {
-        let nodes = || turn.survey.fleet.nodes.iter().map(Arc::as_ref);
-        let managed = || nodes().filter(|node| node.management == Management::Managed);
-        let limit = turn.survey.fleet.max_unavailable.as_ref()?;
-        let limit = limit.of(managed().count(), Rounding::DownAtLeastOne);
-        over(turn, managed(), limit, "the operator's limit over all upgrades")
-    })
-}
-
-fn over<'n>(
-    turn: &Turn<'_, '_>,
-    counted: impl Iterator<Item = &'n NodeView>,
-    limit: usize,
-    name: &str,
-) -> Option<Wait> {
-    let away: Vec<&NodeView> = counted.filter(|node| turn.away.contains(node.name.as_str())).collect();
-    (away.len() >= limit).then(|| {
-        let all: Vec<String> =
-            away.iter().take(10).map(|node| format!("{} ({})", node.name, why(turn, node))).collect();
-        let message = format!("{name} is {limit}, and unavailable are {}", all.join(", "));
-        Wait { reason: UpgradeReason::WaitingForBudget, message }
-    })
-}
-
-/// Why a node counts as unavailable.
-fn why(turn: &Turn<'_, '_>, node: &NodeView) -> &'static str {
-    let committed = turn.survey.orders_of(node).any(OrderView::is_committed);
-    match (committed, node.readiness, node.scheduling) {
-        (true, _, _) => "rebooting",
-        (false, Readiness::NotReady, _) => "not ready",
-        (false, Readiness::Ready, Scheduling::Cordoned) if node.cordoned_for.is_none() => {
-            "cordoned by someone"
-        }
-        (false, Readiness::Ready, _) => "its turn",
-    }
 }
 
 /// Gates can be taken away, to see that somebody notices.

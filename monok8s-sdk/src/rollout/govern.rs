@@ -1,10 +1,11 @@
 //! Which upgrade governs a node, and where each selected node stands in each upgrade.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::fleet::{NodeView, Readiness};
 use super::order::{OrderView, State};
-use super::route::Way;
+use super::route::{Routes, Way};
 use super::survey::{Campaign, Survey};
 use crate::api::{
     ConditionType, DowngradePolicy, ImageRef, Mode, ProgressPhase, UpgradePhase, UpgradeReason,
@@ -26,57 +27,77 @@ pub(super) enum Stand<'f> {
     /// It has committed to what another order wanted, and finishes that first.
     Finishing(OrderView<'f>),
     /// It has no order yet.
-    Unordered(Vec<ImageRef>),
+    Unordered(Rc<[ImageRef]>),
     /// It has one.
     Ordered(OrderView<'f>, State<'f>),
 }
 
-/// The stands of all selected nodes, by upgrade UID and node name.
+/// A node that an upgrade selects.
+pub(super) struct Member<'f> {
+    pub(super) node: &'f NodeView,
+    /// Its order of the run under way.
+    pub(super) order: Option<OrderView<'f>>,
+    pub(super) stand: Stand<'f>,
+    governed: bool,
+}
+
+/// The stands of all selected nodes.
 pub(super) struct Stands<'f> {
-    by_upgrade: BTreeMap<&'f str, BTreeMap<&'f str, (&'f NodeView, Stand<'f>)>>,
-    governors: BTreeMap<&'f str, &'f str>,
+    /// The members of each campaign, by name.
+    members: Vec<Vec<Member<'f>>>,
 }
 
 impl<'f> Stands<'f> {
     pub(super) fn new(survey: &Survey<'f>) -> Self {
-        let governors = governors(survey);
-        let by_upgrade = survey
-            .campaigns
-            .iter()
-            .map(|campaign| {
-                let stands = campaign.selected().iter().map(|node| {
-                    let governor = governors.get(node.name.as_str()).copied();
-                    (node.name.as_str(), (*node, stand(survey, campaign, node, governor)))
-                });
-                (campaign.view.uid(), stands.collect())
-            })
+        let claims: Vec<_> = survey.campaigns.iter().map(|campaign| claims(survey, campaign)).collect();
+        let governors = governors(survey, &claims);
+        let member = |campaign: &Campaign<'f>, claim: Claim<'f>| {
+            let governor =
+                governors.get(claim.node.name.as_str()).and_then(|index| survey.campaigns.get(*index));
+            Member {
+                node: claim.node,
+                order: claim.order,
+                governed: governor.is_some_and(|governor| governor.index == campaign.index),
+                stand: stand(survey, campaign, claim, governor),
+            }
+        };
+        let members = survey.campaigns.iter().zip(claims);
+        let members = members
+            .map(|(campaign, claims)| claims.into_iter().map(|claim| member(campaign, claim)).collect())
             .collect();
-        let governors = governors.into_iter().map(|(node, campaign)| (node, campaign.view.uid())).collect();
-        Self { by_upgrade, governors }
+        Self { members }
     }
 
     /// The nodes of an upgrade, by name.
+    pub(super) fn members(&self, campaign: &Campaign<'_>) -> &[Member<'f>] {
+        self.members.get(campaign.index).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Those of them that it governs.
+    pub(super) fn governed(&self, campaign: &Campaign<'_>) -> impl Iterator<Item = &Member<'f>> {
+        self.members(campaign).iter().filter(|member| member.governed)
+    }
+
+    /// The nodes of an upgrade, and where they stand, by name.
     pub(super) fn of(&self, campaign: &Campaign<'_>) -> impl Iterator<Item = (&'f NodeView, &Stand<'f>)> {
-        self.by_upgrade
-            .get(campaign.view.uid())
-            .into_iter()
-            .flatten()
-            .map(|(_, (node, stand))| (*node, stand))
+        self.members(campaign).iter().map(|member| (member.node, &member.stand))
     }
 
     /// Where a node stands in an upgrade that selects it.
     pub(super) fn stand_of(&self, campaign: &Campaign<'_>, node: &NodeView) -> Option<&Stand<'f>> {
-        self.by_upgrade.get(campaign.view.uid())?.get(node.name.as_str()).map(|(_, stand)| stand)
+        find(self.members(campaign), node).map(|member| &member.stand)
     }
 
-    pub(super) fn governs(&self, campaign: &Campaign<'_>, node: &NodeView) -> bool {
-        self.governors.get(node.name.as_str()) == Some(&campaign.view.uid())
+    /// Whether an upgrade governs the node, but not this one.
+    pub(super) fn another_governs(&self, campaign: &Campaign<'_>, node: &NodeView) -> bool {
+        let governs = |members: &Vec<Member<'f>>| find(members, node).is_some_and(|member| member.governed);
+        self.members.iter().position(governs).is_some_and(|governor| governor != campaign.index)
     }
+}
 
-    /// Whether any upgrade governs the node.
-    pub(super) fn is_governed(&self, node: &NodeView) -> bool {
-        self.governors.contains_key(node.name.as_str())
-    }
+fn find<'m, 'f>(members: &'m [Member<'f>], node: &NodeView) -> Option<&'m Member<'f>> {
+    let at = members.binary_search_by(|member| member.node.name.cmp(&node.name)).ok()?;
+    members.get(at)
 }
 
 impl Stand<'_> {
@@ -94,27 +115,46 @@ impl Stand<'_> {
     }
 }
 
+/// What an upgrade has to say about a node, before it is known who governs it.
+struct Claim<'f> {
+    node: &'f NodeView,
+    order: Option<OrderView<'f>>,
+    /// `None`: the upgrade leads nowhere.
+    way: Option<Way>,
+    /// Whether something else moved it on.
+    moved_on: bool,
+}
+
+fn claims<'f>(survey: &Survey<'f>, campaign: &Campaign<'f>) -> Vec<Claim<'f>> {
+    let mut routes = campaign.view.target().map(|target| Routes::new(target, campaign.policy()));
+    let claim = |node: &'f NodeView| {
+        let order = survey.current_order(campaign, node);
+        Claim {
+            node,
+            order,
+            way: routes.as_mut().map(|routes| routes.way(node)),
+            moved_on: was_moved_on(campaign, node, order),
+        }
+    };
+    campaign.selected().iter().copied().map(claim).collect()
+}
+
 /// Which upgrade governs each node: of those that could do something for it, one that allows
 /// downgrades overrides all that were accepted before it; of the rest the highest version, and of
 /// several with that the one accepted first.
-fn governors<'s, 'f>(survey: &'s Survey<'f>) -> BTreeMap<&'f str, &'s Campaign<'f>> {
-    let mut governors: BTreeMap<&'f str, &'s Campaign<'f>> = BTreeMap::new();
+fn governors<'f>(survey: &Survey<'f>, claims: &[Vec<Claim<'f>>]) -> HashMap<&'f str, usize> {
+    let mut governors = HashMap::new();
+    let target = |campaign: &Campaign<'f>| campaign.view.target().map(|target| &target.resolved.version);
     // In the order of acceptance.
-    for campaign in &survey.campaigns {
-        let Some(target) = campaign.view.target().filter(|_| campaign.mode() == Mode::Apply) else {
-            continue;
-        };
-        for node in campaign.selected().iter().copied() {
-            let way = Way::find(node, target, campaign.policy());
-            if !way.is_open() || was_moved_on(survey, campaign, node) {
-                continue;
-            }
-            let higher = governors.get(node.name.as_str()).is_none_or(|other| {
-                let other = other.view.target().map(|target| &target.resolved.version);
-                Some(&target.resolved.version) > other
-            });
+    for (campaign, claims) in survey.campaigns.iter().zip(claims) {
+        let Some(own) = target(campaign).filter(|_| campaign.mode() == Mode::Apply) else { continue };
+        let open = |claim: &&Claim<'_>| claim.way.as_ref().is_some_and(Way::is_open) && !claim.moved_on;
+        for claim in claims.iter().filter(open) {
+            let governor = governors.get(claim.node.name.as_str());
+            let governor = governor.and_then(|index: &usize| survey.campaigns.get(*index));
+            let higher = governor.is_none_or(|other| Some(own) > target(other));
             if higher || campaign.policy() == DowngradePolicy::Allow {
-                governors.insert(&node.name, campaign);
+                governors.insert(claim.node.name.as_str(), campaign.index);
             }
         }
     }
@@ -124,24 +164,20 @@ fn governors<'s, 'f>(survey: &'s Survey<'f>) -> BTreeMap<&'f str, &'s Campaign<'
 fn stand<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
-    node: &'f NodeView,
+    Claim { node, order, way, moved_on }: Claim<'f>,
     governor: Option<&Campaign<'f>>,
 ) -> Stand<'f> {
-    let Some(target) = campaign.view.target() else { return Stand::MovedOn(None) };
-    let own = governor.is_some_and(|governor| governor.view.uid() == campaign.view.uid());
-    let way = Way::find(node, target, campaign.policy());
+    let Some(way) = way else { return Stand::MovedOn(None) };
+    let own = governor.is_some_and(|governor| governor.index == campaign.index);
     if campaign.mode() == Mode::Apply && !own {
-        if was_moved_on(survey, campaign, node) {
+        if moved_on {
             return Stand::MovedOn(governor.map(|governor| governor.view.name()));
         }
         if let (true, Some(governor)) = (way.is_open(), governor) {
             return Stand::MovedOn(Some(governor.view.name()));
         }
     }
-    let current = survey.current_order(campaign, node).map(|order| {
-        let state = order.state(node, &campaign.rollout, survey.now);
-        (order, state)
-    });
+    let current = order.map(|order| (order, order.state(node, &campaign.rollout, survey.now)));
     match (current, way) {
         (Some((_, state)), Way::Arrived) if !outweighs(&state) => Stand::UpToDate,
         (Some((order, state)), _) => Stand::Ordered(order, state),
@@ -173,11 +209,10 @@ fn outweighs(state: &State<'_>) -> bool {
 
 /// Whether something else moved a node on after this run had done with it. A run is not carried
 /// out twice, so the upgrade leaves such a node alone.
-fn was_moved_on(survey: &Survey<'_>, campaign: &Campaign<'_>, node: &NodeView) -> bool {
+fn was_moved_on(campaign: &Campaign<'_>, node: &NodeView, order: Option<OrderView<'_>>) -> bool {
     let Some((target, _)) = campaign.view.target().zip(campaign.run) else { return false };
     let target = &target.resolved.version;
     let Some(running) = node.version.as_ref().filter(|_| !node.runs(target)) else { return false };
-    let order = survey.current_order(campaign, node);
     if order.is_some_and(OrderView::is_committed) {
         return false;
     }

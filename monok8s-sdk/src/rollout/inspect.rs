@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::fleet::{Evaluation, Fleet, NodeView, Readiness};
 use super::forecast::forecast;
-use super::govern::{Stand, Stands};
+use super::govern::{Member, Stand, Stands};
 use super::judge::judge;
 use super::order::{OrderView, State};
 use super::outlook::{Outlook, Wait};
@@ -82,15 +82,15 @@ pub fn inspect(fleet: &Fleet, now: Timestamp) -> BTreeMap<String, Inspection> {
     let inspections = survey.campaigns.iter().map(|campaign| {
         let outlook = judge(&survey, campaign, &stands, draft.take_waits(campaign));
         let waits: BTreeMap<&str, Wait> = stands
-            .of(campaign)
-            .filter_map(|(node, _)| {
+            .members(campaign)
+            .iter()
+            .filter_map(|Member { node, order, .. }| {
                 let wait = outlook.waits.get(&node.name)?;
-                Some((node.name.as_str(), told(wait, survey.current_order(campaign, node))))
+                Some((node.name.as_str(), told(wait, *order)))
             })
             .collect();
         let ends = forecast(&survey, campaign, &stands, waits.values());
-        let standing = |(node, stand): (&NodeView, &Stand<'_>)| {
-            let order = survey.current_order(campaign, node);
+        let standing = |Member { node, order, stand, .. }: &Member<'_>| {
             let wait = waits.get(node.name.as_str());
             let (assessment, reason, message) = assess(campaign, node, stand, wait);
             Standing {
@@ -104,7 +104,7 @@ pub fn inspect(fleet: &Fleet, now: Timestamp) -> BTreeMap<String, Inspection> {
                 ends: ends.get(node.name.as_str()).copied(),
             }
         };
-        let nodes = stands.of(campaign).map(standing).collect();
+        let nodes = stands.members(campaign).iter().map(standing).collect();
         let next_event = draft.next_event();
         (campaign.view.uid().to_owned(), Inspection { outlook, nodes, next_event })
     });

@@ -1,6 +1,7 @@
 //! What is said about an upgrade: counts, phase and conditions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use k8s_openapi::jiff::SignedDuration;
 
@@ -10,7 +11,7 @@ use super::govern::{Stand, Stands};
 use super::halt::{Failures, names};
 use super::health;
 use super::order::{OrderView, State};
-use super::outlook::{Outlook, Wait};
+use super::outlook::{Outlook, Wait, Waits};
 use super::refusals::{Unable, common_reason, explain, unable};
 use super::survey::{Campaign, Survey};
 use crate::api::{
@@ -43,7 +44,7 @@ pub(super) fn judge<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
-    waits: BTreeMap<String, Wait>,
+    waits: Waits,
 ) -> Outlook {
     let nodes = counts(campaign, stands);
     let verdict = verdict(survey, campaign, stands, &nodes, &waits);
@@ -75,7 +76,7 @@ pub(super) fn judge<'f>(
 fn conditions(
     campaign: &Campaign<'_>,
     verdict: &Verdict,
-    waits: &BTreeMap<String, Wait>,
+    waits: &Waits,
 ) -> Vec<(ConditionType, Truth, UpgradeReason, String)> {
     let is = |standing| Truth::from(verdict.standing == standing);
     let mut list: Vec<_> = [
@@ -164,7 +165,7 @@ fn verdict<'f>(
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     nodes: &NodeCounts,
-    waits: &BTreeMap<String, Wait>,
+    waits: &Waits,
 ) -> Verdict {
     let target = match &campaign.view.evaluation {
         Evaluation::Pending { reason, message, .. } => return pending(reason.clone(), message.clone()),
@@ -174,7 +175,7 @@ fn verdict<'f>(
     if let Err(error) = &campaign.selected {
         return rejected(UpgradeReason::InvalidNodeSelector, error.to_string());
     }
-    if let Some(error) = campaign.window_error.as_ref().filter(|_| !was_completed(campaign)) {
+    if let Some(error) = campaign.windows.as_ref().err().filter(|_| !was_completed(campaign)) {
         return rejected(UpgradeReason::InvalidWindow, error.to_string());
     }
     if nodes.total == 0 {
@@ -195,7 +196,7 @@ fn running<'f>(
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     nodes: &NodeCounts,
-    waits: &BTreeMap<String, Wait>,
+    waits: &Waits,
     target: &Target,
     unable: &[Unable<'_>],
 ) -> Verdict {
@@ -240,7 +241,7 @@ fn running<'f>(
 
 fn rolling_out(
     nodes: &NodeCounts,
-    waits: &BTreeMap<String, Wait>,
+    waits: &Waits,
     version: &OsVersion,
     own: i32,
     open: i32,
@@ -248,7 +249,7 @@ fn rolling_out(
 ) -> Verdict {
     let moving = nodes.staging + nodes.draining + nodes.rebooting > 0;
     let progress = format!("{} of {own} nodes run {version}", nodes.up_to_date);
-    let for_a_person = |wait: &Wait| {
+    let for_a_person = |wait: &Arc<Wait>| {
         matches!(
             wait.reason,
             UpgradeReason::VersionBlocked

@@ -15,6 +15,7 @@
 
 mod action;
 mod boot;
+mod budget;
 mod draft;
 mod drain;
 #[cfg(any(test, feature = "test-util"))]
@@ -52,7 +53,7 @@ pub use fleet::{
 };
 pub use health::Health;
 pub use inspect::{Assessment, Inspection, Standing, inspect};
-pub use outlook::{NewRun, Outlook, Wait};
+pub use outlook::{NewRun, Outlook, Wait, Waits};
 pub use plan::plan;
 pub use pods::{PodController, PodData, PodRun, PodView};
 pub use run::{frozen_target, run_digest};

@@ -2,7 +2,6 @@
 
 use std::cmp::Ordering;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::action::ObjectRef;
@@ -196,7 +195,7 @@ impl<'f> OrderView<'f> {
 
     /// Whether the node soaks, once it is back: since the operator saw it, which its condition remembers.
     pub(super) fn soak(self, campaign: &Campaign<'_>, node: &NodeView, now: Timestamp) -> Soak {
-        let lasts = campaign.soak().max(campaign.canary_soak(node));
+        let lasts = campaign.soaks(node);
         if lasts.is_zero() || self.progress.phase() != ProgressPhase::Completed {
             return Soak::Never;
         }
@@ -249,7 +248,8 @@ impl<'f> OrderView<'f> {
     /// When the attempt that is under way began: the later of the operator's stamp and the node's
     /// own word, which is not believed about the future.
     pub(super) fn staging_began(self, now: Timestamp) -> Option<Timestamp> {
-        let stamp = find_condition(self.progress.conditions(), &ConditionType::TimedOut)?;
+        let stamp = find_condition(self.progress.conditions(), &ConditionType::TimedOut);
+        let stamp = stamp.filter(|stamp| stamp.status == "False")?;
         let said = self.phase_began(&ProgressPhase::Downloading).filter(|said| *said <= now);
         Some(said.map_or(stamp.last_transition_time.0, |said| said.max(stamp.last_transition_time.0)))
     }
@@ -306,16 +306,16 @@ impl<'f> OrderView<'f> {
         })
     }
 
-    /// Whether this attempt was given up for its time. A new attempt starts with a clean slate.
+    /// Whether this attempt was given up for its time. A new attempt starts with a clean slate: one that was asked for
+    /// since. The nonce that an order was made with is no new one, however long the node leaves it unanswered.
     fn timed_out_before(self, now: Timestamp) -> bool {
-        if self.retry_is_pending() {
+        let timed_out = find_condition(self.progress.conditions(), &ConditionType::TimedOut);
+        let Some(timed_out) = timed_out.filter(|timed_out| timed_out.status == "True") else { return false };
+        if self.retry_is_pending() && timed_out.observed_generation < self.progress.metadata.generation {
             return false;
         }
         let began = self.phase_began(&ProgressPhase::Downloading).filter(|at| *at <= now);
-        let condition = find_condition(self.progress.conditions(), &ConditionType::TimedOut);
-        condition.is_some_and(|timed_out: &Condition| {
-            timed_out.status == "True" && began.is_none_or(|began| began <= timed_out.last_transition_time.0)
-        })
+        began.is_none_or(|began| began <= timed_out.last_transition_time.0)
     }
 
     /// Where the node stands by what is written, whatever the time.

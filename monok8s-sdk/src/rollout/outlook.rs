@@ -1,6 +1,7 @@
 //! What is reported about an upgrade.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -28,8 +29,8 @@ pub struct Outlook {
     pub message: String,
     /// All conditions: type, truth, reason and message.
     pub conditions: Vec<(ConditionType, Truth, UpgradeReason, String)>,
-    /// Why nodes wait, by name.
-    pub waits: BTreeMap<String, Wait>,
+    /// Why nodes wait, by name. Thousands of nodes that wait for the same share it.
+    pub waits: Waits,
     /// When the run is expected to end; `None` while nobody can say.
     pub ends: Option<Timestamp>,
     /// What of the operator's surroundings it goes by; only while something is to be done.
@@ -50,6 +51,9 @@ pub struct NewRun {
     /// When it begins.
     pub started_at: Timestamp,
 }
+
+/// Why nodes do not go on, by their names.
+pub type Waits = BTreeMap<String, Arc<Wait>>;
 
 /// Why a node does not go on, for now.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

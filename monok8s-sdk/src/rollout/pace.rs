@@ -8,7 +8,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::fleet::{NodeView, Readiness, Role};
 use super::gates::Turn;
-use super::govern::{Stand, Stands};
+use super::govern::{Member, Stand, Stands};
 use super::halt::names;
 use super::order::{Soak, State};
 use super::outlook::Wait;
@@ -18,8 +18,8 @@ use crate::api::UpgradeReason;
 use crate::version::OsVersion;
 
 /// What the gates here look at, once for each upgrade.
-#[derive(Debug, Default)]
-pub(super) struct Pace<'f> {
+#[derive(Default)]
+pub(super) struct Pace<'a, 'f> {
     /// A node soaks: no other one is started.
     soaking: Option<Wait>,
     /// A canary does: nobody else is started.
@@ -28,11 +28,14 @@ pub(super) struct Pace<'f> {
     pub(super) ends: Option<Timestamp>,
     /// The nodes that will still move, by their group.
     movers: BTreeMap<&'f str, Vec<(&'f NodeView, &'f OsVersion)>>,
+    /// The nodes that go first.
+    canaries: Vec<&'a Member<'f>>,
 }
 
-impl<'f> Pace<'f> {
-    pub(super) fn of(survey: &Survey<'f>, campaign: &Campaign<'f>, stands: &Stands<'f>) -> Self {
-        let mut pace = Self::default();
+impl<'a, 'f> Pace<'a, 'f> {
+    pub(super) fn of(survey: &Survey<'f>, campaign: &Campaign<'f>, stands: &'a Stands<'f>) -> Self {
+        let canaries = stands.members(campaign).iter().filter(|member| campaign.is_canary(member.node));
+        let mut pace = Self { canaries: canaries.collect(), ..Self::default() };
         if campaign.rollout.group_by.is_some() {
             for (node, _) in stands.of(campaign).filter(|(node, stand)| stand.moves(node)) {
                 let movers = pace.movers.entry(campaign.group_of(node)).or_default();
@@ -43,11 +46,11 @@ impl<'f> Pace<'f> {
             return pace;
         }
         let (mut nodes, mut canaries) = (Soaking::default(), Soaking::default());
-        for (node, stand) in stands.of(campaign).filter(|(node, _)| stands.governs(campaign, node)) {
-            let order = match stand {
-                Stand::UpToDate => survey.current_order(campaign, node),
-                Stand::Ordered(order, State::Done) => Some(*order),
-                Stand::Ordered(order, State::Settling) => Some(*order).filter(|order| order.soaks_already()),
+        for member in stands.governed(campaign) {
+            let node = member.node;
+            let order = match member.stand {
+                Stand::UpToDate | Stand::Ordered(_, State::Done) => member.order,
+                Stand::Ordered(_, State::Settling) => member.order.filter(|order| order.soaks_already()),
                 _ => None,
             };
             let Some(Soak::Since(since)) = order.map(|order| order.soak(campaign, node, survey.now)) else {
@@ -141,8 +144,8 @@ enum Canary {
 /// unless the release rises. One that failed holds the others back, which is what it is for; one that is dead
 /// does so as long as no other canary has shown anything.
 pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
-    let canaries = &turn.campaign.canaries;
-    if canaries.is_empty() || canaries.contains(turn.node.name.as_str()) || turn.order.rollback_is_wanted() {
+    let is_bound = !turn.pace.canaries.is_empty() && !turn.campaign.is_canary(turn.node);
+    if !is_bound || turn.order.rollback_is_wanted() {
         return None;
     }
     let rises = turn.node.version.as_ref().map(OsVersion::minor) != Some(turn.version.minor());
@@ -150,15 +153,12 @@ pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
         return None;
     }
     let (mut done, mut pending, mut failed, mut dead) = (0, Vec::new(), Vec::new(), Vec::new());
-    for (node, stand) in turn.stands.of(turn.campaign) {
-        if !canaries.contains(node.name.as_str()) {
-            continue;
-        }
-        match canary(turn, node, stand) {
+    for member in &turn.pace.canaries {
+        match canary(turn, member.node, &member.stand) {
             Canary::Done => done += 1,
-            Canary::Pending => pending.push(node),
-            Canary::Failed => failed.push(node),
-            Canary::Dead => dead.push(node),
+            Canary::Pending => pending.push(member.node),
+            Canary::Failed => failed.push(member.node),
+            Canary::Dead => dead.push(member.node),
             Canary::Elsewhere => {}
         }
     }
@@ -226,7 +226,7 @@ pub(super) fn group_turn(turn: &Turn<'_, '_>) -> Option<Wait> {
 
 /// Whether a node of an earlier group does the same hop before this one.
 fn goes_before(turn: &Turn<'_, '_>, node: &NodeView, at: &OsVersion) -> bool {
-    let is_canary = |node: &NodeView| turn.campaign.canaries.contains(node.name.as_str());
+    let is_canary = |node| turn.campaign.is_canary(node);
     // A control-plane node that is a hop ahead waits for this one; the operator's own goes after all groups.
     let ahead = turn.node.version.as_ref().is_some_and(|running| at.cmp(running) == turn.direction());
     node.role == turn.node.role

@@ -1,14 +1,14 @@
 //! The operator's own conditions on progress objects.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::action::Action;
 use super::draft::Draft;
 use super::drain;
 use super::fleet::NodeView;
 use super::govern::{Stand, Stands};
-use super::order::{OrderView, Soak, State};
+use super::order::{GRANT_LIFETIME, OrderView, Soak, State, later};
 use super::survey::{Campaign, Survey};
 use super::sweep::Wanted;
 use crate::api::{ConditionType, ProgressPhase, Truth, find_condition};
@@ -31,7 +31,7 @@ pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Want
     for order in survey.orders.iter().copied().filter(|order| order.order().is_some()) {
         let node = survey.node_of(order);
         let campaign = survey.campaign_of(order).filter(|_| wanted.contains(order));
-        let mut findings = granted(order).into_iter().collect::<Vec<_>>();
+        let mut findings: Vec<_> = granted(order, survey.now, draft).into_iter().collect();
         match (campaign, node) {
             (Some(campaign), Some(node)) => {
                 let state = order.state(node, &campaign.rollout, survey.now);
@@ -56,8 +56,21 @@ pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Want
     }
 }
 
-fn granted(order: OrderView<'_>) -> Option<Finding> {
-    let grant = order.boot().filter(|_| order.progress.phase() != ProgressPhase::Completed)?;
+/// Most nodes use their leave in a moment. Of one that does not it is told, and its time to commit is counted from
+/// then on.
+fn granted(order: OrderView<'_>, now: Timestamp, draft: &mut Draft) -> Option<Finding> {
+    const A_MOMENT: SignedDuration = SignedDuration::from_secs(30);
+    // One that is taken back in this plan can be used no more.
+    let may_commit = order.may_yet_commit() && draft.admitted.contains(order.uid());
+    let grant = order.boot().filter(|_| may_commit)?;
+    // Or earlier, where a window closes before: then it is told of a little too soon.
+    let granted = later(grant.not_after.0, -GRANT_LIFETIME);
+    let from = later(granted, A_MOMENT);
+    // One that was renewed is not new, and one that is of the future is of another clock.
+    if granted <= now && now < from && !order.says(&ConditionType::BootGranted) {
+        draft.wake_at(from);
+        return None;
+    }
     let message = format!("the node may commit to a reboot into {}", grant.version);
     Some((ConditionType::BootGranted, Truth::True, "Granted", message))
 }
@@ -161,8 +174,7 @@ fn superseded(
     let moved_on = || {
         let target = order.target()?;
         let (node, campaign) = node.zip(survey.campaign_of(order))?;
-        (node.contradicts(target) && stands.is_governed(node) && !stands.governs(campaign, node))
-            .then_some(())
+        (node.contradicts(target) && stands.another_governs(campaign, node)).then_some(())
     };
     match order.progress.phase() {
         // Nothing is ever heard again of a Node that is gone, whatever its order says.

@@ -11,16 +11,13 @@ use super::outlook::Wait;
 use super::pace;
 use super::survey::{Campaign, Survey};
 use super::windows::WindowState;
-use crate::api::{
-    ImageRef, Mode, OSUpgradeProgressSpec, OSUpgradeProgressStatus, OrderSpec, ProgressPhase, SourceRef,
-    UpgradeReason, progress_name,
-};
+use crate::api::{ImageRef, Mode, OSUpgradeProgressSpec, OrderSpec, SourceRef, UpgradeReason, progress_name};
 
 /// Creates the orders that are missing, and grants staging as far as the upgrades allow.
 pub(super) fn stage<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Draft) {
     for campaign in &survey.campaigns {
         let Some(run) = campaign.run.filter(|_| campaign.mode() == Mode::Apply) else { continue };
-        if campaign.window_error.is_some() {
+        if campaign.windows.is_err() {
             continue;
         }
         if let Some(why) = campaign.pause() {
@@ -88,7 +85,6 @@ fn new_progress(campaign: &Campaign<'_>, run: i64, node: &NodeView, hops: &[Imag
         boot: None,
         trial: campaign.rollout.trial.clone(),
     };
-    let version = |version: Option<&crate::version::OsVersion>| version.map(ToString::to_string);
     NewProgress {
         name: progress_name(upgrade.uid(), run, &node.uid),
         upgrade_name: upgrade.name().to_owned(),
@@ -99,15 +95,6 @@ fn new_progress(campaign: &Campaign<'_>, run: i64, node: &NodeView, hops: &[Imag
             retry_nonce: answered_failure(campaign, node, hops),
             rollback_nonce: None,
             order: Some(order),
-        },
-        status: OSUpgradeProgressStatus {
-            current_version: version(node.version.as_ref()),
-            target_version: version(hops.last().map(|hop| &hop.version)),
-            phase: Some(ProgressPhase::Pending),
-            retry_count: Some(0),
-            failure_reason: Some(String::new()),
-            message: Some(String::new()),
-            ..OSUpgradeProgressStatus::default()
         },
     }
 }

@@ -1,6 +1,6 @@
 //! The fleet, indexed: which order is whose, which nodes are unavailable, which upgrades are live.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -24,9 +24,11 @@ pub(super) struct Survey<'f> {
     /// All progress objects, by name.
     pub(super) orders: Vec<OrderView<'f>>,
     /// The same, by the name of the node.
-    by_node: BTreeMap<&'f str, Vec<OrderView<'f>>>,
-    nodes: BTreeMap<&'f str, &'f NodeView>,
+    by_node: HashMap<&'f str, Vec<OrderView<'f>>>,
+    nodes: HashMap<&'f str, &'f NodeView>,
     control_plane: Vec<&'f NodeView>,
+    /// How many nodes are managed.
+    pub(super) managed: usize,
     lowest_api_server: Option<Minor>,
     /// On which managed nodes artifacts failed after a commit, and when; once for each node.
     failures: BTreeMap<&'f Sha256Digest, Vec<(&'f str, Timestamp)>>,
@@ -38,12 +40,14 @@ pub(super) struct Survey<'f> {
     /// How long a node takes to download and write an image: the median of those that did.
     pub(super) stage_takes: SignedDuration,
     /// The names of nodes that are NotReady, cordoned or about to reboot.
-    unavailable: BTreeSet<&'f str>,
+    unavailable: HashSet<&'f str>,
 }
 
 /// One upgrade, with what its spec selects.
 pub(super) struct Campaign<'f> {
     pub(super) view: &'f UpgradeView,
+    /// Where it is among the campaigns.
+    pub(super) index: usize,
     pub(super) rollout: RolloutSpec,
     /// The run under way; `None` if none is, or if another one has to begin first.
     pub(super) run: Option<i64>,
@@ -57,8 +61,8 @@ pub(super) struct Campaign<'f> {
     pub(super) stage_window: WindowState,
     /// Whether a node may begin its turn, and reboot, now.
     pub(super) reboot_window: WindowState,
-    /// What is wrong with the windows. Both are closed then.
-    pub(super) window_error: Option<WindowError>,
+    /// Its windows, or what is wrong with them: then nothing is open.
+    pub(super) windows: Result<Windows, WindowError>,
 }
 
 /// How long a node is expected to be away, as long as none has come back.
@@ -70,16 +74,17 @@ impl<'f> Survey<'f> {
     pub(super) fn new(fleet: &'f Fleet, now: Timestamp) -> Self {
         let mut orders: Vec<_> = fleet.progresses.iter().map(|progress| OrderView { progress }).collect();
         orders.sort_by_key(|order| order.name());
-        let mut by_node: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        let mut by_node: HashMap<&str, Vec<_>> = HashMap::with_capacity(orders.len());
         for order in &orders {
             by_node.entry(order.progress.spec.node_name.as_str()).or_default().push(*order);
         }
         let live = fleet.upgrades.iter().filter(|view| view.upgrade.metadata.deletion_timestamp.is_none());
         let mut campaigns: Vec<_> = live.map(|view| Campaign::new(view, fleet, now)).collect();
         campaigns.sort_by(|a, b| a.age().cmp(&b.age()));
+        campaigns.iter_mut().enumerate().for_each(|(index, campaign)| campaign.index = index);
         let reboot_takes = median(orders.iter().filter_map(|order| order.reboot_took()), REBOOT_TAKES);
         let stage_takes = median(orders.iter().filter_map(|order| order.stage_took()), STAGE_TAKES);
-        let unavailable = BTreeSet::new();
+        let unavailable = HashSet::new();
         let control_plane: Vec<_> =
             fleet.nodes.iter().map(Arc::as_ref).filter(|node| node.role == Role::ControlPlane).collect();
         let mut survey = Self {
@@ -90,6 +95,7 @@ impl<'f> Survey<'f> {
             nodes: fleet.nodes.iter().map(|node| (node.name.as_str(), node.as_ref())).collect(),
             lowest_api_server: lowest_api_server(fleet, &control_plane),
             control_plane,
+            managed: fleet.nodes.iter().filter(|node| node.management == Management::Managed).count(),
             failures: failures(fleet),
             campaigns,
             reboot_takes,
@@ -170,27 +176,33 @@ impl<'f> Campaign<'f> {
         let selected = view.upgrade.selector().map(|selector| select(fleet, &selector));
         let rollout = view.upgrade.spec.rollout();
         let canaries = canaries(fleet, &rollout, selected.as_deref().unwrap_or_default());
-        let (windows, window_error) = match Windows::new(&rollout.windows) {
-            Ok(windows) => (Some(windows), None),
-            Err(error) => (None, Some(error)),
-        };
+        let windows = Windows::new(&rollout.windows);
         let window =
             |scope| windows.as_ref().map_or(WindowState::Closed { opens: None }, |all| all.state(scope, now));
         Self {
             view,
+            index: 0,
             run,
             next_run,
             selected,
             canaries,
             stage_window: window(WindowScope::Stage),
             reboot_window: window(WindowScope::Reboot),
-            window_error,
+            windows,
             rollout,
         }
     }
 
     pub(super) fn selected(&self) -> &[&'f NodeView] {
         self.selected.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn selects(&self, node: &NodeView) -> bool {
+        self.selected().binary_search_by(|known| known.name.cmp(&node.name)).is_ok()
+    }
+
+    pub(super) fn is_canary(&self, node: &NodeView) -> bool {
+        !self.canaries.is_empty() && self.canaries.contains(node.name.as_str())
     }
 
     /// How long the fleet is left alone after a node.
@@ -205,8 +217,13 @@ impl<'f> Campaign<'f> {
 
     /// How long it is left alone after this one as a canary.
     pub(super) fn canary_soak(&self, node: &NodeView) -> SignedDuration {
-        let canary = self.rollout.canary.as_ref().filter(|_| self.canaries.contains(node.name.as_str()));
+        let canary = self.rollout.canary.as_ref().filter(|_| self.is_canary(node));
         seconds(canary.and_then(|canary| canary.soak_seconds))
+    }
+
+    /// How long it is left alone after this one.
+    pub(super) fn soaks(&self, node: &NodeView) -> SignedDuration {
+        self.soak().max(self.canary_soak(node))
     }
 
     /// The longest time that any node soaks.
@@ -310,9 +327,8 @@ fn canaries<'f>(fleet: &Fleet, rollout: &RolloutSpec, selected: &[&'f NodeView])
 
 fn select<'f>(fleet: &'f Fleet, selector: &Selector) -> Vec<&'f NodeView> {
     let managed = fleet.nodes.iter().filter(|node| node.management == Management::Managed);
-    let by_name: BTreeMap<_, _> = managed
-        .filter(|node| selector.matches(&node.labels))
-        .map(|node| (node.name.as_str(), node.as_ref()))
-        .collect();
-    by_name.into_values().collect()
+    let mut selected: Vec<_> =
+        managed.filter(|node| selector.matches(&node.labels)).map(Arc::as_ref).collect();
+    selected.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    selected
 }

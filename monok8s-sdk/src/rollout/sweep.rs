@@ -1,6 +1,6 @@
 //! What has to be taken back or cleaned up: grants, cordons, old objects. And `OSNode`s.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use super::action::Action;
 use super::draft::Draft;
@@ -13,24 +13,18 @@ use crate::api::KEPT_RUNS;
 
 /// What an upgrade still wants of the orders of its run under way, by the order's UID.
 pub(super) struct Wanted<'f> {
-    uids: BTreeSet<&'f str>,
+    uids: HashSet<&'f str>,
 }
 
 impl<'f> Wanted<'f> {
     pub(super) fn new(survey: &Survey<'f>, stands: &Stands<'f>) -> Self {
-        let mut uids = BTreeSet::new();
-        for campaign in &survey.campaigns {
-            for (node, stand) in stands.of(campaign).filter(|(node, _)| stands.governs(campaign, node)) {
-                let order = match stand {
-                    Stand::Ordered(_, State::LetGo) => None,
-                    Stand::Ordered(order, _) => Some(*order),
-                    Stand::UpToDate => survey.current_order(campaign, node),
-                    _ => None,
-                };
-                uids.extend(order.map(OrderView::uid));
-            }
-        }
-        Self { uids }
+        let governed = survey.campaigns.iter().flat_map(|campaign| stands.governed(campaign));
+        let wanted = governed.filter_map(|member| match member.stand {
+            Stand::Ordered(_, State::LetGo) => None,
+            Stand::Ordered(..) | Stand::UpToDate => member.order,
+            _ => None,
+        });
+        Self { uids: wanted.map(OrderView::uid).collect() }
     }
 
     pub(super) fn contains(&self, order: OrderView<'_>) -> bool {
@@ -43,11 +37,10 @@ pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_>, draft: &mut Dra
     for order in
         survey.orders.iter().copied().filter(|order| order.order().is_some() && !order.is_committed())
     {
-        let progress = order.object();
         if !wanted.contains(order) && order.has_grants_in_use() {
-            draft.push(Action::Supersede { progress });
+            draft.push(Action::Supersede { progress: order.object() });
         } else if order.boot().is_some() && !draft.admitted.contains(order.uid()) {
-            draft.push(Action::WithdrawBoot { progress });
+            draft.push(Action::WithdrawBoot { progress: order.object() });
         }
     }
 }

@@ -161,6 +161,9 @@ impl Agent {
     async fn follow(&mut self, object: &OSUpgradeProgress) -> Result<(), kube::Error> {
         let Some(order) = &object.spec.order else { return Ok(()) };
         let target = order.hops.last().unwrap().version.to_string();
+        if object.status.as_ref().is_none_or(|status| status.phase.is_none()) {
+            return self.say(object, ProgressPhase::Pending, &target, json!({})).await;
+        }
         match object.phase() {
             phase if phase.is_final() => Ok(()),
             ProgressPhase::Rebooting => self.boot(object, order, &target).await,

@@ -7,6 +7,7 @@ mod orders;
 mod pace;
 mod rollout;
 mod rules;
+mod seeds;
 mod simulation;
 mod situations;
 mod world;

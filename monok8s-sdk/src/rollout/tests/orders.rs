@@ -46,9 +46,83 @@ fn staged(fleet: &Fleet) -> OSUpgradeProgress {
     progress.status = Some(OSUpgradeProgressStatus {
         phase: Some(ProgressPhase::Staged),
         hop: order.stage.as_ref().map(ToString::to_string),
-        ..new.status
+        ..OSUpgradeProgressStatus::default()
     });
     progress
+}
+
+#[test]
+fn a_node_that_is_given_up_for_its_time_stays_so_until_another_attempt_is_asked_for() {
+    let fleet = fleet(&[node("a")], &upgrade("up"));
+    let mut progress = staged(&fleet);
+    progress.metadata.generation = Some(3);
+    // The order was made with it, and the agent never answered.
+    progress.spec.retry_nonce = Some("first".to_owned());
+    progress.status = Some(OSUpgradeProgressStatus {
+        conditions: vec![Condition {
+            type_: ConditionType::TimedOut.to_string(),
+            status: "True".to_owned(),
+            reason: "StagingTimedOut".to_owned(),
+            message: "the node had leave to stage and was not done within stagingTimeoutSeconds".to_owned(),
+            last_transition_time: Time(now()),
+            observed_generation: Some(3),
+        }],
+        ..OSUpgradeProgressStatus::default()
+    });
+    let told = |progress: &OSUpgradeProgress, hours| {
+        let fleet = Fleet { progresses: vec![Arc::new(progress.clone())], ..fleet.clone() };
+        let plan = plan(&fleet, now() + SignedDuration::from_hours(hours));
+        let nodes = plan.outlooks["up-uid"].nodes.clone();
+        (nodes.failed, nodes.staging, plan.actions)
+    };
+    for hours in 0..3 {
+        assert_eq!(told(&progress, hours), (1, 0, vec![]), "after {hours} hours");
+    }
+    progress.spec.retry_nonce = Some("second".to_owned());
+    progress.metadata.generation = Some(4);
+    for hours in 0..3 {
+        let (failed, staging, actions) = told(&progress, hours);
+        assert_eq!((failed, staging), (0, 1), "after {hours} hours");
+        let [Action::Report { conditions, .. }] = actions.as_slice() else { panic!("{actions:?}") };
+        assert_eq!(conditions[0].status, "False", "its time begins anew: {conditions:?}");
+    }
+}
+
+/// What a plan says of leave to reboot that was given before so long, and when it looks again.
+fn told_of_leave(since: SignedDuration, phase: ProgressPhase) -> (Option<Vec<Condition>>, Option<Timestamp>) {
+    let mut fleet = fleet(&[node("a").cordoned_for("order-uid")], &upgrade("up"));
+    let mut progress = staged(&fleet);
+    let order = progress.spec.order.as_mut().unwrap();
+    let not_after = Time(now() - since + SignedDuration::from_mins(10));
+    order.boot = Some(BootGrant { version: order.hops[0].version.clone(), not_after });
+    progress.status.as_mut().unwrap().phase = Some(phase);
+    fleet.progresses = vec![Arc::new(progress)];
+    let plan = plan(&fleet, now());
+    let told = plan.actions.into_iter().find_map(|action| match action {
+        Action::Report { conditions, .. } => Some(conditions),
+        _ => None,
+    });
+    (told, plan.next_event)
+}
+
+#[test]
+fn of_leave_that_is_not_used_it_is_told_after_a_moment() {
+    let seconds = SignedDuration::from_secs;
+    let (told, wake) = told_of_leave(seconds(29), ProgressPhase::Staged);
+    assert_eq!((told, wake), (None, Some(now() + seconds(1))));
+    // The last one was given by a clock that is an hour ahead.
+    for since in [30, 300, -3600] {
+        let (told, _) = told_of_leave(seconds(since), ProgressPhase::Staged);
+        let told = told.unwrap();
+        let granted = find_condition(&told, &ConditionType::BootGranted).unwrap();
+        assert_eq!((granted.status.as_str(), granted.last_transition_time.0), ("True", now()), "{since}");
+    }
+    // It was used, or is taken back.
+    for phase in [ProgressPhase::Rebooting, ProgressPhase::Failed, ProgressPhase::Completed] {
+        let (told, _) = told_of_leave(seconds(300), phase.clone());
+        let told = told.unwrap_or_default();
+        assert!(find_condition(&told, &ConditionType::BootGranted).is_none(), "{phase}: {told:?}");
+    }
 }
 
 #[test]

@@ -246,7 +246,7 @@ fn a_node_that_a_person_sent_back_does_not_soak() {
     let mut world = World::new(&["v1.35.4"]).with("w-1", false, "v1.35.1").with("w-2", false, "v1.35.1");
     world.apply(&paced(|rollout| rollout.soak_seconds = Some(36_000)));
     work_until(&mut world, 60, |world| completed(world) == 1);
-    world.send_back("w-1", "back");
+    world.send_back("w-1");
     work_until(&mut world, 60, |world| world.machines["w-2"].runs == "v1.35.4");
     assert_eq!(world.machines["w-1"].runs, "v1.35.1");
 }

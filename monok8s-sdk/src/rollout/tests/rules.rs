@@ -21,7 +21,9 @@ struct Turn<'f> {
     order: &'f OSUpgradeProgress,
     upgrade: &'f UpgradeView,
     running: &'f OsVersion,
-    hop: &'f OsVersion,
+    hop: OsVersion,
+    /// Whether a person asked for the other slot: that waits for no pace that the spec sets.
+    is_sent_back: bool,
 }
 
 impl Turn<'_> {
@@ -45,14 +47,14 @@ pub(super) fn judge(fleet: &Fleet, plan: &Plan, now: Timestamp) {
     for turn in begun.iter().chain(&granted) {
         nobody_stopped_it(turn);
         no_other_reboot(fleet, turn);
-        in_a_window(fleet, plan, now);
     }
-    for turn in &begun {
+    in_a_window(fleet, plan, now);
+    begun.iter().for_each(|turn| no_skew(fleet, turn));
+    for turn in begun.iter().filter(|turn| !turn.is_sent_back) {
         not_after_a_failure(fleet, turn);
         not_quarantined(fleet, turn);
         in_step(fleet, turn, now);
         in_order(fleet, turn, now);
-        no_skew(fleet, turn);
         the_operator_last(fleet, turn, now);
         canaries_first(fleet, turn, now);
         one_zone_at_a_time(fleet, turn, now);
@@ -69,10 +71,21 @@ fn turn<'f>(fleet: &'f Fleet, progress_uid: &str) -> Turn<'f> {
     let node = fleet.nodes.iter().find(|node| node.name == order.spec.node_name).unwrap();
     let upgrade = fleet.upgrades.iter().find(|view| owns(view, order)).unwrap();
     let running = node.version.as_ref().unwrap();
-    let hops = &order.spec.order.as_ref().unwrap().hops;
-    let direction = hops.last().unwrap().version.cmp(running);
-    let hop = &hops.iter().find(|hop| hop.version.cmp(running) == direction).unwrap().version;
-    Turn { node, order, upgrade, running, hop }
+    let is_sent_back = is_sent_back(order);
+    let hop = if is_sent_back {
+        let NodeReport::Present(report) = &node.report else { panic!("{} goes to nowhere", node.name) };
+        report.other_slot.as_ref().and_then(|other| other.version.as_ref()).unwrap().parse().unwrap()
+    } else {
+        let hops = &order.spec.order.as_ref().unwrap().hops;
+        let direction = hops.last().unwrap().version.cmp(running);
+        hops.iter().find(|hop| hop.version.cmp(running) == direction).unwrap().version.clone()
+    };
+    Turn { node, order, upgrade, running, hop, is_sent_back }
+}
+
+/// Whether a person asks for the other slot, or did.
+fn is_sent_back(order: &OSUpgradeProgress) -> bool {
+    order.spec.rollback_nonce.is_some()
 }
 
 fn begun<'f>(fleet: &'f Fleet, plan: &Plan) -> Vec<Turn<'f>> {
@@ -108,7 +121,7 @@ fn movers<'f>(fleet: &'f Fleet, turn: &Turn<'f>, now: Timestamp) -> Vec<(&'f Nod
     if fleet.upgrades.len() > 1 {
         return Vec::new();
     }
-    let orders = fleet.progresses.iter().filter(|order| owns(turn.upgrade, order));
+    let orders = fleet.progresses.iter().filter(|order| owns(turn.upgrade, order) && !is_sent_back(order));
     let moving = orders.filter(|order| {
         let let_go = find_condition(order.conditions(), &ConditionType::Superseded)
             .is_some_and(|superseded| superseded.status == "True");
@@ -135,8 +148,11 @@ fn movers<'f>(fleet: &'f Fleet, turn: &Turn<'f>, now: Timestamp) -> Vec<(&'f Nod
 fn nobody_stopped_it(turn: &Turn<'_>) {
     let Turn { node, upgrade, hop, .. } = turn;
     assert!(upgrade.upgrade.spec.paused != Some(true), "{} is begun in a paused upgrade", node.name);
+    if turn.is_sent_back {
+        return;
+    }
     let blocked = &upgrade.target().unwrap().blocked;
-    assert!(!blocked.contains(*hop), "{} goes to {hop}, which is blocked", node.name);
+    assert!(!blocked.contains(hop), "{} goes to {hop}, which is blocked", node.name);
     let checks = upgrade.upgrade.spec.rollout().health_checks.len();
     let sick = upgrade.health.iter().take(checks).any(|health| *health != Health::Holds);
     assert!(!sick, "{} is begun while a health check does not hold", node.name);
@@ -167,6 +183,7 @@ fn not_after_a_failure(fleet: &Fleet, turn: &Turn<'_>) {
         let node = fleet.nodes.iter().find(|node| is_of(order, node));
         let observed = order.status.as_ref().and_then(|status| status.observed_retry_nonce.as_deref());
         owns(turn.upgrade, order)
+            && !is_sent_back(order)
             && halts(order.phase())
             && node.is_some_and(|node| node.readiness == Readiness::Ready && node.version.is_some())
             && order.retry_nonce() == observed.unwrap_or_default()
@@ -182,7 +199,7 @@ fn not_quarantined(fleet: &Fleet, turn: &Turn<'_>) {
         return;
     }
     let hops = &turn.order.spec.order.as_ref().unwrap().hops;
-    let image = hops.iter().find(|image| image.version == *turn.hop).unwrap();
+    let image = hops.iter().find(|image| image.version == turn.hop).unwrap();
     let failed = fleet.nodes.iter().find(|node| match &node.report {
         NodeReport::Present(report) => report.failed_images.iter().any(|it| it.checksum == image.checksum),
         NodeReport::Missing | NodeReport::Foreign => false,
@@ -280,10 +297,13 @@ fn canaries_first(fleet: &Fleet, turn: &Turn<'_>, now: Timestamp) {
 fn in_a_window(fleet: &Fleet, plan: &Plan, now: Timestamp) {
     let Some(rollout) = fleet.upgrades.first().map(|view| view.upgrade.spec.rollout()) else { return };
     let closes = 1800 - now.as_second().rem_euclid(3600);
-    for action in plan.actions.iter().filter(|_| !rollout.windows.is_empty()) {
+    let bound = |uid: &str| !rollout.windows.is_empty() && !turn(fleet, uid).is_sent_back;
+    for action in &plan.actions {
         match action {
-            Action::Cordon { node, .. } => assert!(closes > 0, "{node:?} is begun when it is closed"),
-            Action::GrantBoot { grant, .. } => {
+            Action::Cordon { node, progress_uid } if bound(progress_uid) => {
+                assert!(closes > 0, "{node:?} is begun when it is closed");
+            }
+            Action::GrantBoot { progress, grant } if bound(&progress.uid) => {
                 assert!(closes > 0, "granted when it is closed");
                 assert!(grant.not_after.0.duration_since(now).as_secs() <= closes, "{grant:?}");
             }
@@ -309,7 +329,7 @@ fn in_work(fleet: &Fleet, node: &NodeView, now: Timestamp) -> bool {
             return false;
         };
         let Some(grant) = &order.boot else { return false };
-        let overdue = now.duration_since(grant.not_after.0) > SignedDuration::from_secs(1200);
+        let overdue = now.duration_since(grant.not_after.0) >= SignedDuration::from_secs(1200);
         progress.phase().is_committed() && !overdue && fleet.upgrades.iter().any(|view| owns(view, progress))
     })
 }

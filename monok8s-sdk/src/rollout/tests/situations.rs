@@ -252,7 +252,6 @@ fn ordered_progresses(fleet: &Fleet) -> Vec<Arc<OSUpgradeProgress>> {
                     uid: new.upgrade_uid,
                     ..Default::default()
                 }]);
-            progress.status = Some(new.status);
             Some(Arc::new(progress))
         }
         _ => None,

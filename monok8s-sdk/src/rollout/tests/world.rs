@@ -293,8 +293,7 @@ impl World {
                     owner_references: Some(vec![owner]),
                     ..ObjectMeta::default()
                 };
-                let progress =
-                    OSUpgradeProgress { metadata, spec: new.spec.clone(), status: Some(new.status.clone()) };
+                let progress = OSUpgradeProgress { metadata, spec: new.spec.clone(), status: None };
                 self.progresses.insert(new.name.clone(), progress);
                 Written::Done
             }
@@ -422,8 +421,11 @@ impl World {
             let (_, wrote) = self.operator(usize::MAX);
             let names: Vec<_> = self.machines.keys().cloned().collect();
             let worked = names.iter().map(|name| self.agent(name)).fold(false, |any, one| any | one);
-            self.now += SignedDuration::from_secs(60);
-            quiet = if wrote || worked { 0 } else { quiet + 1 };
+            let is_quiet = !wrote && !worked;
+            // Where nothing happens nobody looks every minute.
+            let minutes = if is_quiet { 5 } else { 1 };
+            self.now += SignedDuration::from_mins(minutes);
+            quiet = if is_quiet { quiet + minutes } else { 0 };
             if quiet > 70 {
                 return;
             }

@@ -117,7 +117,10 @@ impl Agents {
     async fn follow(&self, object: &OSUpgradeProgress) {
         let Some(order) = &object.spec.order else { return };
         let phase = object.phase();
+        let has_spoken = object.status.as_ref().is_some_and(|status| status.phase.is_some());
         let (wanted, steps): (_, &[ProgressPhase]) = match (&order.stage, &order.boot) {
+            // At the first sight of it.
+            _ if !has_spoken => (ProgressPhase::Pending, &[ProgressPhase::Pending]),
             (Some(_), None) if phase == ProgressPhase::Pending => (
                 ProgressPhase::Staged,
                 &[ProgressPhase::Downloading, ProgressPhase::Verifying, ProgressPhase::Staged],

@@ -55,13 +55,13 @@ impl World {
         self.progresses.insert(name, progress);
     }
 
-    /// Sets a rollbackNonce on the object of a node, as a person does.
-    pub(in crate::rollout::tests) fn send_back(&mut self, node: &str, nonce: &str) {
+    /// Sets a new rollbackNonce on the object of a node, as a person does.
+    pub(in crate::rollout::tests) fn send_back(&mut self, node: &str) {
         let stamp = self.tick();
         let mut objects = self.progresses.values_mut();
         let object = objects.find(|object| object.spec.node_name == node && object.spec.order.is_some());
         if let Some(object) = object {
-            object.spec.rollback_nonce = Some(nonce.to_owned());
+            object.spec.rollback_nonce = Some(format!("back-{stamp}"));
             object.metadata.generation = object.metadata.generation.map(|generation| generation + 1);
             object.metadata.resource_version = Some(stamp.to_string());
         }
