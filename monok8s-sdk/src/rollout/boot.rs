@@ -79,7 +79,9 @@ pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &m
     let mut in_vain = in_turn;
     in_vain.retain(|candidate| !round.admits(candidate, draft));
     // Nodes that lose their turn are away until they were seen to be back.
-    in_vain.iter().for_each(|candidate| round.takes(candidate.node));
+    for candidate in &in_vain {
+        round.takes(candidate.node);
+    }
     round.spent.clear();
     for candidate in &waiting {
         round.admits(candidate, draft);

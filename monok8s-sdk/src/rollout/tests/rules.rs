@@ -49,7 +49,9 @@ pub(super) fn judge(fleet: &Fleet, plan: &Plan, now: Timestamp) {
         no_other_reboot(fleet, turn);
     }
     in_a_window(fleet, plan, now);
-    begun.iter().for_each(|turn| no_skew(fleet, turn));
+    for turn in &begun {
+        no_skew(fleet, turn);
+    }
     for turn in begun.iter().filter(|turn| !turn.is_sent_back) {
         not_after_a_failure(fleet, turn);
         not_quarantined(fleet, turn);
