@@ -312,6 +312,8 @@ impl Agent {
             "targetVersion": target,
             "observedGeneration": object.metadata.generation,
             "retryCount": 0,
+            "failureReason": "",
+            "message": "",
         });
         status.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let mut patch = json!({
