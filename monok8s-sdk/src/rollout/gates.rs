@@ -66,7 +66,7 @@ impl Turn<'_, '_> {
     pub(super) fn wait(&self) -> Option<Wait> {
         let mut shut = GATES.iter().filter(|(name, _)| stands(name)).filter_map(|(_, gate)| gate(self));
         let first = shut.next()?;
-        // A window that opens is of no use to a node that stays behind one of these, and says nothing about when it goes.
+        // A node that may not go for the skew that would be between it and others does not go when a window opens.
         let is_window = first.reason == UpgradeReason::WaitingForWindow;
         let next = is_window.then(|| shut.next()).flatten();
         Some(next.filter(|next| next.reason == UpgradeReason::KubeletSkew).unwrap_or(first))

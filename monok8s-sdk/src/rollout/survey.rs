@@ -202,7 +202,7 @@ impl<'f> Campaign<'f> {
     }
 
     pub(super) fn is_canary(&self, node: &NodeView) -> bool {
-        !self.canaries.is_empty() && self.canaries.contains(node.name.as_str())
+        self.canaries.contains(node.name.as_str())
     }
 
     /// How long the fleet is left alone after a node.
