@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Client, Resource, ResourceExt as _};
+use kube::{Client, Resource};
 use monok8s_sdk::api::{
     ANNOTATION_CORDON, GROUP, OPERATOR_FIELD_MANAGER, OSNode, OSNodeSpec, OSUpgradeProgress, VERSION,
     upgrade_name_of,
@@ -168,14 +168,19 @@ impl Executor<'_> {
                 self.patch_progress(action, progress, json!({ "order": { "boot": null } })).await
             }
             Action::Supersede { progress } => {
-                self.patch_progress(action, progress, json!({ "order": { "stage": null, "boot": null } }))
-                    .await
+                self.patch_progress(
+                    action,
+                    progress,
+                    json!({ "order": { "stage": null, "stageGrantedAt": null, "boot": null } }),
+                )
+                .await
             }
-            Action::GrantStage { progress, version } => {
+            Action::GrantStage { progress, version, at } => {
                 if !self.gate_opens(progress) {
                     return Ok(Done::HeldBack);
                 }
-                let order = json!({ "order": { "stage": version, "boot": null } });
+                let order =
+                    json!({ "order": { "stage": version, "stageGrantedAt": Time(*at), "boot": null } });
                 self.patch_progress(action, progress, order).await
             }
             Action::GrantBoot { progress, grant } => {
@@ -284,7 +289,7 @@ impl Executor<'_> {
         let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
         match request(action.kind(), &of.name, "delete", PROGRESSES, api.delete(&of.name, &params)).await {
             Ok(_) => {
-                forget(&self.caches.progresses, of);
+                self.caches.progresses.gone(&of.name, &of.uid);
                 Ok(Done::Written)
             }
             Err(error) => Err(self.stale_or(error, &api, &self.caches.progresses, of).await),
@@ -370,7 +375,7 @@ impl Executor<'_> {
         self.metrics.conflicted();
         match tokio::time::timeout(REQUEST_TIMEOUT, api.get_opt(&of.name)).await {
             Ok(Ok(Some(object))) => cache.wrote(object),
-            Ok(Ok(None)) => forget(cache, of),
+            Ok(Ok(None)) => cache.gone(&of.name, &of.uid),
             // Another look will not resolve it: an object that this release cannot read is in the
             // way of this one action, and must not be in the way of the others.
             Ok(Err(kube::Error::SerdeError(_))) => return error,
@@ -383,12 +388,6 @@ impl Executor<'_> {
 
 const PROGRESSES: &str = "osupgradeprogresses.monok8s.io";
 const PROGRESS_STATUS: &str = "osupgradeprogresses/status.monok8s.io";
-
-fn forget<K: Kept>(cache: &Cache<K>, of: &ObjectRef) {
-    if let Some(object) = cache.get(&of.name).filter(|object| object.uid().as_ref() == Some(&of.uid)) {
-        cache.gone(&object);
-    }
-}
 
 async fn merge<K>(api: &Api<K>, name: &str, patch: &Value) -> Result<K, kube::Error>
 where

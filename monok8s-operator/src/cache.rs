@@ -8,92 +8,122 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo};
+use k8s_openapi::api::core::v1::Node;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
-use monok8s_sdk::api::{GROUP, OSNode, OSUpgrade, OSUpgradeProgress};
+use monok8s_sdk::api::{ConditionType, OSNode, OSUpgrade, OSUpgradeProgress};
+use monok8s_sdk::rollout::NodeView;
 
 /// A kind whose objects are kept, without what nobody looks at: it is often the larger half of them.
 pub trait Kept: Resource<DynamicType = ()> {
-    /// Takes that out.
-    fn trim(&mut self) {
-        self.meta_mut().managed_fields = None;
-    }
+    /// What is kept of an object.
+    type Form: Clone;
+
+    /// Reduces an object to that.
+    fn reduced(self) -> Self::Form;
 }
 
-impl Kept for OSUpgrade {}
-impl Kept for OSUpgradeProgress {}
-impl Kept for OSNode {}
+impl Kept for OSUpgrade {
+    type Form = Self;
 
-/// Keeps only what a [`NodeView`](monok8s_sdk::rollout::NodeView) is made of: the names of fifty images, the
-/// annotations of others, addresses, capacities and the other conditions are most of a Node.
-impl Kept for Node {
-    fn trim(&mut self) {
+    fn reduced(mut self) -> Self {
         self.metadata.managed_fields = None;
-        if let Some(annotations) = &mut self.metadata.annotations {
-            annotations.retain(|key, _| is_ours(key));
-        }
-        if let Some(status) = self.status.take() {
-            let conditions = status.conditions.into_iter().flatten();
-            let node_info = status.node_info.map(|info| NodeSystemInfo {
-                boot_id: info.boot_id,
-                kubelet_version: info.kubelet_version,
-                architecture: info.architecture,
-                ..NodeSystemInfo::default()
-            });
-            self.status = Some(NodeStatus {
-                conditions: Some(conditions.filter(|condition| condition.type_ == "Ready").collect()),
-                node_info,
-                ..NodeStatus::default()
-            });
-        }
+        self
     }
 }
 
-fn is_ours(annotation: &str) -> bool {
-    annotation.split_once('/').is_some_and(|(prefix, _)| prefix == GROUP)
+impl Kept for OSNode {
+    type Form = Self;
+
+    fn reduced(mut self) -> Self {
+        self.metadata.managed_fields = None;
+        self
+    }
+}
+
+/// Keeps the operator's own conditions: those of the agent say what the phase says.
+impl Kept for OSUpgradeProgress {
+    type Form = Self;
+
+    fn reduced(mut self) -> Self {
+        self.metadata.managed_fields = None;
+        if let Some(status) = &mut self.status {
+            let is_agents = |kind: &str| OF_KSTATUS.iter().any(|of_kstatus| of_kstatus.as_str() == kind);
+            status.conditions.retain(|condition| !is_agents(&condition.type_));
+        }
+        self
+    }
+}
+
+const OF_KSTATUS: [ConditionType; 3] =
+    [ConditionType::Ready, ConditionType::Reconciling, ConditionType::Stalled];
+
+/// The names of fifty images, the annotations of others, addresses and capacities are most of a Node.
+impl Kept for Node {
+    type Form = NodeView;
+
+    fn reduced(self) -> NodeView {
+        NodeView::new(&self, None)
+    }
 }
 
 /// All objects of one kind, by name.
 #[derive(Debug)]
-pub struct Cache<K> {
-    state: Mutex<State<K>>,
+pub struct Cache<K: Kept> {
+    state: Mutex<State<K::Form>>,
 }
 
 #[derive(Debug)]
-struct State<K> {
-    watched: BTreeMap<String, Watched<K>>,
+struct State<F> {
+    watched: BTreeMap<String, Watched<F>>,
     /// A list in progress, which replaces `watched` when it is complete.
-    listing: Option<BTreeMap<String, Watched<K>>>,
+    listing: Option<BTreeMap<String, Watched<F>>>,
     /// The newest resourceVersion in it. It counts once the list does: until then `watched` is
     /// older than our own writes.
     listed: u64,
     /// Our own writes.
-    written: BTreeMap<String, Written<K>>,
+    written: BTreeMap<String, Written<F>>,
     /// The watch has delivered everything up to this resourceVersion.
     seen: u64,
     synced: bool,
 }
 
-#[derive(Clone, Debug)]
-enum Watched<K> {
-    Readable(Arc<K>),
+#[derive(Debug)]
+enum Watched<F> {
+    Readable(Known<F>),
     Unreadable(Unreadable),
 }
 
 #[derive(Debug)]
-struct Written<K> {
-    version: u64,
-    outcome: Outcome<K>,
+struct Written<F> {
+    outcome: Outcome<F>,
     /// Made before the list in progress began, so that the list tells the truth about it.
     before_list: bool,
 }
 
 #[derive(Debug)]
-enum Outcome<K> {
-    Is(Arc<K>),
+enum Outcome<F> {
+    Is(Known<F>),
     Gone { uid: String },
+}
+
+/// An object, and what the cache has to know of it.
+#[derive(Debug)]
+struct Known<F> {
+    uid: String,
+    /// Its resourceVersion as a number; 0, older than everything, if it is none.
+    version: u64,
+    object: Arc<F>,
+}
+
+impl<F: Clone> Known<F> {
+    fn of<K: Kept<Form = F>>(object: K) -> Self {
+        let (uid, version) = (object.uid().unwrap_or_default(), version_of(&object));
+        // A copy takes up no more than it needs, and lies in one piece. What was read has room to spare, and holes
+        // where something was taken out.
+        Self { uid, version, object: Arc::new(object.reduced().clone()) }
+    }
 }
 
 /// An object that this release cannot read. It is left alone, and so is what refers to it.
@@ -109,14 +139,14 @@ pub struct Unreadable {
 
 /// All objects of a kind at one moment.
 #[derive(Clone, Debug)]
-pub struct Snapshot<K> {
+pub struct Snapshot<F> {
     /// Those that can be read, by name.
-    pub objects: Vec<Arc<K>>,
+    pub objects: Vec<Arc<F>>,
     /// Those that cannot.
     pub unreadable: Vec<Unreadable>,
 }
 
-impl<K> Default for Cache<K> {
+impl<K: Kept> Default for Cache<K> {
     fn default() -> Self {
         let state = State {
             watched: BTreeMap::new(),
@@ -167,17 +197,14 @@ impl<K: Kept> Cache<K> {
     }
 
     /// Takes in the answer to a write of ours.
-    pub fn wrote(&self, mut object: K) {
-        object.trim();
-        let version = version_of(&object);
+    pub fn wrote(&self, object: K) {
         let name = object.name_any();
-        self.lock().remember(name, version, Outcome::Is(Arc::new(object)));
+        self.lock().wrote(name, Known::of(object));
     }
 
-    /// Takes in that an object was deleted by us, or found to be gone.
-    pub fn gone(&self, object: &K) {
-        let uid = object.uid().unwrap_or_default();
-        self.lock().remember(object.name_any(), u64::MAX, Outcome::Gone { uid });
+    /// Takes in that the object of this name and UID was deleted by us, or found to be gone.
+    pub fn gone(&self, name: &str, uid: &str) {
+        self.lock().gone(name, uid);
     }
 
     /// Whether the first list is complete.
@@ -188,10 +215,11 @@ impl<K: Kept> Cache<K> {
 
     /// What is known now.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot<K> {
+    pub fn snapshot(&self) -> Snapshot<K::Form> {
         let state = self.lock();
         let names: BTreeSet<&String> = state.watched.keys().chain(state.written.keys()).collect();
-        let objects = names.into_iter().filter_map(|name| state.get(name)).collect();
+        let known = names.into_iter().filter_map(|name| state.get(name));
+        let objects = known.map(|known| Arc::clone(&known.object)).collect();
         let unreadable = state.watched.values().filter_map(|object| match object {
             Watched::Readable(_) => None,
             Watched::Unreadable(object) => Some(object.clone()),
@@ -201,72 +229,70 @@ impl<K: Kept> Cache<K> {
 
     /// The object of that name, if it can be read.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<Arc<K>> {
-        self.lock().get(name)
+    pub fn get(&self, name: &str) -> Option<Arc<K::Form>> {
+        self.lock().get(name).map(|known| Arc::clone(&known.object))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<K>> {
+    fn lock(&self) -> MutexGuard<'_, State<K::Form>> {
         // Nothing here panics between two changes that belong together.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<K: Kept> State<K> {
+impl<F> State<F> {
     /// What the watch says of an object, or what we wrote since.
-    fn get(&self, name: &str) -> Option<Arc<K>> {
+    fn get(&self, name: &str) -> Option<&Known<F>> {
         let watched = match self.watched.get(name) {
-            Some(Watched::Readable(object)) => Some(object),
+            Some(Watched::Readable(known)) => Some(known),
             Some(Watched::Unreadable(_)) | None => None,
         };
-        let object = match (self.written.get(name), watched) {
+        match (self.written.get(name).map(|written| &written.outcome), watched) {
             (None, watched) => watched,
-            (Some(written), watched) => match (&written.outcome, watched) {
-                (Outcome::Is(_), Some(known)) if version_of(known.as_ref()) >= written.version => Some(known),
-                (Outcome::Is(object), _) => Some(object),
-                (Outcome::Gone { uid }, known) => known.filter(|known| known.uid().as_ref() != Some(uid)),
-            },
-        };
-        object.cloned()
+            (Some(Outcome::Is(written)), Some(known)) if known.version >= written.version => Some(known),
+            (Some(Outcome::Is(written)), _) => Some(written),
+            (Some(Outcome::Gone { uid }), known) => known.filter(|known| known.uid != *uid),
+        }
     }
 
     fn advance(&mut self, version: u64) {
         self.seen = self.seen.max(version);
         let (seen, watched) = (self.seen, &self.watched);
         self.written.retain(|name, written| match &written.outcome {
-            Outcome::Is(_) => written.version > seen,
+            Outcome::Is(known) => known.version > seen,
             // A deletion's own version is not told; it is over when the object is.
-            Outcome::Gone { uid } => watched.get(name).is_some_and(|object| object.uid() == Some(uid)),
+            Outcome::Gone { uid } => watched.get(name).is_some_and(|object| object.uid() == uid),
         });
     }
 
-    fn remember(&mut self, name: String, version: u64, outcome: Outcome<K>) {
-        let passed = matches!(outcome, Outcome::Is(_)) && version <= self.seen;
-        let older = self
-            .written
-            .get(&name)
-            .is_some_and(|known| known.version > version && matches!(known.outcome, Outcome::Is(_)));
-        if !passed && !older {
-            self.written.insert(name, Written { version, outcome, before_list: false });
+    fn wrote(&mut self, name: String, object: Known<F>) {
+        let before = self.written.get(&name).map(|written| &written.outcome);
+        let newer = matches!(before, Some(Outcome::Is(known)) if known.version > object.version);
+        if object.version > self.seen && !newer {
+            self.written.insert(name, Written { outcome: Outcome::Is(object), before_list: false });
+        }
+    }
+
+    fn gone(&mut self, name: &str, uid: &str) {
+        if self.get(name).is_some_and(|known| known.uid == uid) {
+            let outcome = Outcome::Gone { uid: uid.to_owned() };
+            self.written.insert(name.to_owned(), Written { outcome, before_list: false });
         }
     }
 }
 
-impl<K: Kept> Watched<K> {
-    fn uid(&self) -> Option<&String> {
+impl<F> Watched<F> {
+    fn uid(&self) -> &str {
         match self {
-            Self::Readable(object) => object.meta().uid.as_ref(),
-            Self::Unreadable(object) => Some(&object.uid),
+            Self::Readable(known) => &known.uid,
+            Self::Unreadable(object) => &object.uid,
         }
     }
 }
 
-fn read<K: Kept>(guarded: DeserializeGuard<K>) -> (String, Watched<K>) {
+fn read<K: Kept>(guarded: DeserializeGuard<K>) -> (String, Watched<K::Form>) {
     let name = guarded.name_any();
     let object = match guarded.0 {
-        Ok(mut object) => {
-            object.trim();
-            Watched::Readable(Arc::new(object))
-        }
+        Ok(object) => Watched::Readable(Known::of(object)),
         Err(invalid) => {
             let uid = invalid.metadata.uid.clone().unwrap_or_default();
             Watched::Unreadable(Unreadable { name: name.clone(), uid, error: invalid.error })
@@ -283,10 +309,9 @@ fn version_of<K: Resource>(object: &K) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{ContainerImage, NodeCondition};
-    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     use kube::core::error_boundary::InvalidObject;
-    use monok8s_sdk::rollout::{NodeView, fixtures};
+    use monok8s_sdk::api::ProgressPhase;
+    use serde_json::json;
 
     use super::*;
 
@@ -320,7 +345,7 @@ mod tests {
     #[track_caller]
     fn shows(cache: &Cache<Node>, expected: &[(&str, &str)]) {
         let objects = cache.snapshot().objects;
-        let shown: Vec<_> = objects.iter().map(|n| (n.name_any(), n.labels()["state"].clone())).collect();
+        let shown: Vec<_> = objects.iter().map(|n| (n.name.clone(), n.labels["state"].clone())).collect();
         let shown: Vec<_> = shown.iter().map(|(name, label)| (name.as_str(), label.as_str())).collect();
         assert_eq!(shown, expected);
     }
@@ -338,36 +363,23 @@ mod tests {
     }
 
     #[test]
-    fn of_a_node_only_what_is_looked_at_is_kept() {
-        let heavy = || {
-            let mut node = fixtures::node("a").cordoned_for("order").excluded().not_ready().node();
-            let annotations = node.metadata.annotations.get_or_insert_default();
-            annotations.insert("csi.example.com/node".to_owned(), "many".to_owned());
-            node.metadata.managed_fields = Some(vec![]);
-            let status = node.status.get_or_insert_default();
-            status.images = Some(vec![ContainerImage::default()]);
-            status.capacity = Some([("cpu".to_owned(), Quantity("2".to_owned()))].into());
-            let condition = NodeCondition { type_: "MemoryPressure".to_owned(), ..NodeCondition::default() };
-            status.conditions.get_or_insert_default().insert(0, condition);
-            node
+    fn of_an_order_the_operators_conditions_are_kept() {
+        let condition = |kind: &str| {
+            json!({ "type": kind, "status": "True", "reason": "Any", "message": "",
+            "lastTransitionTime": "2026-11-24T12:00:00Z" })
         };
-        let mut light = heavy();
-        light.trim();
-        assert_eq!(NodeView::new(&light, None), NodeView::new(&heavy(), None));
-        let status = light.status.as_ref().unwrap();
-        assert_eq!((&status.images, &status.capacity, &light.metadata.managed_fields), (&None, &None, &None));
-        assert_eq!(status.conditions.as_ref().unwrap().len(), 1);
-        assert!(light.annotations().keys().all(|key| is_ours(key)), "{light:?}");
-
+        let order: OSUpgradeProgress = serde_json::from_value(json!({
+            "metadata": { "name": "order", "resourceVersion": "7", "managedFields": [{}] },
+            "spec": { "sourceRef": { "name": "up" }, "nodeName": "node-1" },
+            "status": { "phase": "Staged", "conditions": [condition("Ready"), condition("Drained"), condition("Stalled")] },
+        }))
+        .unwrap();
         let cache = Cache::default();
-        list(&cache, vec![heavy()]);
-        assert_eq!(*cache.get("a").unwrap(), light);
-        let written = |mut node: Node| {
-            node.metadata.resource_version = Some("9".to_owned());
-            node
-        };
-        cache.wrote(written(heavy()));
-        assert_eq!(*cache.get("a").unwrap(), written(light));
+        cache.wrote(order);
+        let kept = cache.get("order").unwrap();
+        let kinds: Vec<_> = kept.conditions().iter().map(|condition| condition.type_.as_str()).collect();
+        assert_eq!((kinds, kept.phase()), (vec!["Drained"], ProgressPhase::Staged));
+        assert_eq!(kept.metadata.managed_fields, None);
     }
 
     #[test]
@@ -430,7 +442,7 @@ mod tests {
     #[test]
     fn what_we_deleted_is_gone_at_once_but_its_successor_is_not() {
         let cache = listed(vec![node("a", 5, "old")]);
-        cache.gone(&node("a", 5, "old"));
+        cache.gone("a", "uid-of-a");
         shows(&cache, &[]);
         let mut successor = node("a", 9, "new");
         successor.metadata.uid = Some("another".to_owned());

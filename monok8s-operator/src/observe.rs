@@ -92,7 +92,8 @@ where
     K: Kept + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static,
 {
     let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let mut watch = Watch::new(kind, api, watcher::Config::default(), metrics);
+    // A page is in memory as a whole, with everything that is not kept.
+    let mut watch = Watch::new(kind, api, watcher::Config::default().page_size(100), metrics);
     loop {
         cache.observe(watch.next().await);
         bell.ring();
@@ -103,7 +104,7 @@ where
 #[derive(Clone, Debug)]
 pub struct Observed {
     /// All Nodes.
-    pub nodes: Snapshot<Node>,
+    pub nodes: Snapshot<NodeView>,
     /// All upgrades.
     pub upgrades: Snapshot<OSUpgrade>,
     /// All progress objects.
@@ -167,7 +168,7 @@ pub struct KnownNodes {
 
 #[derive(Debug)]
 struct KnownNode {
-    node: Arc<Node>,
+    alone: Arc<NodeView>,
     report: Option<Arc<OSNode>>,
     view: Arc<NodeView>,
 }
@@ -176,36 +177,38 @@ impl KnownNodes {
     /// Keeps what was made of the same two objects, makes the others anew, and forgets those that are gone.
     fn follow(
         &mut self,
-        nodes: &[Arc<Node>],
+        nodes: &[Arc<NodeView>],
         reports: &[Arc<OSNode>],
     ) -> impl Iterator<Item = &Arc<NodeView>> {
         let reports: BTreeMap<&str, &Arc<OSNode>> =
             reports.iter().filter_map(|report| Some((report.metadata.name.as_deref()?, report))).collect();
         let mut before = std::mem::take(&mut self.by_name);
         for node in nodes {
-            let name = node.name_any();
-            let report = reports.get(name.as_str()).copied();
-            let known = before.remove(&name).filter(|known| known.is_of(node, report));
+            let report = reports.get(node.name.as_str()).copied();
+            let known = before.remove(&node.name).filter(|known| known.is_of(node, report));
             let known = known.unwrap_or_else(|| KnownNode::new(node, report));
-            self.by_name.insert(name, known);
+            self.by_name.insert(node.name.clone(), known);
         }
         self.by_name.values().map(|known| &known.view)
     }
 }
 
 impl KnownNode {
-    fn new(node: &Arc<Node>, report: Option<&Arc<OSNode>>) -> Self {
-        let view = Arc::new(NodeView::new(node, report.map(AsRef::as_ref)));
-        Self { node: Arc::clone(node), report: report.cloned(), view }
+    fn new(alone: &Arc<NodeView>, report: Option<&Arc<OSNode>>) -> Self {
+        let view = match report {
+            Some(report) => Arc::new(alone.as_ref().clone().reported(report)),
+            None => Arc::clone(alone),
+        };
+        Self { alone: Arc::clone(alone), report: report.cloned(), view }
     }
 
-    fn is_of(&self, node: &Arc<Node>, report: Option<&Arc<OSNode>>) -> bool {
+    fn is_of(&self, alone: &Arc<NodeView>, report: Option<&Arc<OSNode>>) -> bool {
         let same_report = match (&self.report, report) {
             (None, None) => true,
             (Some(before), Some(now)) => Arc::ptr_eq(before, now),
             (None, Some(_)) | (Some(_), None) => false,
         };
-        same_report && Arc::ptr_eq(&self.node, node)
+        same_report && Arc::ptr_eq(&self.alone, alone)
     }
 }
 
@@ -221,12 +224,12 @@ mod tests {
 
     use super::*;
 
-    fn cordoned_for(uid: &str) -> Arc<Node> {
+    fn cordoned_for(uid: &str) -> Arc<NodeView> {
         let mut node = Node::default();
         node.metadata.name = Some(format!("node-of-{uid}"));
         node.metadata.annotations = Some([(ANNOTATION_CORDON.to_owned(), uid.to_owned())].into());
         node.spec = Some(NodeSpec { unschedulable: Some(true), ..NodeSpec::default() });
-        Arc::new(node)
+        Arc::new(NodeView::new(&node, None))
     }
 
     fn progress(uid: &str, upgrade: &str) -> Arc<OSUpgradeProgress> {
@@ -270,7 +273,7 @@ mod tests {
 
     #[test]
     fn only_what_has_changed_is_looked_at_again() {
-        let observed = |nodes: &[&Arc<Node>], reports: &[&Arc<OSNode>]| Observed {
+        let observed = |nodes: &[&Arc<NodeView>], reports: &[&Arc<OSNode>]| Observed {
             nodes: Snapshot { objects: nodes.iter().copied().cloned().collect(), unreadable: vec![] },
             upgrades: Snapshot { objects: vec![], unreadable: vec![] },
             progresses: Snapshot { objects: vec![], unreadable: vec![] },
@@ -285,7 +288,7 @@ mod tests {
         assert!(Arc::ptr_eq(&first[0], &reported[0]) && !Arc::ptr_eq(&first[1], &reported[1]));
         assert!(matches!(reported[1].report, NodeReport::Present(_)));
         let mut uncordoned = a.as_ref().clone();
-        uncordoned.metadata.annotations = None;
+        uncordoned.cordoned_for = None;
         let changed = observed(&[&Arc::new(uncordoned), &b], &[]).node_views(&mut known);
         assert_eq!((changed[0].cordoned_for.as_ref(), &changed[1].report), (None, &NodeReport::Missing));
         assert_eq!(observed(&[&b], &[]).node_views(&mut known).len(), 1);

@@ -74,7 +74,7 @@ pub async fn write(
             }
             // Deleted, or made again: the watch tells.
             Err(error) if error.is_not_found() || error.is_conflict() || error.is_other_uid() => {
-                caches.upgrades.gone(upgrade);
+                caches.upgrades.gone(&upgrade.name_any(), &upgrade.uid().unwrap_or_default());
             }
             Err(source) => {
                 let error = StatusError::Failed { name: upgrade.name_any(), source };

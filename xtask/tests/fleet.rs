@@ -5,6 +5,7 @@
 #[path = "fleet/cuts.rs"]
 mod cuts;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,7 +18,7 @@ use monok8s_sdk::api::{
 };
 use monok8s_sdk::slot::Slot;
 use serde_json::json;
-use xtask::controlplane::ControllerManager;
+use xtask::controlplane::{AuditMark, ControllerManager};
 use xtask::kubelet::NodeSpec;
 use xtask::rootfs::RootfsSpec;
 use xtask::testbed::Testbed;
@@ -115,9 +116,11 @@ async fn a_fleet_moves_in_order_and_then_rests() -> Result<()> {
         NodeSpec::worker("node-2", OLD),
     ])
     .await?;
+    let mark = testbed.control_plane().audit().mark()?;
     apply(&testbed, "up", NEW, json!({})).await?;
     let upgrade = ends(&testbed, "up", UpgradePhase::Completed).await?;
     no_cordon_is_left(&testbed).await?;
+    it_takes_few_writes(&testbed, mark)?;
     for node in ["cp-1", "node-1", "node-2"] {
         holds(&testbed, node, Slot::B, NEW)?;
         holds(&testbed, node, Slot::A, OLD)?;
@@ -145,6 +148,27 @@ async fn one_after_the_other(testbed: &Testbed) -> Result<()> {
     for pair in spans.windows(2) {
         assert!(pair[0].1 <= pair[1].0, "{} and {} were away at once: {spans:?}", pair[0].2, pair[1].2);
     }
+    Ok(())
+}
+
+/// Counted from the audit log, without what tells of the upgrade as a whole.
+fn it_takes_few_writes(testbed: &Testbed, mark: AuditMark) -> Result<()> {
+    let mut counts = BTreeMap::new();
+    for write in testbed.control_plane().audit().writes_since(mark)? {
+        let Some(account) = write.user.strip_prefix("system:serviceaccount:mono-system:") else { continue };
+        if !matches!(write.resource.as_str(), "leases" | "events" | "osupgrades/status") {
+            *counts.entry(format!("{account} {} {}", write.verb, write.resource)).or_insert(0) += 1;
+        }
+    }
+    println!("{counts:#?}");
+    let made = |account: &str| {
+        let by = counts.iter().filter(|(what, _)| what.starts_with(account));
+        by.map(|(_, count)| count).sum::<u32>() / 3
+    };
+    // The OSNode; then an order, two grants, a cordon and its end. One is for a machine that is slow.
+    assert!(made("controller") <= 6 + 1, "{counts:#?}");
+    // Six phases and the OSNode, and one for each phase that lasts.
+    assert!(made("node-agent") <= 7 + 2, "{counts:#?}");
     Ok(())
 }
 

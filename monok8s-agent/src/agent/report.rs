@@ -1,11 +1,11 @@
-//! Writing what the agent says: at once when it is news, unless there is news without end, at a bounded rate when only
-//! bytes moved, never when nothing changed, and with patience while the API server is away.
+//! Writing what the agent says: at once when it is news, unless there is news without end or it is over in a moment, at
+//! a bounded rate when only bytes moved, never when nothing changed, and with patience while the API server is away.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use monok8s_sdk::api::OSUpgradeProgress;
+use monok8s_sdk::api::{OSUpgradeProgress, OSUpgradeProgressStatus, ProgressPhase};
 use monok8s_sdk::causes::chain;
 use tokio::time::Instant;
 
@@ -19,6 +19,8 @@ pub(super) const BYTES_INTERVAL: Duration = Duration::from_secs(10);
 /// So much news in so long is more than an upgrade has. An agent that goes round in a circle is held back.
 const BURST: usize = 10;
 const BURST_SPAN: Duration = Duration::from_secs(20);
+/// A phase that ends within this time is told with the one that follows it, which saves a write for each node.
+const A_MOMENT: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
@@ -26,6 +28,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Reporter {
     written: Written,
+    passing: Option<Passing>,
     retry_at: Option<Instant>,
     backoff: Duration,
 }
@@ -52,6 +55,36 @@ impl Written {
     }
 }
 
+/// A phase that may be over in a moment, as it would be written.
+#[derive(Debug)]
+struct Passing {
+    /// The UID of the object.
+    uid: Option<String>,
+    status: OSUpgradeProgressStatus,
+    until: Instant,
+}
+
+/// Whether the next phase may be over in a moment: leave to stage often comes with the order or right after it, and
+/// much of what was just written is read back already.
+fn is_passing(said: &OSUpgradeProgressStatus, next: &OSUpgradeProgressStatus) -> bool {
+    match next.phase {
+        Some(ProgressPhase::Pending) => said.phase.is_none(),
+        Some(ProgressPhase::Verifying) => said.phase != next.phase,
+        _ => false,
+    }
+}
+
+/// What is to be done about a report.
+#[derive(Debug, PartialEq)]
+enum Pace {
+    /// The object says it.
+    Said,
+    /// Not yet.
+    After(Duration),
+    /// This is written.
+    Write(Box<OSUpgradeProgressStatus>),
+}
+
 /// What became of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Said {
@@ -63,7 +96,7 @@ pub(super) enum Said {
 
 impl Reporter {
     pub(super) fn new() -> Self {
-        Self { written: Written::default(), retry_at: None, backoff: FIRST_BACKOFF }
+        Self { written: Written::default(), passing: None, retry_at: None, backoff: FIRST_BACKOFF }
     }
 
     /// Makes the object say `report`, if it does not yet.
@@ -74,24 +107,41 @@ impl Reporter {
         object: &OSUpgradeProgress,
         report: &Report,
     ) -> Said {
-        let previous = object.status.clone().unwrap_or_default();
-        let next = status(report, &previous, Timestamp::now());
         let now = Instant::now();
-        let due = match change(&previous, &next) {
-            Change::None => return Said::Yes,
-            change => self.written.next(change),
+        let next = match self.pace(object, report, now) {
+            Pace::Said => return Said::Yes,
+            Pace::After(wait) => return Said::Later(wait),
+            Pace::Write(next) => next,
         };
-        if let Some(wait) = due.max(self.retry_at).and_then(|at| at.checked_duration_since(now)) {
-            return Said::Later(wait);
-        }
         match cluster.write_progress(object, &next, Precondition::SameObject).await {
             Ok(written) => {
                 known.learn(written);
                 self.written.note(now);
+                self.passing = None;
                 (self.retry_at, self.backoff) = (None, FIRST_BACKOFF);
                 Said::Yes
             }
             Err(error) => self.failed(known, object, &error),
+        }
+    }
+
+    fn pace(&mut self, object: &OSUpgradeProgress, report: &Report, now: Instant) -> Pace {
+        let said = object.status.clone().unwrap_or_default();
+        let passing = self.passing.take_if(|passing| passing.uid == object.metadata.uid);
+        let next =
+            status(report, passing.as_ref().map_or(&said, |passing| &passing.status), Timestamp::now());
+        let mut due = match change(&said, &next) {
+            Change::None => return Pace::Said,
+            change => self.written.next(change).max(self.retry_at),
+        };
+        if is_passing(&said, &next) {
+            let until = passing.map_or(now + A_MOMENT, |passing| passing.until);
+            self.passing = Some(Passing { uid: object.metadata.uid.clone(), status: next.clone(), until });
+            due = due.max(Some(until));
+        }
+        match due.and_then(|at| at.checked_duration_since(now)) {
+            Some(wait) if !wait.is_zero() => Pace::After(wait),
+            _ => Pace::Write(Box::new(next)),
         }
     }
 
@@ -124,5 +174,41 @@ mod tests {
         assert_eq!(written.next(Change::Bytes), Some(start + Duration::from_secs(9) + BYTES_INTERVAL));
         written.note(start + BURST_SPAN);
         assert_eq!(written.next(Change::News), Some(start + Duration::from_secs(1) + BURST_SPAN));
+    }
+
+    #[test]
+    fn what_is_over_in_a_moment_is_told_with_what_follows() {
+        use ProgressPhase::{Downloading, Pending, Staged, Verifying};
+        let object = |status| -> OSUpgradeProgress {
+            serde_json::from_value(serde_json::json!({
+                "metadata": { "name": "order", "uid": "uid" },
+                "spec": { "sourceRef": { "name": "up" }, "nodeName": "node-1" },
+                "status": status,
+            }))
+            .unwrap()
+        };
+        let new = object(serde_json::json!({ "observedGeneration": -1 }));
+        let (mut reporter, start) = (Reporter::new(), Instant::now());
+        let mut of = |object, phase, second| {
+            let report = super::super::status::fixture(phase);
+            reporter.pace(object, &report, start + Duration::from_secs(second))
+        };
+        let told = |pace| match pace {
+            Pace::Write(status) => {
+                status.timeline.iter().map(|entry| entry.phase.clone()).collect::<Vec<_>>()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(of(&new, Pending, 0), Pace::After(Duration::from_secs(10)));
+        assert_eq!(told(of(&new, Downloading, 1)), [Pending, Downloading]);
+
+        let object = object(serde_json::json!({ "phase": "Downloading" }));
+        let mut pace = |phase, second| of(&object, phase, second);
+        assert!(matches!(pace(Pending, 2), Pace::Write(_)), "that is news");
+        assert_eq!(pace(Verifying, 3), Pace::After(Duration::from_secs(10)));
+        assert_eq!(pace(Verifying, 6), Pace::After(Duration::from_secs(7)));
+        assert_eq!(told(pace(Staged, 7)), [Verifying, Staged]);
+        assert_eq!(pace(Verifying, 9), Pace::After(Duration::from_secs(10)), "another one has its own time");
+        assert_eq!(told(pace(Verifying, 19)), [Verifying]);
     }
 }

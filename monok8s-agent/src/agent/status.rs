@@ -203,36 +203,39 @@ fn timeline(report: &Report, previous: &[TimelineEntry], now: Timestamp) -> Vec<
     entries
 }
 
+/// A report of a node in this phase.
+#[cfg(test)]
+pub(super) fn fixture(phase: ProgressPhase) -> Report {
+    Report {
+        generation: 3,
+        reason: phase.as_str().to_owned(),
+        phase,
+        message: "as it is".to_owned(),
+        failed: false,
+        current_version: Some("v1.35.1".parse().unwrap()),
+        target_version: Some("v1.35.4".parse().unwrap()),
+        hop: Some("v1.35.2".parse().unwrap()),
+        timeline_hop: None,
+        attempt: 1,
+        retry_count: 2,
+        observed_retry_nonce: None,
+        observed_rollback_nonce: None,
+        inactive: Slot::B,
+        boot_id: "b-1".to_owned(),
+        trial_deadline: None,
+        trial: None,
+        rolled_back: None,
+        installed: None,
+        progress: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use monok8s_sdk::api::{condition_is_true, find_condition};
 
+    use super::fixture as report;
     use super::*;
-
-    fn report(phase: ProgressPhase) -> Report {
-        Report {
-            generation: 3,
-            reason: phase.as_str().to_owned(),
-            phase,
-            message: "as it is".to_owned(),
-            failed: false,
-            current_version: Some("v1.35.1".parse().unwrap()),
-            target_version: Some("v1.35.4".parse().unwrap()),
-            hop: Some("v1.35.2".parse().unwrap()),
-            timeline_hop: None,
-            attempt: 1,
-            retry_count: 2,
-            observed_retry_nonce: None,
-            observed_rollback_nonce: None,
-            inactive: Slot::B,
-            boot_id: "b-1".to_owned(),
-            trial_deadline: None,
-            trial: None,
-            rolled_back: None,
-            installed: None,
-            progress: None,
-        }
-    }
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()

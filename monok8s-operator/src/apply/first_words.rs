@@ -18,7 +18,7 @@ use super::{AT_ONCE, ApplyError, Executor, PROGRESS_STATUS, request};
 /// every field over and leaves none behind.
 const FIELD_MANAGER: &str = "monok8s-operator-init";
 /// How long an agent has for its first word.
-const AGENTS_HAVE: SignedDuration = SignedDuration::from_secs(10);
+const AGENTS_HAVE: SignedDuration = SignedDuration::from_secs(30);
 
 /// What there is to say.
 #[derive(Debug, Default)]
@@ -167,12 +167,12 @@ mod tests {
         ]
         .map(Arc::new);
         let at = |text: &str| first_words(&progresses, &nodes, text.parse().unwrap());
-        for time in ["2026-11-24T12:00:09Z", "2026-11-24T11:59:58Z"] {
+        for time in ["2026-11-24T12:00:29Z", "2026-11-24T11:59:58Z"] {
             let too_early = at(time);
             assert_eq!(too_early.due, []);
-            assert_eq!(too_early.next_due, Some("2026-11-24T12:00:10Z".parse().unwrap()));
+            assert_eq!(too_early.next_due, Some("2026-11-24T12:00:30Z".parse().unwrap()));
         }
-        for time in ["2026-11-24T12:00:10Z", "2026-11-24T11:00:00Z"] {
+        for time in ["2026-11-24T12:00:30Z", "2026-11-24T11:00:00Z"] {
             let FirstWords { due, next_due } = at(time);
             let [word] = due.as_slice() else { panic!("{due:?}") };
             assert_eq!((word.name.as_str(), word.version.as_deref(), next_due), ("new", Some("7"), None));

@@ -27,7 +27,7 @@ open_enum! {
         HealthGate,
         /// The operator allows the node to commit to the reboot, and the node has not done so for a while.
         BootGranted,
-        /// The node is cordoned, and what had to leave it has left.
+        /// What had to leave the node before its reboot has left it.
         Drained,
         /// The node is back, and the next one waits until it has been for long enough.
         Soaking,

@@ -167,7 +167,7 @@ fn intended(facts: &NodeFacts, attempt: &Attempt, wanted: &Wanted<'_>, now: Time
     if was_taken(order, attempt) && (this_boot || stands) {
         return Action::Record(Step::Committed { boot_id: facts.booted.boot_id.clone() });
     }
-    if this_boot && stands && may_boot(order, &attempt.version, now) && may_be_armed(facts, attempt) {
+    if this_boot && stands && may_boot(facts, order, &attempt.version, now) && may_be_armed(facts, attempt) {
         return Action::Commit {
             version: attempt.version.clone(),
             slot: attempt.slot,

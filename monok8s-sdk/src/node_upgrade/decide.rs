@@ -236,13 +236,15 @@ fn has_failed(phase: &ProgressPhase) -> bool {
     matches!(phase, ProgressPhase::Failed | ProgressPhase::RolledBack)
 }
 
-/// Whether the node may commit to booting `version`.
-pub(super) fn may_boot(order: &Order, version: &OsVersion, now: Timestamp) -> bool {
+/// Whether the node may commit to booting `version`. Leave that has led to a reboot already is no leave: a node that
+/// fell back afterwards was uncordoned meanwhile, and has to be drained again.
+pub(super) fn may_boot(facts: &NodeFacts, order: &Order, version: &OsVersion, now: Timestamp) -> bool {
+    let spent = facts.record.seen(&order.object.uid).map_or(0, |seen| seen.spent);
     match &order.pace {
         Pace::Own => true,
-        Pace::Granted { boot, .. } => {
-            boot.as_ref().is_some_and(|grant| grant.version == *version && now <= grant.not_after.0)
-        }
+        Pace::Granted { boot, .. } => boot.as_ref().is_some_and(|grant| {
+            grant.version == *version && now <= grant.not_after.0 && order.generation > spent
+        }),
     }
 }
 

@@ -301,6 +301,9 @@ pub struct SeenObject {
     /// How many attempts were confirmed.
     #[serde(default)]
     pub confirmed: u32,
+    /// The generation up to which leave to reboot is used up: nobody takes it back from a node that is done.
+    #[serde(default)]
+    pub spent: i64,
     /// Failures of attempts before this one were lifted by a retry.
     #[serde(default)]
     pub lifted_before: AttemptId,

@@ -133,7 +133,7 @@ fn rollback(facts: &NodeFacts, attempt: &Attempt, order: &Order, now: Timestamp)
             format!("slot {} holds nothing that ran here before and was confirmed", attempt.slot),
         );
     }
-    if may_boot(order, &attempt.version, now) { intend(facts, attempt) } else { staged(attempt) }
+    if may_boot(facts, order, &attempt.version, now) { intend(facts, attempt) } else { staged(attempt) }
 }
 
 fn upgrade(facts: &NodeFacts, attempt: &Attempt, order: &Order, now: Timestamp) -> Action {
@@ -151,7 +151,7 @@ fn upgrade(facts: &NodeFacts, attempt: &Attempt, order: &Order, now: Timestamp) 
         );
     }
     match content(facts, attempt) {
-        Content::Verified(_) if !may_boot(order, &attempt.version, now) => staged(attempt),
+        Content::Verified(_) if !may_boot(facts, order, &attempt.version, now) => staged(attempt),
         Content::Verified(image) if !holds_token(facts, attempt) => {
             verify(attempt, &image, ProgressPhase::Staged)
         }

@@ -342,6 +342,7 @@ impl Record {
         self.with_seen(&attempt.object.uid, |seen| {
             seen.attempts = 0;
             seen.confirmed = seen.confirmed.saturating_add(1);
+            seen.spent = seen.generation;
             seen.steps = 0;
             seen.held_on = (attempt.kind == AttemptKind::Rollback).then(|| attempt.version.clone());
         });
@@ -371,6 +372,10 @@ impl Record {
         self.with_seen(uid, |seen| {
             seen.retry_nonce = Some(nonce.to_owned());
             seen.retry_count = seen.retry_count.saturating_add(1);
+            // What was used once is not meant for the attempt that begins.
+            if seen.spent > 0 {
+                seen.spent = seen.generation;
+            }
             seen.lifted_before = lifted_before;
             seen.steps = 0;
             seen.held_on = None;
@@ -443,6 +448,7 @@ impl SeenObject {
             held_on: None,
             attempts: 0,
             confirmed: 0,
+            spent: 0,
             lifted_before: AttemptId(0),
             steps: 0,
             pinned: Vec::new(),

@@ -59,7 +59,7 @@ pub enum Action {
         /// The progress object.
         progress: ObjectRef,
     },
-    /// Clear `order.stage` and `order.boot`: the upgrade lets go of the node. The condition
+    /// Clear `order.stage`, its time and `order.boot`: the upgrade lets go of the node. The condition
     /// `Superseded` follows in a later plan.
     Supersede {
         /// The progress object.
@@ -90,12 +90,14 @@ pub enum Action {
     },
     /// Create a progress object.
     CreateProgress(Box<NewProgress>),
-    /// Set `order.stage`, and clear `order.boot`.
+    /// Set `order.stage` and `order.stageGrantedAt`, and clear `order.boot`.
     GrantStage {
         /// The progress object.
         progress: ObjectRef,
         /// The hop that may be downloaded and written.
         version: OsVersion,
+        /// When that is allowed.
+        at: Timestamp,
     },
     /// Set `order.boot`.
     GrantBoot {

@@ -4,19 +4,22 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::action::{Action, PodRef};
 use super::draft::Draft;
 use super::fleet::{NodeView, Readiness, Scheduling, Taints};
 use super::halt::names;
+use super::health;
 use super::order::{OrderView, State, later};
 use super::outlook::Wait;
 use super::pods::{Fate, PodView};
 use super::report::Finding;
 use super::survey::{Campaign, Survey};
 use crate::api::{
-    ConditionType, DrainOnTimeout, DrainPolicy, DrainSpec, RolloutSpec, Truth, UpgradeReason, find_condition,
+    ConditionType, DrainOnTimeout, DrainPolicy, DrainSpec, ProgressPhase, RolloutSpec, Truth, UpgradeReason,
+    find_condition,
 };
 
 /// A pod is asked to leave again after so long, as `kubectl drain` does.
@@ -147,7 +150,7 @@ fn is_stuck(pod: &PodView, now: Timestamp) -> bool {
 /// When a drain has lasted for as long as it may. Only what was written counts: it is the same for the next
 /// operator.
 pub(super) fn deadline(order: OrderView<'_>, rollout: &RolloutSpec) -> Option<Timestamp> {
-    let began = find_condition(order.progress.conditions(), &ConditionType::Drained)?;
+    let began = said(order)?;
     let lasts = SignedDuration::from_secs(spec(rollout).timeout_seconds.unwrap_or(1800).into());
     (began.status == Truth::False.as_str()).then(|| later(began.last_transition_time.0, lasts))
 }
@@ -164,8 +167,12 @@ pub(super) fn deadline_to_abort(order: OrderView<'_>, rollout: &RolloutSpec) -> 
 
 /// Whether the time was over once, and what was left was deleted.
 fn was_forced(order: OrderView<'_>) -> bool {
+    said(order).is_some_and(|drained| drained.reason == DRAIN_FORCED)
+}
+
+/// The condition `Drained` of the order.
+fn said(order: OrderView<'_>) -> Option<&Condition> {
     find_condition(order.progress.conditions(), &ConditionType::Drained)
-        .is_some_and(|drained| drained.reason == DRAIN_FORCED)
 }
 
 /// Whether the order says that the node was drained.
@@ -175,11 +182,10 @@ fn is_drained(order: OrderView<'_>) -> bool {
 
 /// Whether the order says when the drain began.
 fn has_begun(order: OrderView<'_>) -> bool {
-    find_condition(order.progress.conditions(), &ConditionType::Drained)
-        .is_some_and(|began| began.status == Truth::False.as_str())
+    said(order).is_some_and(|began| began.status == Truth::False.as_str())
 }
 
-/// Has the pods leave that have to. `true` once they have, and it is written.
+/// Has the pods leave that have to. `true` once they have, and that is written.
 pub(super) fn go_on<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
@@ -192,6 +198,8 @@ pub(super) fn go_on<'f>(
         return true;
     }
     let left = match Drain::of(survey, campaign, node, order) {
+        // Nothing is written of a node that nothing had to leave.
+        Drain::Empty(Force::Unused) if said(order).is_none() => return true,
         Drain::Unneeded(_) | Drain::Empty(_) => return is_drained(order),
         Drain::Unseen(why) => {
             draft.waits(campaign, node, unseen(why));
@@ -321,7 +329,8 @@ pub fn drain_obstacles(pods: &[PodView], spec: &DrainSpec) -> Vec<String> {
     pods.iter().filter_map(obstacle).collect()
 }
 
-/// The condition `Drained` of an order: False since the drain began, True since it is over.
+/// The condition `Drained` of an order: False since the drain began, True since it is over. A node that nothing had to
+/// leave goes on at once, and has none.
 pub(super) fn finding<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
@@ -329,19 +338,9 @@ pub(super) fn finding<'f>(
     (order, state): (OrderView<'f>, &State<'f>),
     draft: &Draft,
 ) -> Option<Finding> {
-    let before = find_condition(order.progress.conditions(), &ConditionType::Drained);
     let was_forced = was_forced(order);
     let in_turn = node.scheduling == Scheduling::Cordoned && draft.admitted.contains(order.uid());
-    let kept = || {
-        let before = before?;
-        let truth = match before.status.as_str() {
-            "True" => Truth::True,
-            "False" => Truth::False,
-            _ => Truth::Unknown,
-        };
-        let reason = REASONS.into_iter().find(|reason| *reason == before.reason).unwrap_or(DRAINED);
-        Some((ConditionType::Drained, truth, reason, before.message.clone()))
-    };
+    let kept = || kept(order);
     let says = |truth, reason, message: &str| {
         let reason = if was_forced { DRAIN_FORCED } else { reason };
         Some((ConditionType::Drained, truth, reason, message.to_owned()))
@@ -367,15 +366,32 @@ pub(super) fn finding<'f>(
             Drain::Empty(force) if was_forced || force == Force::Used => {
                 says(Truth::True, DRAIN_FORCED, "what had to leave was deleted, or passed over")
             }
+            Drain::Empty(_) if said(order).is_none() && health::wait(campaign, order).is_none() => None,
             Drain::Empty(_) => says(Truth::True, DRAINED, "what had to leave has left"),
         },
         // The next drain of the order begins anew; what was done stays on record.
         State::Unstaged(_) | State::Staging(_) | State::Staged(_) if was_forced => {
             says(Truth::Unknown, DRAIN_FORCED, "a drain before this one was forced")
         }
-        _ if was_forced => kept(),
-        _ => None,
+        _ => on_record(order),
     }
+}
+
+/// What stays of a drain when its order is over: it tells what was done, and is not worth a write.
+pub(super) fn on_record(order: OrderView<'_>) -> Option<Finding> {
+    let is_over = order.progress.phase() == ProgressPhase::Completed && is_drained(order);
+    kept(order).filter(|_| is_over || was_forced(order))
+}
+
+fn kept(order: OrderView<'_>) -> Option<Finding> {
+    let before = said(order)?;
+    let truth = match before.status.as_str() {
+        "True" => Truth::True,
+        "False" => Truth::False,
+        _ => Truth::Unknown,
+    };
+    let reason = REASONS.into_iter().find(|reason| *reason == before.reason).unwrap_or(DRAINED);
+    Some((ConditionType::Drained, truth, reason, before.message.clone()))
 }
 
 const DRAINED: &str = "Drained";

@@ -234,23 +234,28 @@ impl UpgradeView {
 
 impl NodeView {
     /// Reduces a Node and its `OSNode` to what a rollout depends on.
-    ///
-    /// The version is what the agent reports, if it did so in the boot that the kubelet reports
-    /// too; else the kubelet's own, of which anything after `vX.Y.Z` that is not of our grammar is
-    /// cut off (`v1.35.3+k3s1`).
     #[must_use]
     pub fn new(node: &Node, os_node: Option<&OSNode>) -> Self {
+        let alone = Self::alone(node);
+        match os_node {
+            Some(os_node) => alone.reported(os_node),
+            None => alone,
+        }
+    }
+
+    /// A Node without its `OSNode`. The version is the kubelet's own, of which anything after `vX.Y.Z` that is not of
+    /// our grammar is cut off (`v1.35.3+k3s1`).
+    fn alone(node: &Node) -> Self {
         let metadata = &node.metadata;
         let labels = metadata.labels.clone().unwrap_or_default();
         let annotations = metadata.annotations.as_ref();
         let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
-        let uid = metadata.uid.clone().unwrap_or_default();
-        let report = report_of(os_node, &uid);
-        let boot_id = info.map(|info| info.boot_id.clone()).filter(|id| !id.is_empty());
-        let (version, version_source) = running_version(&report, boot_id.as_deref(), info);
+        let said =
+            |text: fn(&NodeSystemInfo) -> &String| info.map(text).filter(|text| !text.is_empty()).cloned();
         let unschedulable = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
         Self {
             name: metadata.name.clone().unwrap_or_default(),
+            uid: metadata.uid.clone().unwrap_or_default(),
             resource_version: metadata.resource_version.clone().unwrap_or_default(),
             created: metadata.creation_timestamp.as_ref().map(|time| time.0),
             role: if labels.contains_key(LABEL_CONTROL_PLANE) { Role::ControlPlane } else { Role::Worker },
@@ -263,14 +268,30 @@ impl NodeView {
             scheduling: if unschedulable { Scheduling::Cordoned } else { Scheduling::Schedulable },
             taints: taints(node),
             cordoned_for: annotations.and_then(|all| all.get(ANNOTATION_CORDON)).cloned(),
-            version,
-            version_source,
-            boot_id,
-            arch: arch_of(&report, info),
-            report,
-            uid,
+            version: info.and_then(|info| OsVersion::of_kubelet(&info.kubelet_version)),
+            version_source: VersionSource::Kubelet,
+            boot_id: said(|info| &info.boot_id),
+            arch: said(|info| &info.architecture),
+            report: NodeReport::Missing,
             labels,
         }
+    }
+
+    /// The same node with what its agent reports. That is its version too, if it was reported in the boot that the
+    /// kubelet reports.
+    #[must_use]
+    pub fn reported(mut self, os_node: &OSNode) -> Self {
+        self.report = report_of(os_node, &self.uid);
+        let NodeReport::Present(status) = &self.report else { return self };
+        let is_of_this_boot = status.boot_id.is_some() && status.boot_id == self.boot_id;
+        let booted = status.booted_version.as_ref().filter(|_| is_of_this_boot);
+        if let Some(version) = booted.and_then(|text| text.parse().ok()) {
+            (self.version, self.version_source) = (Some(version), VersionSource::Agent);
+        }
+        if let Some(arch) = &status.arch {
+            self.arch = Some(arch.clone()).filter(|arch| !arch.is_empty());
+        }
+        self
     }
 
     /// Whether the node runs `version`. A kubelet's word is not enough for an image revision.
@@ -324,35 +345,11 @@ fn readiness(status: Option<&NodeStatus>) -> Readiness {
     }
 }
 
-fn report_of(os_node: Option<&OSNode>, node_uid: &str) -> NodeReport {
-    let Some(os_node) = os_node else { return NodeReport::Missing };
+fn report_of(os_node: &OSNode, node_uid: &str) -> NodeReport {
     let mut owners = os_node.metadata.owner_references.iter().flatten().filter(|owner| owner.kind == "Node");
     // One without an owner was made by hand; it is as good as ours.
     if owners.next().is_some_and(|owner| owner.uid != node_uid) {
         return NodeReport::Foreign;
     }
     NodeReport::Present(Box::new(os_node.status.clone().unwrap_or_default()))
-}
-
-fn running_version(
-    report: &NodeReport,
-    boot_id: Option<&str>,
-    info: Option<&NodeSystemInfo>,
-) -> (Option<OsVersion>, VersionSource) {
-    if let NodeReport::Present(status) = report
-        && status.boot_id.is_some()
-        && status.boot_id.as_deref() == boot_id
-        && let Some(Ok(version)) = status.booted_version.as_ref().map(|text| text.parse())
-    {
-        return (Some(version), VersionSource::Agent);
-    }
-    (info.and_then(|info| OsVersion::of_kubelet(&info.kubelet_version)), VersionSource::Kubelet)
-}
-
-fn arch_of(report: &NodeReport, info: Option<&NodeSystemInfo>) -> Option<String> {
-    let reported = match report {
-        NodeReport::Present(status) => status.arch.clone(),
-        NodeReport::Missing | NodeReport::Foreign => None,
-    };
-    reported.or_else(|| info.map(|info| info.architecture.clone())).filter(|arch| !arch.is_empty())
 }

@@ -264,8 +264,7 @@ fn ordered(
 
 /// Why a node failed: by its own word, or by that of the operator, which gave it up.
 fn why(order: OrderView<'_>, otherwise: &str) -> String {
-    let timed_out = find_condition(order.progress.conditions(), &ConditionType::TimedOut);
-    if let Some(timed_out) = timed_out.filter(|timed_out| timed_out.status == "True") {
+    if let Some(timed_out) = order.gave_up() {
         return timed_out.message.clone();
     }
     let status = order.progress.status.as_ref();

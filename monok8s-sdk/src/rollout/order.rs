@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::action::ObjectRef;
@@ -117,10 +118,18 @@ impl<'f> OrderView<'f> {
         self.order().is_some_and(|order| order.stage.is_some() || order.boot.is_some())
     }
 
-    /// Whether an agent could still act on a grant. On one that is done, the grant to stage is
-    /// only a memory.
+    /// Whether an agent could still act on a grant. On one that is done, grants are only a memory: the agent takes no
+    /// leave twice.
     pub(super) fn has_grants_in_use(self) -> bool {
-        self.boot().is_some() || (self.has_grants() && self.progress.phase() != ProgressPhase::Completed)
+        let is_done = self.progress.phase() == ProgressPhase::Completed;
+        self.has_leave_in_use() || (self.has_grants() && !is_done)
+    }
+
+    /// The same of leave to reboot, which a person may have asked to use again.
+    pub(super) fn has_leave_in_use(self) -> bool {
+        let is_done = self.progress.phase() == ProgressPhase::Completed;
+        let is_asked = self.rollback_is_wanted() || self.retry_is_pending();
+        self.boot().is_some() && (!is_done || is_asked)
     }
 
     pub(super) fn says(self, condition: &ConditionType) -> bool {
@@ -136,7 +145,7 @@ impl<'f> OrderView<'f> {
 
     /// Whether there is a grant that could still be used.
     pub(super) fn may_yet_commit(self) -> bool {
-        self.boot().is_some() && !self.is_committed()
+        self.has_leave_in_use() && !self.is_committed()
     }
 
     /// Whether a person asks for another attempt on this very node, or got one. The nonce of the
@@ -206,16 +215,14 @@ impl<'f> OrderView<'f> {
                 if later(since, lasts) > now { Soak::Since(since) } else { Soak::Over }
             }
             Some(_) => Soak::Over,
-            // The grant is taken back when the node is seen to be back, and this begins.
-            None if self.boot().is_some() => Soak::Since(now),
-            // An operator was stopped between the two; or nobody wanted it to soak then. The node's own clock
-            // decides, for want of another one.
-            None => match self.phase_began(&ProgressPhase::Completed) {
-                Some(began) if later(later(began, campaign.reboot_timeout()), lasts) > now => {
-                    Soak::Since(now)
-                }
-                _ => Soak::Never,
-            },
+            // It begins now, where the node may just have come back, and is over where it was back for long enough
+            // before anybody wanted it to soak.
+            None => {
+                let began = self.boot().map(|grant| grant.not_after.0);
+                let began = began.or_else(|| self.phase_began(&ProgressPhase::Completed));
+                let is_over = |began| later(later(began, campaign.reboot_timeout()), lasts) <= now;
+                if began.is_none_or(is_over) { Soak::Never } else { Soak::Since(now) }
+            }
         }
     }
 
@@ -245,13 +252,45 @@ impl<'f> OrderView<'f> {
         (took.is_positive() && took < LONGEST).then_some(took)
     }
 
-    /// When the attempt that is under way began: the later of the operator's stamp and the node's
-    /// own word, which is not believed about the future.
+    /// When the attempt that is under way began: the later of the operator's word and the node's
+    /// own, which is not believed about the future.
     pub(super) fn staging_began(self, now: Timestamp) -> Option<Timestamp> {
-        let stamp = find_condition(self.progress.conditions(), &ConditionType::TimedOut);
-        let stamp = stamp.filter(|stamp| stamp.status == "False")?;
+        let stamp = self.stamp().filter(|stamp| stamp.status == "False");
+        let stamp = stamp.map(|stamp| stamp.last_transition_time.0).or_else(|| self.stage_granted_at(now))?;
         let said = self.phase_began(&ProgressPhase::Downloading).filter(|said| *said <= now);
-        Some(said.map_or(stamp.last_transition_time.0, |said| said.max(stamp.last_transition_time.0)))
+        Some(said.map_or(stamp, |said| said.max(stamp)))
+    }
+
+    /// Whether the time of an attempt to stage has to be stamped: where the grant does not tell when it began.
+    pub(super) fn needs_stamp(self, now: Timestamp) -> bool {
+        self.stamp().is_some() || self.stage_granted_at(now).is_none()
+    }
+
+    /// The condition `TimedOut`: False while the time of an attempt runs, True once it was given up.
+    fn stamp(self) -> Option<&'f Condition> {
+        find_condition(self.progress.conditions(), &ConditionType::TimedOut)
+    }
+
+    /// What is said of an attempt that was given up for its time.
+    pub(super) fn gave_up(self) -> Option<&'f Condition> {
+        self.stamp().filter(|timed_out| timed_out.status == "True")
+    }
+
+    /// When the grant to stage was given, where it was for the attempt under way: the first one, and before the node
+    /// was staged. A grant of the future is of another clock, and its time might never be over.
+    fn stage_granted_at(self, now: Timestamp) -> Option<Timestamp> {
+        let granted = self.order()?.stage_granted_at.as_ref()?.0;
+        let is_first = self.progress.retry_nonce().is_empty() && !self.has_been_staged();
+        (is_first && granted <= now).then_some(granted)
+    }
+
+    /// Whether the node was staged since it last came out of a reboot.
+    fn has_been_staged(self) -> bool {
+        let timeline = self.status().map_or(&[][..], |status| status.timeline.as_slice());
+        let phases = timeline.iter().rev().map(|entry| &entry.phase);
+        phases
+            .take_while(|phase| !phase.is_committed())
+            .any(|phase| matches!(phase, ProgressPhase::Staged | ProgressPhase::Draining))
     }
 
     /// The deadline that the node is under, if any: of its reboot, its commit or its staging.
@@ -309,8 +348,7 @@ impl<'f> OrderView<'f> {
     /// Whether this attempt was given up for its time. A new attempt starts with a clean slate: one that was asked for
     /// since. The nonce that an order was made with is no new one, however long the node leaves it unanswered.
     fn timed_out_before(self, now: Timestamp) -> bool {
-        let timed_out = find_condition(self.progress.conditions(), &ConditionType::TimedOut);
-        let Some(timed_out) = timed_out.filter(|timed_out| timed_out.status == "True") else { return false };
+        let Some(timed_out) = self.gave_up() else { return false };
         if self.retry_is_pending() && timed_out.observed_generation < self.progress.metadata.generation {
             return false;
         }

@@ -14,7 +14,7 @@ use super::sweep::Wanted;
 use crate::api::{ConditionType, ProgressPhase, Truth, find_condition};
 
 /// The conditions of progress objects that only the operator writes. Each is there only while it
-/// says something, so that a fleet at rest carries none, but that its nodes have soaked if they had to.
+/// says something; that a node was drained, and has soaked, stays with an order that is done.
 pub(super) const OURS: [ConditionType; 6] = [
     ConditionType::BootGranted,
     ConditionType::Degraded,
@@ -35,7 +35,7 @@ pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Want
         match (campaign, node) {
             (Some(campaign), Some(node)) => {
                 let state = order.state(node, &campaign.rollout, survey.now);
-                findings.extend(timed_out(order, &state));
+                findings.extend(timed_out(order, &state, survey.now));
                 findings.extend(degraded(&state, node, order));
                 findings.extend(drain::finding(survey, campaign, node, (order, &state), draft));
                 findings.extend(soaking(&state, order, campaign, node, survey.now));
@@ -44,7 +44,10 @@ pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Want
                     draft.wake_at(deadline);
                 }
             }
-            _ => findings.extend(superseded(survey, stands, order, node)),
+            _ => {
+                findings.extend(superseded(survey, stands, order, node));
+                findings.extend(drain::on_record(order));
+            }
         }
         if findings.is_empty() && ours(order).next().is_none() {
             continue;
@@ -75,12 +78,15 @@ fn granted(order: OrderView<'_>, now: Timestamp, draft: &mut Draft) -> Option<Fi
     Some((ConditionType::BootGranted, Truth::True, "Granted", message))
 }
 
-/// False while the time to stage runs: its transition time is when that began.
-fn timed_out(order: OrderView<'_>, state: &State<'_>) -> Option<Finding> {
+/// True once the node was given up for its time. False while the time to stage runs and its beginning is told nowhere
+/// else: that is its transition time.
+fn timed_out(order: OrderView<'_>, state: &State<'_>, now: Timestamp) -> Option<Finding> {
     let timed_out =
         |truth, reason, message: &str| Some((ConditionType::TimedOut, truth, reason, message.to_owned()));
     match state {
-        State::Staging(_) => timed_out(Truth::False, "Staging", "the node has leave to stage"),
+        State::Staging(_) if order.needs_stamp(now) => {
+            timed_out(Truth::False, "Staging", "the node has leave to stage")
+        }
         State::Lost => {
             let message = "the node committed to a reboot and did not finish it within rebootTimeoutSeconds";
             timed_out(Truth::True, "RebootTimedOut", message)

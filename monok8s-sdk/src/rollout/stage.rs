@@ -82,6 +82,7 @@ fn new_progress(campaign: &Campaign<'_>, run: i64, node: &NodeView, hops: &[Imag
         run,
         hops: hops.to_vec(),
         stage: None,
+        stage_granted_at: None,
         boot: None,
         trial: campaign.rollout.trial.clone(),
     };
@@ -117,17 +118,15 @@ fn grant<'f>(
     halt: Option<&Wait>,
     draft: &mut Draft,
 ) {
-    let staging =
-        stands.of(campaign).filter(|(_, stand)| matches!(stand, Stand::Ordered(_, State::Staging(_))));
     let limit = campaign.rollout.max_parallel_staging(campaign.selected().len());
-    let mut free = limit.saturating_sub(staging.count());
-    let mut unstaged: Vec<_> = stands
-        .of(campaign)
-        .filter_map(|(node, stand)| match stand {
-            Stand::Ordered(order, State::Unstaged(image)) => Some((node, *order, *image)),
-            _ => None,
-        })
-        .collect();
+    let (mut free, mut unstaged) = (limit, Vec::new());
+    for (node, stand) in stands.of(campaign) {
+        match stand {
+            Stand::Ordered(order, State::Unstaged(image)) => unstaged.push((node, *order, *image)),
+            Stand::Ordered(_, State::Staging(_)) => free = free.saturating_sub(1),
+            _ => {}
+        }
+    }
     unstaged.sort_by_cached_key(|(node, ..)| Place::of(node, campaign, survey));
     for (node, order, image) in unstaged {
         let retried = order.is_retried(campaign.view);
@@ -150,7 +149,7 @@ fn grant<'f>(
             None => {
                 free -= 1;
                 let version = image.version.clone();
-                draft.push(Action::GrantStage { progress: order.object(), version });
+                draft.push(Action::GrantStage { progress: order.object(), version, at: survey.now });
             }
         }
     }

@@ -39,7 +39,7 @@ pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_>, draft: &mut Dra
     {
         if !wanted.contains(order) && order.has_grants_in_use() {
             draft.push(Action::Supersede { progress: order.object() });
-        } else if order.boot().is_some() && !draft.admitted.contains(order.uid()) {
+        } else if order.has_leave_in_use() && !draft.admitted.contains(order.uid()) {
             draft.push(Action::WithdrawBoot { progress: order.object() });
         }
     }
@@ -50,7 +50,7 @@ pub(super) fn uncordon(survey: &Survey<'_>, wanted: &Wanted<'_>, draft: &mut Dra
     for node in &survey.fleet.nodes {
         let Some(uid) = node.cordoned_for.as_deref() else { continue };
         let needed = survey.orders_of(node).find(|order| order.uid() == uid).is_some_and(|order| {
-            order.boot().is_some()
+            order.has_leave_in_use()
                 || order.is_committed()
                 || draft.admitted.contains(uid)
                 || (wanted.contains(order) && is_settling(survey, order, node))

@@ -75,7 +75,7 @@ fn pods_leave_before_the_reboot_and_those_of_daemon_sets_stay() {
     });
     assert_eq!(evicted(&plans), ["app"]);
     assert_eq!(world.says("up"), ("Completed".to_owned(), "UpToDate".to_owned()));
-    assert_eq!(says(&world, "w-1", &ConditionType::Drained), None, "nothing is said at rest");
+    assert_eq!(says(&world, "w-1", &ConditionType::Drained).as_deref(), Some("True Drained"));
 }
 
 #[test]

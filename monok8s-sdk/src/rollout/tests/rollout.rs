@@ -322,3 +322,35 @@ fn a_commit_that_comes_first_makes_the_withdrawal_fail_and_keeps_the_cordon() {
     assert_eq!(world.runs(), [("w-1", "v1.35.4")]);
     assert_no_cordon_of_ours(&world);
 }
+
+#[test]
+fn leave_that_was_used_is_not_taken_back_and_not_used_again() {
+    let mut world = three_nodes();
+    world.apply(&upgrade("up").object());
+    let mut withdrawn = 0;
+    for _ in 0..60 {
+        let (plan, _) = world.operator(usize::MAX);
+        withdrawn +=
+            plan.actions.iter().filter(|action| matches!(action, Action::WithdrawBoot { .. })).count();
+        for name in ["cp-1", "w-1", "w-2"] {
+            world.agent(name);
+        }
+    }
+    assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+    assert_eq!(withdrawn, 0);
+    // A node falls back at once, and is told to try again. Nobody has cordoned it since.
+    world.slot_rots("w-1");
+    let fell_back = world.machines["w-1"].runs.clone();
+    let order = world.progresses.values().find(|order| order.spec.node_name == "w-1").unwrap();
+    world.retry(&order.metadata.name.clone().unwrap(), "again");
+    for _ in 0..20 {
+        world.agent("w-1");
+    }
+    let order = world.progresses.values().find(|order| order.spec.node_name == "w-1").unwrap();
+    let still_granted = order.spec.order.as_ref().unwrap().boot.as_ref().unwrap().not_after.0 > world.now;
+    assert!(still_granted, "{order:?}");
+    assert_eq!((order.phase(), &world.machines["w-1"].runs), (ProgressPhase::Staged, &fell_back));
+    world.settle(600);
+    assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+    assert_no_cordon_of_ours(&world);
+}

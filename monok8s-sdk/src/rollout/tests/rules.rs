@@ -134,6 +134,10 @@ fn movers<'f>(fleet: &'f Fleet, turn: &Turn<'f>, now: Timestamp) -> Vec<(&'f Nod
         });
         let gave_up = find_condition(order.conditions(), &ConditionType::TimedOut)
             .is_some_and(|timed_out| timed_out.status == "True");
+        let granted = order.spec.order.as_ref().and_then(|order| order.stage_granted_at.as_ref());
+        let late = late
+            || granted
+                .is_some_and(|granted| now.duration_since(granted.0) >= SignedDuration::from_secs(1800));
         !order.phase().is_final() && !order.phase().is_committed() && !let_go && !gave_up && !late
     });
     let nodes = moving.filter_map(|order| {
@@ -345,6 +349,7 @@ fn after_the_soak(fleet: &Fleet, turn: &Turn<'_>, now: Timestamp) {
         let lasts = SignedDuration::from_secs(SOAK_SECONDS.into());
         let node = fleet.nodes.iter().find(|node| is_of(order, node));
         owns(turn.upgrade, order)
+            && !is_sent_back(order)
             && order.phase() == ProgressPhase::Completed
             && node.is_some_and(|node| node.uid != turn.node.uid && node.readiness == Readiness::Ready)
             && soaking.is_some_and(|soaking| {
@@ -400,10 +405,20 @@ fn uncordons_follow_withdrawals(fleet: &Fleet, plan: &Plan) {
         let Action::Uncordon { node } = action else { continue };
         let may_reboot = fleet.progresses.iter().find(|progress| {
             let order = progress.spec.order.as_ref().filter(|order| order.node_uid == node.uid);
-            order.is_some_and(|order| order.boot.is_some() || progress.phase().is_committed())
+            order.is_some_and(|_| may_boot(progress) || progress.phase().is_committed())
         });
         assert!(may_reboot.is_none(), "uncordon of a node that may reboot: {may_reboot:?}");
     }
+}
+
+/// Whether there is leave to reboot, and it is more than a memory of a reboot that is done.
+pub(super) fn may_boot(progress: &OSUpgradeProgress) -> bool {
+    let status = progress.status.clone().unwrap_or_default();
+    let asks = |nonce: &Option<String>, answered: &Option<String>| nonce.is_some() && nonce != answered;
+    let is_asked = asks(&progress.spec.retry_nonce, &status.observed_retry_nonce)
+        || asks(&progress.spec.rollback_nonce, &status.observed_rollback_nonce);
+    let has_leave = progress.spec.order.as_ref().is_some_and(|order| order.boot.is_some());
+    has_leave && (is_asked || progress.phase() != ProgressPhase::Completed)
 }
 
 fn away(fleet: &Fleet) -> BTreeSet<&str> {
@@ -412,7 +427,7 @@ fn away(fleet: &Fleet) -> BTreeSet<&str> {
             let order = progress.spec.order.as_ref();
             progress.spec.node_name == node.name
                 && order.is_none_or(|order| order.node_uid == node.uid)
-                && (progress.phase().is_committed() || order.is_some_and(|order| order.boot.is_some()))
+                && (progress.phase().is_committed() || may_boot(progress))
         });
         committed || node.readiness == Readiness::NotReady || node.scheduling == Scheduling::Cordoned
     });

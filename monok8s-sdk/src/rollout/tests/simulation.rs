@@ -4,10 +4,11 @@
 use proptest::prelude::*;
 
 use super::health::check as health_check;
-use super::rules::{SOAK_SECONDS, ZONE, judge};
+use super::rules::{SOAK_SECONDS, ZONE, judge, may_boot};
 use super::world::{Mishap, World, pod};
 use crate::api::{
-    Canary, IntOrPercent, NodeSelector, OSUpgrade, RolloutSpec, Window, WindowKind, WindowScope,
+    Canary, IntOrPercent, NodeSelector, OSUpgrade, OSUpgradeProgress, RolloutSpec, Window, WindowKind,
+    WindowScope,
 };
 use crate::rollout::fixtures::upgrade;
 use crate::rollout::{Health, PodController, PodView};
@@ -28,6 +29,8 @@ enum Event {
     PersonCordons(usize),
     PersonUncordons(usize),
     Mishap(usize, Mishap),
+    /// A machine's booted slot rots, and it starts from the other one, if that is good.
+    SlotRots(usize),
     /// The catalog blocks a version, or does not any more.
     Block(usize),
     /// What health checks look at falls ill, or is well again.
@@ -69,6 +72,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0usize..8).prop_map(Event::PersonUncordons),
         1 => (0usize..8, prop_oneof![Just(Mishap::FailsToStage), Just(Mishap::FallsBack)])
             .prop_map(|(machine, mishap)| Event::Mishap(machine, mishap)),
+        1 => (0usize..8).prop_map(Event::SlotRots),
         1 => (0usize..8).prop_map(Event::Budget),
         1 => (0usize..5).prop_map(Event::Block),
         1 => (0usize..8).prop_map(Event::ByHand),
@@ -283,14 +287,13 @@ fn happen(world: &mut World, setting: &Setting, event: &Event) {
         Event::PersonUncordons(number) => {
             // kubectl leaves annotations alone. A machine in a reboot is not uncordoned here: the
             // agents of this world check the cordon when they commit, which real ones cannot.
-            let granted = world.progresses.values().any(|progress| {
-                progress.spec.node_name == name(number)
-                    && progress.spec.order.as_ref().is_some_and(|order| order.boot.is_some())
-            });
+            let of_it = |progress: &&OSUpgradeProgress| progress.spec.node_name == name(number);
+            let granted = world.progresses.values().filter(of_it).any(may_boot);
             if !granted {
                 world.touch(&name(number), |machine| machine.cordoned = false);
             }
         }
+        Event::SlotRots(number) => world.slot_rots(&name(number)),
         Event::Budget(number) => {
             let pod = format!("app-{}", name(number));
             if !world.protected.remove(&pod) {

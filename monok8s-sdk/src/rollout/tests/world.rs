@@ -6,6 +6,7 @@ mod host;
 mod people;
 mod pods;
 
+use super::rules;
 use host::Host;
 pub(super) use pods::pod;
 
@@ -309,9 +310,10 @@ impl World {
                 list.retain(|condition| OURS.iter().all(|kind| kind.as_str() != condition.type_));
                 list.extend(conditions.iter().cloned());
             }),
-            Action::GrantStage { progress, version } => self.change(progress, true, |object| {
+            Action::GrantStage { progress, version, at } => self.change(progress, true, |object| {
                 let order = object.spec.order.as_mut().unwrap();
                 order.stage = Some(version.clone());
+                order.stage_granted_at = Some(Time(*at));
                 order.boot = None;
             }),
             Action::GrantBoot { progress, grant } => self.change(progress, true, |object| {
@@ -323,6 +325,7 @@ impl World {
             Action::Supersede { progress } => self.change(progress, true, |object| {
                 let order = object.spec.order.as_mut().unwrap();
                 order.stage = None;
+                order.stage_granted_at = None;
                 order.boot = None;
             }),
             Action::Evict { pod, .. } if self.protected.contains(&pod.name) => {
@@ -343,10 +346,10 @@ impl World {
     /// No node of ours may be on its way into a reboot when its cordon is taken off.
     fn assert_uncordon_is_safe(&self, node: &ObjectRef) {
         for progress in self.progresses.values().filter(|progress| progress.spec.node_name == node.name) {
-            let Some(order) = progress.spec.order.as_ref().filter(|order| order.node_uid == node.uid) else {
+            if progress.spec.order.as_ref().is_none_or(|order| order.node_uid != node.uid) {
                 continue;
-            };
-            assert!(order.boot.is_none(), "uncordon before the withdrawal: {progress:?}");
+            }
+            assert!(!rules::may_boot(progress), "uncordon before the withdrawal: {progress:?}");
             assert!(!progress.phase().is_committed(), "uncordon in a reboot: {progress:?}");
         }
     }
@@ -388,6 +391,16 @@ impl World {
         }
         change(progress);
         Written::Done
+    }
+
+    /// A machine falls back to its other slot, behind everybody's back.
+    pub(super) fn slot_rots(&mut self, name: &str) {
+        self.touch(name, |machine| {
+            if machine.alive && !machine.hangs {
+                machine.host.slot_rots();
+                machine.runs = machine.host.booted.version.to_string();
+            }
+        });
     }
 
     /// A change to a machine's Node object.

@@ -1,18 +1,22 @@
 //! What agents and kubelets write, all of them by one driver that follows one watch.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::Result;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use monok8s_sdk::api::{
-    AGENT_FIELD_MANAGER, LABEL_MANAGED, OSNode, OSUpgradeProgress, ProgressPhase, TimelineEntry,
+    AGENT_FIELD_MANAGER, ConditionType, Conditions, Installed, LABEL_MANAGED, OSNode, OSUpgradeProgress,
+    OSUpgradeProgressStatus, ProgressPhase, TimelineEntry, Truth,
 };
+use monok8s_sdk::slot::Slot;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -21,6 +25,10 @@ use super::measure::{FROM, TO};
 
 /// Requests in flight at once, as of a fleet whose agents do not wait for each other.
 const AT_ONCE: usize = 16;
+/// How long a node takes to stage, and to reboot: real ones take longer, but no less work.
+const TAKES: Duration = Duration::from_secs(3);
+/// So long an agent waits for leave to stage before it says that it waits.
+const FIRST_WORD_AFTER: Duration = Duration::from_secs(10);
 
 /// Creates the Nodes as their kubelets would.
 pub(super) async fn register(client: &Client, count: usize) -> Result<()> {
@@ -119,21 +127,31 @@ impl Agents {
         let phase = object.phase();
         let has_spoken = object.status.as_ref().is_some_and(|status| status.phase.is_some());
         let (wanted, steps): (_, &[ProgressPhase]) = match (&order.stage, &order.boot) {
-            // At the first sight of it.
+            (Some(_), None) if phase == ProgressPhase::Pending => {
+                (ProgressPhase::Staged, &[ProgressPhase::Downloading, ProgressPhase::Staged])
+            }
             _ if !has_spoken => (ProgressPhase::Pending, &[ProgressPhase::Pending]),
-            (Some(_), None) if phase == ProgressPhase::Pending => (
-                ProgressPhase::Staged,
-                &[ProgressPhase::Downloading, ProgressPhase::Verifying, ProgressPhase::Staged],
-            ),
             (_, Some(_)) if phase == ProgressPhase::Staged => (
                 ProgressPhase::Completed,
                 &[ProgressPhase::Rebooting, ProgressPhase::Confirming, ProgressPhase::Completed],
             ),
+            // The spec of what is done was changed: that was seen.
+            _ if phase == ProgressPhase::Completed && is_unseen(object) => {
+                _ = self.write(object, &object.status).await;
+                return;
+            }
             _ => return,
         };
         if self.mark(&object.name_any(), &wanted) {
+            if wanted == ProgressPhase::Pending {
+                tokio::time::sleep(FIRST_WORD_AFTER).await;
+                if !self.is_marked(&object.name_any(), &wanted) {
+                    return;
+                }
+            }
+            let mut object = object.clone();
             for step in steps {
-                if self.step(object, step).await.is_err() {
+                if self.step(&mut object, step).await.is_err() {
                     return;
                 }
             }
@@ -142,34 +160,42 @@ impl Agents {
 
     /// Whether nobody has begun this yet.
     fn mark(&self, name: &str, wanted: &ProgressPhase) -> bool {
-        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        done.insert(name.to_owned(), wanted.clone()).as_ref() != Some(wanted)
+        self.done().insert(name.to_owned(), wanted.clone()).as_ref() != Some(wanted)
     }
 
-    async fn step(&self, object: &OSUpgradeProgress, phase: &ProgressPhase) -> Result<()> {
-        let node = &object.spec.node_name;
-        let now = serde_json::to_value(TimelineEntry {
-            phase: phase.clone(),
-            since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now()),
-            hop: None,
-            boot_id: Some(format!("{node}-1")),
-            slot: None,
-        })?;
-        let mut status = json!({
-            "phase": phase, "targetVersion": TO, "hop": TO, "retryCount": 0, "timeline": [now],
-            "currentVersion": if *phase == ProgressPhase::Completed { TO } else { FROM },
-            "observedGeneration": object.metadata.generation,
-        });
+    /// Whether nothing has begun since.
+    fn is_marked(&self, name: &str, wanted: &ProgressPhase) -> bool {
+        self.done().get(name) == Some(wanted)
+    }
+
+    fn done(&self) -> MutexGuard<'_, BTreeMap<String, ProgressPhase>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next phase, which takes its time before it is over: a download and a reboot do.
+    async fn step(&self, object: &mut OSUpgradeProgress, phase: &ProgressPhase) -> Result<()> {
+        let node = object.spec.node_name.clone();
         if *phase == ProgressPhase::Confirming {
-            self.boot(node).await?;
+            self.boot(&node).await?;
         }
-        if *phase == ProgressPhase::Completed
-            && let Some(fields) = status.as_object_mut()
-        {
-            fields.insert("installed".to_owned(), json!({ "slot": "B", "version": TO }));
+        self.write(object, &Some(status(object, phase))).await?;
+        object.status = Some(status(object, phase));
+        if matches!(phase, ProgressPhase::Downloading | ProgressPhase::Rebooting) {
+            tokio::time::sleep(TAKES).await;
         }
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        object: &OSUpgradeProgress,
+        status: &Option<OSUpgradeProgressStatus>,
+    ) -> Result<()> {
+        let mut status = status.clone().unwrap_or_default();
+        status.observed_generation = object.metadata.generation;
+        status.conditions.retain(|condition| OWN.iter().any(|own| own.as_str() == condition.type_));
         let name = object.name_any();
-        let patch = patch("OSUpgradeProgress", &name, &status);
+        let patch = patch("OSUpgradeProgress", &name, &serde_json::to_value(status)?);
         let _permit = self.requests.acquire().await?;
         let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
         api.patch_status(&name, &params(), &Patch::Apply(patch)).await?;
@@ -197,6 +223,60 @@ impl Agents {
         let api: Api<OSNode> = Api::all(self.client.clone());
         api.patch_status(node, &params(), &Patch::Apply(patch("OSNode", node, &status))).await?;
         Ok(())
+    }
+}
+
+fn is_unseen(object: &OSUpgradeProgress) -> bool {
+    object.status.as_ref().and_then(|status| status.observed_generation) != object.metadata.generation
+}
+
+const OWN: [ConditionType; 3] = [ConditionType::Ready, ConditionType::Reconciling, ConditionType::Stalled];
+
+/// What an agent says of a phase, with all the fields that a real one fills.
+fn status(object: &OSUpgradeProgress, phase: &ProgressPhase) -> OSUpgradeProgressStatus {
+    let (node, now) = (&object.spec.node_name, Timestamp::now());
+    let before = object.status.clone().unwrap_or_default();
+    let is_done = *phase == ProgressPhase::Completed;
+    let is_new = matches!(phase, ProgressPhase::Confirming | ProgressPhase::Completed);
+    let (version, slot) = if is_new { (TO, Slot::B) } else { (FROM, Slot::A) };
+    let boot_id = format!("{node}-{}", if is_new { 2 } else { 1 });
+    let mut timeline = before.timeline;
+    timeline.push(TimelineEntry {
+        phase: phase.clone(),
+        since: Time(now),
+        hop: None,
+        boot_id: Some(boot_id.clone()),
+        slot: Some(slot),
+    });
+    let message = format!("the node is {phase}, and says so in a sentence");
+    let truths = if is_done { [Truth::True, Truth::False] } else { [Truth::Unknown, Truth::True] };
+    let truths = truths.into_iter().chain([Truth::False]);
+    let conditions = OWN.into_iter().zip(truths);
+    let generation = object.metadata.generation.unwrap_or_default();
+    let conditions = conditions
+        .fold(Conditions::new(&before.conditions, generation, now), |all, (kind, truth)| {
+            all.with(kind, truth, phase.as_str(), message.clone())
+        });
+    let installed = version.parse().ok().filter(|_| is_done);
+    let installed = installed.map(|version| Installed { slot, version, image_digest: None });
+    OSUpgradeProgressStatus {
+        current_version: Some(version.to_owned()),
+        target_version: Some(TO.to_owned()),
+        phase: Some(phase.clone()),
+        started_at: before.started_at.or(Some(Time(now))),
+        completed_at: is_done.then_some(Time(now)),
+        last_updated_at: Some(Time(now)),
+        retry_count: Some(0),
+        inactive_partition: Some(slot.other()),
+        failure_reason: Some(String::new()),
+        message: Some(message),
+        hop: Some(TO.to_owned()),
+        attempt: Some(1),
+        boot_id: Some(boot_id),
+        installed,
+        timeline,
+        conditions: conditions.into_vec(),
+        ..OSUpgradeProgressStatus::default()
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::boot::{LoaderStatus, Reverter, Tries};
 use crate::digest::Sha256Digest;
 use crate::node_upgrade::{
-    Action, ApiView, AttemptKind, BootId, Booted, Check, FailedArtifact, HeldToken, NodeFacts, NodeView,
-    Record, SlotContentState, Step, TrialHealth,
+    Action, ApiView, Attempt, AttemptKind, BootId, Booted, Check, FailedArtifact, HeldToken, NodeFacts,
+    NodeView, Record, SlotContentState, Step, TrialHealth,
 };
 use crate::slot::Slot;
 use crate::version::OsVersion;
@@ -101,6 +101,15 @@ impl Host {
             },
             time_in_trial: Duration::from_secs(60),
             api: ApiView::Read,
+        }
+    }
+
+    /// The booted slot does not start any more. The other one does, if it is good and nothing is in between.
+    pub(super) fn slot_rots(&mut self) {
+        let is_between = self.record.attempt.as_ref().is_none_or(Attempt::has_ended);
+        if is_between && self.loader.is_confirmed(self.booted.slot.other()) {
+            self.loader = self.loader.invalidated(self.booted.slot);
+            self.power_on(Trial::Holds);
         }
     }
 
