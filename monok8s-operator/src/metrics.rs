@@ -6,6 +6,7 @@ mod shown;
 mod upgrades;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -33,6 +34,7 @@ pub struct Metrics {
     registry: Registry,
     passes: Histogram,
     plans: Histogram,
+    plan_cpu: Counter<f64, AtomicU64>,
     actions: Family<ActionLabels, Counter>,
     conflicts: Counter,
     failures: Family<StageLabels, Counter>,
@@ -85,6 +87,7 @@ impl Default for Metrics {
             passes: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             // 0.1 ms to 1.6 s.
             plans: Histogram::new(exponential_buckets(0.0001, 2.0, 15)),
+            plan_cpu: Counter::default(),
             actions: Family::default(),
             conflicts: Counter::default(),
             failures: Family::default(),
@@ -107,6 +110,8 @@ impl Metrics {
         registry.register_with_unit("pass_duration", "From observation to status", Unit::Seconds, passes);
         let plans = self.plans.clone();
         registry.register_with_unit("plan_duration", "The planner alone", Unit::Seconds, plans);
+        let plan_cpu = self.plan_cpu.clone();
+        registry.register_with_unit("plan_cpu", "Time of a processor for the same", Unit::Seconds, plan_cpu);
         registry.register("actions", "Writes that a plan asked for and that were made", self.actions.clone());
         registry.register("conflicts", "Writes refused since the object had changed", self.conflicts.clone());
         registry.register("failed_passes", "Passes that ended early, by stage", self.failures.clone());
@@ -133,9 +138,10 @@ impl Metrics {
         self.passes.observe(took.as_secs_f64());
     }
 
-    /// The planner took this long to decide.
-    pub fn planned(&self, took: Duration) {
+    /// The planner took this long to decide, and so much of a processor's time.
+    pub fn planned(&self, took: Duration, cpu: Duration) {
         self.plans.observe(took.as_secs_f64());
+        self.plan_cpu.inc_by(cpu.as_secs_f64());
     }
 
     /// A pass ended early in a stage.

@@ -10,6 +10,7 @@ use monok8s_sdk::api::{IntOrPercent, OSUpgrade};
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::rollout::{Fleet, Management, NodeView, Plan, UpgradeView, plan};
 use monok8s_sdk::version::OsVersion;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -154,9 +155,9 @@ impl Planner {
         self.tell_unreadable(&observed, memory);
         memory.api_server.refresh(&self.client).await;
         let fleet = self.resolve(&observed, memory);
-        let began = Instant::now();
+        let (began, cpu) = (Instant::now(), cpu_time());
         let plan = plan(&fleet, now);
-        self.metrics.planned(began.elapsed());
+        self.metrics.planned(began.elapsed(), cpu_time().saturating_sub(cpu));
 
         let words = apply::first_words(&fleet.progresses, &fleet.nodes, now);
         let (mut applied, acted) = self.apply(&plan, &words).await;
@@ -179,7 +180,7 @@ impl Planner {
 
     fn resolve(&mut self, observed: &Observed, memory: &Memory) -> Fleet {
         let nodes = observed.node_views(&mut self.nodes);
-        self.pods.follow(&nodes);
+        self.pods.follow(&nodes, &observed.progresses.objects);
         let running = running_versions(&nodes);
         self.catalogs.follow(&observed.upgrades.objects);
         self.health_checks.follow(&observed.upgrades.objects);
@@ -298,6 +299,13 @@ fn gauges(upgrades: &[OSUpgrade], plan: &Plan) -> Vec<UpgradeGauges> {
         Some(UpgradeGauges::new(&upgrade.name_any(), outlook))
     });
     gauges.collect()
+}
+
+/// What this thread has had of a processor.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let part = |number: i64| u64::try_from(number).unwrap_or_default();
+    Duration::from_secs(part(time.tv_sec)) + Duration::from_nanos(part(time.tv_nsec))
 }
 
 fn until(next: Option<Timestamp>, now: Timestamp) -> Duration {

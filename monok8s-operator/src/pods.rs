@@ -1,5 +1,5 @@
-//! What is on cordoned nodes that are managed: the pods of each, under a watch of its own for as long as it is
-//! cordoned, and the volumes attached to them. Of all other nodes nothing is asked.
+//! What is on cordoned nodes that are managed: the pods of each, under a watch of its own until the node is in its
+//! reboot, and the volumes attached to them. Of all other nodes nothing is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +9,7 @@ use k8s_openapi::api::storage::v1::VolumeAttachment;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::watcher::{Config, Event};
 use kube::{Api, Client, ResourceExt as _};
+use monok8s_sdk::api::OSUpgradeProgress;
 use monok8s_sdk::causes::chain;
 use monok8s_sdk::rollout::{
     Eviction, EvictionAnswer, Fleet, Management, NodeView, PodController, PodView, Scheduling,
@@ -92,11 +93,16 @@ impl Pods {
         Self { client, bell, metrics, nodes: BTreeMap::new(), volumes: None, evictions: BTreeMap::new() }
     }
 
-    /// Watches the nodes that are cordoned, and no others any more.
-    pub fn follow(&mut self, nodes: &[Arc<NodeView>]) {
+    /// Watches the nodes that are cordoned and not in a reboot, when nobody asks for their pods, and no others any
+    /// more.
+    pub fn follow(&mut self, nodes: &[Arc<NodeView>], progresses: &[Arc<OSUpgradeProgress>]) {
+        let rebooting = progresses.iter().filter(|object| object.phase().is_committed());
+        let rebooting: BTreeSet<&str> = rebooting.map(|object| object.spec.node_name.as_str()).collect();
         let cordoned = nodes
             .iter()
             .filter(|node| node.scheduling == Scheduling::Cordoned && node.management == Management::Managed);
+        let any = cordoned.clone().next().is_some();
+        let cordoned = cordoned.filter(|node| !rebooting.contains(node.name.as_str()));
         let cordoned: BTreeMap<&str, &str> =
             cordoned.map(|node| (node.uid.as_str(), node.name.as_str())).collect();
         self.nodes.retain(|uid, _| cordoned.contains_key(uid.as_str()));
@@ -106,7 +112,7 @@ impl Pods {
             }
         }
         self.volumes = match self.volumes.take() {
-            _ if cordoned.is_empty() => None,
+            _ if !any => None,
             Some(task) => Some(task),
             None => Some(self.watch_volumes()),
         };

@@ -239,12 +239,14 @@ fn has_failed(phase: &ProgressPhase) -> bool {
 /// Whether the node may commit to booting `version`. Leave that has led to a reboot already is no leave: a node that
 /// fell back afterwards was uncordoned meanwhile, and has to be drained again.
 pub(super) fn may_boot(facts: &NodeFacts, order: &Order, version: &OsVersion, now: Timestamp) -> bool {
-    let spent = facts.record.seen(&order.object.uid).map_or(0, |seen| seen.spent);
+    let spent = facts.record.seen(&order.object.uid).and_then(|seen| seen.spent.as_ref());
+    let is_spent =
+        spent.is_some_and(|spent| spent.version == *version && order.generation <= spent.generation);
     match &order.pace {
         Pace::Own => true,
-        Pace::Granted { boot, .. } => boot.as_ref().is_some_and(|grant| {
-            grant.version == *version && now <= grant.not_after.0 && order.generation > spent
-        }),
+        Pace::Granted { boot, .. } => boot
+            .as_ref()
+            .is_some_and(|grant| grant.version == *version && now <= grant.not_after.0 && !is_spent),
     }
 }
 

@@ -301,9 +301,9 @@ pub struct SeenObject {
     /// How many attempts were confirmed.
     #[serde(default)]
     pub confirmed: u32,
-    /// The generation up to which leave to reboot is used up: nobody takes it back from a node that is done.
-    #[serde(default)]
-    pub spent: i64,
+    /// The leave to reboot that was used last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spent: Option<SpentLeave>,
     /// Failures of attempts before this one were lifted by a retry.
     #[serde(default)]
     pub lifted_before: AttemptId,
@@ -313,6 +313,18 @@ pub struct SeenObject {
     /// What a hand-made object was resolved to; kept until a new retry nonce.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pinned: Vec<PinnedImage>,
+    /// Fields of a newer release.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Leave to reboot that has led to a boot which was confirmed. Nobody takes it back from a node that is done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SpentLeave {
+    /// What was booted.
+    pub version: OsVersion,
+    /// Up to this generation, leave to boot that version is the one that was used.
+    pub generation: i64,
     /// Fields of a newer release.
     #[serde(flatten)]
     pub extra: Extra,

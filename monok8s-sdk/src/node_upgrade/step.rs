@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::facts::{BootId, Booted};
 use super::record::{
     Attempt, AttemptKind, AttemptState, Extra, FailedArtifact, ObjectIdentity, PinnedImage, Record,
-    RecordedRollback, SeenObject, SlotContent, SlotContentState,
+    RecordedRollback, SeenObject, SlotContent, SlotContentState, SpentLeave,
 };
 use crate::api::{FailureReason, ImageRef, RollbackEvidence, TrialSpec};
 use crate::boot::AttemptId;
@@ -342,7 +342,11 @@ impl Record {
         self.with_seen(&attempt.object.uid, |seen| {
             seen.attempts = 0;
             seen.confirmed = seen.confirmed.saturating_add(1);
-            seen.spent = seen.generation;
+            seen.spent = Some(SpentLeave {
+                version: attempt.version.clone(),
+                generation: seen.generation,
+                extra: Extra::new(),
+            });
             seen.steps = 0;
             seen.held_on = (attempt.kind == AttemptKind::Rollback).then(|| attempt.version.clone());
         });
@@ -373,8 +377,8 @@ impl Record {
             seen.retry_nonce = Some(nonce.to_owned());
             seen.retry_count = seen.retry_count.saturating_add(1);
             // What was used once is not meant for the attempt that begins.
-            if seen.spent > 0 {
-                seen.spent = seen.generation;
+            if let Some(spent) = &mut seen.spent {
+                spent.generation = seen.generation;
             }
             seen.lifted_before = lifted_before;
             seen.steps = 0;
@@ -448,7 +452,7 @@ impl SeenObject {
             held_on: None,
             attempts: 0,
             confirmed: 0,
-            spent: 0,
+            spent: None,
             lifted_before: AttemptId(0),
             steps: 0,
             pinned: Vec::new(),

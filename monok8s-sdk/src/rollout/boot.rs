@@ -142,7 +142,7 @@ impl<'a, 'f> Round<'a, 'f> {
 fn in_work<'f>(survey: &Survey<'f>) -> BTreeMap<&'f str, &'f NodeView> {
     let (mut committed, mut lost) = (BTreeMap::new(), BTreeSet::new());
     for order in survey.orders.iter().filter(|order| order.is_committed()) {
-        let Some(node) = survey.node_of(*order) else { continue };
+        let Some(node) = order.node else { continue };
         let rollout = survey.campaign_of(*order).map(|campaign| &campaign.rollout);
         let state = match rollout {
             Some(rollout) => order.state(node, rollout, survey.now),

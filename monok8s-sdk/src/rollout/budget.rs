@@ -1,19 +1,18 @@
 //! How many nodes may be away at once.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::fleet::{Management, NodeView, Readiness, Scheduling};
 use super::gates::Turn;
 use super::order::OrderView;
 use super::outlook::Wait;
-use super::survey::Survey;
+use super::survey::{Names, Survey};
 use crate::api::{Rounding, UpgradeReason};
 
 /// The nodes that are away, or will be by what was decided so far, counted for each limit that they count against.
 pub(super) struct Away<'a, 'f> {
     survey: &'a Survey<'f>,
-    names: HashSet<&'f str>,
+    names: Names<'f>,
     /// How many of them are managed.
     managed: usize,
     /// How many each campaign selects.
@@ -24,7 +23,7 @@ impl<'a, 'f> Away<'a, 'f> {
     /// The nodes that are away as the fleet was found.
     pub(super) fn of(survey: &'a Survey<'f>) -> Self {
         let selected = vec![0; survey.campaigns.len()];
-        let mut away = Self { survey, names: HashSet::new(), managed: 0, selected };
+        let mut away = Self { survey, names: Names::default(), managed: 0, selected };
         let nodes = survey.fleet.nodes.iter().filter(|node| survey.is_unavailable(node));
         nodes.for_each(|node| away.insert(node));
         away

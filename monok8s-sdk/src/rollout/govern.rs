@@ -1,12 +1,11 @@
 //! Which upgrade governs a node, and where each selected node stands in each upgrade.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::fleet::{NodeView, Readiness};
 use super::order::{OrderView, State};
 use super::route::{Routes, Way};
-use super::survey::{Campaign, Survey};
+use super::survey::{ByName, Campaign, Survey};
 use crate::api::{
     ConditionType, DowngradePolicy, ImageRef, Mode, ProgressPhase, UpgradePhase, UpgradeReason,
 };
@@ -38,7 +37,19 @@ pub(super) struct Member<'f> {
     /// Its order of the run under way.
     pub(super) order: Option<OrderView<'f>>,
     pub(super) stand: Stand<'f>,
+    /// What its order says, where the node stands where it should and that does not count.
+    behind: Option<State<'f>>,
     governed: bool,
+}
+
+impl<'f> Member<'f> {
+    /// Its order of the run under way, and where it stands in that.
+    pub(super) fn ordered(&self) -> Option<(OrderView<'f>, &State<'f>)> {
+        match &self.stand {
+            Stand::Ordered(order, state) => Some((*order, state)),
+            _ => self.order.zip(self.behind.as_ref()),
+        }
+    }
 }
 
 /// The stands of all selected nodes.
@@ -54,12 +65,10 @@ impl<'f> Stands<'f> {
         let member = |campaign: &Campaign<'f>, claim: Claim<'f>| {
             let governor =
                 governors.get(claim.node.name.as_str()).and_then(|index| survey.campaigns.get(*index));
-            Member {
-                node: claim.node,
-                order: claim.order,
-                governed: governor.is_some_and(|governor| governor.index == campaign.index),
-                stand: stand(survey, campaign, claim, governor),
-            }
+            let (node, order) = (claim.node, claim.order);
+            let (stand, behind) = stand(survey, campaign, claim, governor);
+            let governed = governor.is_some_and(|governor| governor.index == campaign.index);
+            Member { node, order, stand, behind, governed }
         };
         let members = survey.campaigns.iter().zip(claims);
         let members = members
@@ -142,8 +151,8 @@ fn claims<'f>(survey: &Survey<'f>, campaign: &Campaign<'f>) -> Vec<Claim<'f>> {
 /// Which upgrade governs each node: of those that could do something for it, one that allows
 /// downgrades overrides all that were accepted before it; of the rest the highest version, and of
 /// several with that the one accepted first.
-fn governors<'f>(survey: &Survey<'f>, claims: &[Vec<Claim<'f>>]) -> HashMap<&'f str, usize> {
-    let mut governors = HashMap::new();
+fn governors<'f>(survey: &Survey<'f>, claims: &[Vec<Claim<'f>>]) -> ByName<'f, usize> {
+    let mut governors = ByName::default();
     let target = |campaign: &Campaign<'f>| campaign.view.target().map(|target| &target.resolved.version);
     // In the order of acceptance.
     for (campaign, claims) in survey.campaigns.iter().zip(claims) {
@@ -166,20 +175,20 @@ fn stand<'f>(
     campaign: &Campaign<'f>,
     Claim { node, order, way, moved_on }: Claim<'f>,
     governor: Option<&Campaign<'f>>,
-) -> Stand<'f> {
-    let Some(way) = way else { return Stand::MovedOn(None) };
+) -> (Stand<'f>, Option<State<'f>>) {
+    let Some(way) = way else { return (Stand::MovedOn(None), None) };
     let own = governor.is_some_and(|governor| governor.index == campaign.index);
     if campaign.mode() == Mode::Apply && !own {
         if moved_on {
-            return Stand::MovedOn(governor.map(|governor| governor.view.name()));
+            return (Stand::MovedOn(governor.map(|governor| governor.view.name())), None);
         }
         if let (true, Some(governor)) = (way.is_open(), governor) {
-            return Stand::MovedOn(Some(governor.view.name()));
+            return (Stand::MovedOn(Some(governor.view.name())), None);
         }
     }
     let current = order.map(|order| (order, order.state(node, &campaign.rollout, survey.now)));
-    match (current, way) {
-        (Some((_, state)), Way::Arrived) if !outweighs(&state) => Stand::UpToDate,
+    let stand = match (current, way) {
+        (Some((_, state)), Way::Arrived) if !outweighs(&state) => return (Stand::UpToDate, Some(state)),
         (Some((order, state)), _) => Stand::Ordered(order, state),
         (None, Way::Arrived) => Stand::UpToDate,
         (None, Way::Refused(reason, message)) => Stand::Refused(reason, message),
@@ -189,7 +198,8 @@ fn stand<'f>(
             Some(other) => Stand::Finishing(other),
             None => Stand::Unordered(hops),
         },
-    }
+    };
+    (stand, None)
 }
 
 /// Whether what the order says outweighs what the node runs: it is in the middle of a reboot, the

@@ -28,6 +28,8 @@ const SETTLING_TIME: SignedDuration = SignedDuration::from_secs(30);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OrderView<'f> {
     pub(super) progress: &'f OSUpgradeProgress,
+    /// The Node that it is for, if that is there: not an earlier one of its name.
+    pub(super) node: Option<&'f NodeView>,
 }
 
 /// Where a node stands in an order that is meant for it.
@@ -73,6 +75,12 @@ pub(super) enum Soak {
 }
 
 impl<'f> OrderView<'f> {
+    pub(super) fn new(progress: &'f OSUpgradeProgress, named: Option<&'f NodeView>) -> Self {
+        let order = progress.spec.order.as_ref();
+        let node = named.filter(|node| order.is_none_or(|order| order.node_uid == node.uid));
+        Self { progress, node }
+    }
+
     pub(super) fn uid(self) -> &'f str {
         self.progress.metadata.uid.as_deref().unwrap_or_default()
     }
@@ -98,12 +106,6 @@ impl<'f> OrderView<'f> {
     pub(super) fn upgrade_uid(self) -> Option<&'f str> {
         let owners = self.progress.metadata.owner_references.as_ref()?;
         owners.iter().find(|owner| owner.kind == "OSUpgrade").map(|owner| owner.uid.as_str())
-    }
-
-    /// Whether it is for this very node, and not for an earlier one of its name.
-    pub(super) fn is_for(self, node: &NodeView) -> bool {
-        self.progress.spec.node_name == node.name
-            && self.order().is_none_or(|order| order.node_uid == node.uid)
     }
 
     fn status(self) -> Option<&'f OSUpgradeProgressStatus> {
@@ -293,19 +295,17 @@ impl<'f> OrderView<'f> {
             .any(|phase| matches!(phase, ProgressPhase::Staged | ProgressPhase::Draining))
     }
 
-    /// The deadline that the node is under, if any: of its reboot, its commit or its staging.
+    /// The deadline that a node in this state is under, if any: of its reboot, its commit or its staging.
     pub(super) fn deadline(
         self,
-        node: &NodeView,
+        state: &State<'_>,
         rollout: &RolloutSpec,
         now: Timestamp,
     ) -> Option<Timestamp> {
         let reboot = SignedDuration::from_secs(rollout.reboot_timeout_seconds().into());
         let staging = SignedDuration::from_secs(rollout.staging_timeout_seconds().into());
-        if self.is_committed() {
-            return self.committed_at().map(|at| later(at, reboot));
-        }
-        match self.plain_state(node) {
+        match state {
+            State::Committed => self.committed_at().map(|at| later(at, reboot)),
             State::Staging(_) => self.staging_began(now).map(|at| later(at, staging)),
             State::Staged(_) if self.boot().is_none() => drain::deadline_to_abort(self, rollout),
             State::Staged(_) => {
@@ -323,7 +323,7 @@ impl<'f> OrderView<'f> {
     /// Where the node stands, deadlines included.
     pub(super) fn state(self, node: &NodeView, rollout: &RolloutSpec, now: Timestamp) -> State<'f> {
         let state = self.plain_state(node);
-        let over = self.deadline(node, rollout, now).is_some_and(|deadline| deadline <= now);
+        let over = self.deadline(&state, rollout, now).is_some_and(|deadline| deadline <= now);
         match state {
             State::Committed if over => State::Lost,
             State::Settling

@@ -27,25 +27,30 @@ pub(super) const OURS: [ConditionType; 6] = [
 pub(super) type Finding = (ConditionType, Truth, &'static str, String);
 
 /// Brings the conditions of all orders up to date, and notes when the next deadline passes.
-pub(super) fn report<'f>(survey: &Survey<'f>, stands: &Stands<'f>, wanted: &Wanted<'f>, draft: &mut Draft) {
+pub(super) fn report<'f>(
+    survey: &Survey<'f>,
+    stands: &Stands<'f>,
+    wanted: &Wanted<'_, 'f>,
+    draft: &mut Draft,
+) {
     for order in survey.orders.iter().copied().filter(|order| order.order().is_some()) {
-        let node = survey.node_of(order);
-        let campaign = survey.campaign_of(order).filter(|_| wanted.contains(order));
         let mut findings: Vec<_> = granted(order, survey.now, draft).into_iter().collect();
-        match (campaign, node) {
-            (Some(campaign), Some(node)) => {
-                let state = order.state(node, &campaign.rollout, survey.now);
-                findings.extend(timed_out(order, &state, survey.now));
-                findings.extend(degraded(&state, node, order));
-                findings.extend(drain::finding(survey, campaign, node, (order, &state), draft));
-                findings.extend(soaking(&state, order, campaign, node, survey.now));
-                let deadline = order.deadline(node, &campaign.rollout, survey.now);
+        match wanted
+            .get(order)
+            .and_then(|(campaign, member)| Some((campaign, member.node, member.ordered()?.1)))
+        {
+            Some((campaign, node, state)) => {
+                findings.extend(timed_out(order, state, survey.now));
+                findings.extend(degraded(state, node, order));
+                findings.extend(drain::finding(survey, campaign, node, (order, state), draft));
+                findings.extend(soaking(state, order, campaign, node, survey.now));
+                let deadline = order.deadline(state, &campaign.rollout, survey.now);
                 if let Some(deadline) = deadline.filter(|deadline| *deadline > survey.now) {
                     draft.wake_at(deadline);
                 }
             }
-            _ => {
-                findings.extend(superseded(survey, stands, order, node));
+            None => {
+                findings.extend(superseded(survey, stands, order));
                 findings.extend(drain::on_record(order));
             }
         }
@@ -166,12 +171,8 @@ fn soaking(
 
 /// Said when nothing of the order can be acted on any more; and never taken back, because it
 /// tells the upgrade later that the node was moved on.
-fn superseded(
-    survey: &Survey<'_>,
-    stands: &Stands<'_>,
-    order: OrderView<'_>,
-    node: Option<&NodeView>,
-) -> Option<Finding> {
+fn superseded(survey: &Survey<'_>, stands: &Stands<'_>, order: OrderView<'_>) -> Option<Finding> {
+    let node = order.node;
     let before = find_condition(order.progress.conditions(), &ConditionType::Superseded);
     if let Some(before) = before.filter(|before| before.status == "True") {
         let reason = REASONS.into_iter().find(|reason| *reason == before.reason).unwrap_or(LET_GO);

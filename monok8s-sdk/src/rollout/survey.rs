@@ -1,8 +1,10 @@
 //! The fleet, indexed: which order is whose, which nodes are unavailable, which upgrades are live.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::fleet::{Fleet, Management, NodeReport, NodeView, Readiness, Role, Scheduling, UpgradeView};
@@ -11,11 +13,16 @@ use super::outlook::NewRun;
 use super::run;
 use super::windows::{WindowError, WindowState, Windows};
 use crate::api::{
-    ANNOTATION_HOLD, DowngradePolicy, InvalidSelector, Mode, RolloutSpec, Selector, WindowScope,
-    annotation_is_on,
+    ANNOTATION_HOLD, DowngradePolicy, InvalidSelector, Mode, OSUpgradeProgress, RolloutSpec, Selector,
+    WindowScope, annotation_is_on,
 };
 use crate::digest::Sha256Digest;
 use crate::version::{Minor, OsVersion};
+
+/// A map by names, of which a plan of a large fleet looks tens of thousands up.
+pub(super) type ByName<'f, V> = HashMap<&'f str, V, RandomState>;
+/// A set of names, for the same.
+pub(super) type Names<'f> = HashSet<&'f str, RandomState>;
 
 /// The fleet, indexed.
 pub(super) struct Survey<'f> {
@@ -23,9 +30,8 @@ pub(super) struct Survey<'f> {
     pub(super) now: Timestamp,
     /// All progress objects, by name.
     pub(super) orders: Vec<OrderView<'f>>,
-    /// The same, by the name of the node.
-    by_node: HashMap<&'f str, Vec<OrderView<'f>>>,
-    nodes: HashMap<&'f str, &'f NodeView>,
+    /// Those for nodes that are there, by the name of the node: the first one, and others if there are any.
+    by_node: ByName<'f, (OrderView<'f>, Vec<OrderView<'f>>)>,
     control_plane: Vec<&'f NodeView>,
     /// How many nodes are managed.
     pub(super) managed: usize,
@@ -40,7 +46,7 @@ pub(super) struct Survey<'f> {
     /// How long a node takes to download and write an image: the median of those that did.
     pub(super) stage_takes: SignedDuration,
     /// The names of nodes that are NotReady, cordoned or about to reboot.
-    unavailable: HashSet<&'f str>,
+    unavailable: Names<'f>,
 }
 
 /// One upgrade, with what its spec selects.
@@ -72,11 +78,18 @@ const STAGE_TAKES: SignedDuration = SignedDuration::from_mins(5);
 
 impl<'f> Survey<'f> {
     pub(super) fn new(fleet: &'f Fleet, now: Timestamp) -> Self {
-        let mut orders: Vec<_> = fleet.progresses.iter().map(|progress| OrderView { progress }).collect();
+        let nodes: ByName<'_, _> =
+            fleet.nodes.iter().map(|node| (node.name.as_str(), node.as_ref())).collect();
+        let named = |progress: &OSUpgradeProgress| nodes.get(progress.spec.node_name.as_str()).copied();
+        let orders = fleet.progresses.iter();
+        let mut orders: Vec<_> = orders.map(|progress| OrderView::new(progress, named(progress))).collect();
         orders.sort_by_key(|order| order.name());
-        let mut by_node: HashMap<&str, Vec<_>> = HashMap::with_capacity(orders.len());
-        for order in &orders {
-            by_node.entry(order.progress.spec.node_name.as_str()).or_default().push(*order);
+        let mut by_node = ByName::with_capacity_and_hasher(orders.len(), RandomState::default());
+        for (order, node) in orders.iter().filter_map(|order| Some((*order, order.node?))) {
+            match by_node.entry(node.name.as_str()) {
+                Entry::Vacant(entry) => drop(entry.insert((order, Vec::new()))),
+                Entry::Occupied(mut entry) => entry.get_mut().1.push(order),
+            }
         }
         let live = fleet.upgrades.iter().filter(|view| view.upgrade.metadata.deletion_timestamp.is_none());
         let mut campaigns: Vec<_> = live.map(|view| Campaign::new(view, fleet, now)).collect();
@@ -84,7 +97,7 @@ impl<'f> Survey<'f> {
         campaigns.iter_mut().enumerate().for_each(|(index, campaign)| campaign.index = index);
         let reboot_takes = median(orders.iter().filter_map(|order| order.reboot_took()), REBOOT_TAKES);
         let stage_takes = median(orders.iter().filter_map(|order| order.stage_took()), STAGE_TAKES);
-        let unavailable = HashSet::new();
+        let unavailable = Names::default();
         let control_plane: Vec<_> =
             fleet.nodes.iter().map(Arc::as_ref).filter(|node| node.role == Role::ControlPlane).collect();
         let mut survey = Self {
@@ -92,7 +105,6 @@ impl<'f> Survey<'f> {
             now,
             orders,
             by_node,
-            nodes: fleet.nodes.iter().map(|node| (node.name.as_str(), node.as_ref())).collect(),
             lowest_api_server: lowest_api_server(fleet, &control_plane),
             control_plane,
             managed: fleet.nodes.iter().filter(|node| node.management == Management::Managed).count(),
@@ -115,14 +127,8 @@ impl<'f> Survey<'f> {
 
     /// Every progress object for this very node, hand-made ones included.
     pub(super) fn orders_of(&self, node: &NodeView) -> impl Iterator<Item = OrderView<'f>> {
-        let of_its_name = self.by_node.get(node.name.as_str()).into_iter().flatten();
-        of_its_name.copied().filter(|order| order.is_for(node))
-    }
-
-    /// The node that an order is for, if it is there.
-    pub(super) fn node_of(&self, order: OrderView<'_>) -> Option<&'f NodeView> {
-        let node = self.nodes.get(order.progress.spec.node_name.as_str()).copied();
-        node.filter(|node| order.is_for(node))
+        let known = self.by_node.get(node.name.as_str()).into_iter();
+        known.flat_map(|(first, others)| std::iter::once(first).chain(others)).copied()
     }
 
     /// The live upgrade, its run and the node that an order is for, if it is for the run that is

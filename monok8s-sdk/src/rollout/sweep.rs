@@ -1,39 +1,49 @@
 //! What has to be taken back or cleaned up: grants, cordons, old objects. And `OSNode`s.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
 
 use super::action::Action;
 use super::draft::Draft;
-use super::fleet::{Management, NodeReport, NodeView};
-use super::govern::{Stand, Stands};
+use super::fleet::{Management, NodeReport};
+use super::govern::{Member, Stand, Stands};
 use super::order::{OrderView, State};
 use super::run;
-use super::survey::Survey;
+use super::survey::{Campaign, Survey};
 use crate::api::KEPT_RUNS;
 
 /// What an upgrade still wants of the orders of its run under way, by the order's UID.
-pub(super) struct Wanted<'f> {
-    uids: HashSet<&'f str>,
+pub(super) struct Wanted<'a, 'f> {
+    by_uid: HashMap<&'f str, (&'a Campaign<'f>, &'a Member<'f>), RandomState>,
 }
 
-impl<'f> Wanted<'f> {
-    pub(super) fn new(survey: &Survey<'f>, stands: &Stands<'f>) -> Self {
-        let governed = survey.campaigns.iter().flat_map(|campaign| stands.governed(campaign));
-        let wanted = governed.filter_map(|member| match member.stand {
+impl<'a, 'f> Wanted<'a, 'f> {
+    pub(super) fn new(survey: &'a Survey<'f>, stands: &'a Stands<'f>) -> Self {
+        let governed = survey
+            .campaigns
+            .iter()
+            .flat_map(|campaign| stands.governed(campaign).map(move |member| (campaign, member)));
+        let wanted = governed.filter_map(|(campaign, member)| match member.stand {
             Stand::Ordered(_, State::LetGo) => None,
-            Stand::Ordered(..) | Stand::UpToDate => member.order,
+            Stand::Ordered(..) | Stand::UpToDate => Some((member.order?.uid(), (campaign, member))),
             _ => None,
         });
-        Self { uids: wanted.map(OrderView::uid).collect() }
+        Self { by_uid: wanted.collect() }
     }
 
-    pub(super) fn contains(&self, order: OrderView<'_>) -> bool {
-        self.uids.contains(order.uid())
+    /// The upgrade that wants it, and the node of which it does.
+    pub(super) fn get(&self, order: OrderView<'_>) -> Option<(&'a Campaign<'f>, &'a Member<'f>)> {
+        self.by_uid.get(order.uid()).copied()
+    }
+
+    fn contains(&self, order: OrderView<'_>) -> bool {
+        self.by_uid.contains_key(order.uid())
     }
 }
 
 /// Takes back the grants that nobody stands behind any more.
-pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_>, draft: &mut Draft) {
+pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut Draft) {
     for order in
         survey.orders.iter().copied().filter(|order| order.order().is_some() && !order.is_committed())
     {
@@ -46,14 +56,14 @@ pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_>, draft: &mut Dra
 }
 
 /// Takes off the cordons of ours that nothing needs any more, wherever they are.
-pub(super) fn uncordon(survey: &Survey<'_>, wanted: &Wanted<'_>, draft: &mut Draft) {
+pub(super) fn uncordon(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut Draft) {
     for node in &survey.fleet.nodes {
         let Some(uid) = node.cordoned_for.as_deref() else { continue };
         let needed = survey.orders_of(node).find(|order| order.uid() == uid).is_some_and(|order| {
             order.has_leave_in_use()
                 || order.is_committed()
                 || draft.admitted.contains(uid)
-                || (wanted.contains(order) && is_settling(survey, order, node))
+                || wanted.get(order).is_some_and(|(_, member)| is_settling(member))
         });
         if !needed {
             draft.push(Action::Uncordon { node: node.object() });
@@ -62,10 +72,8 @@ pub(super) fn uncordon(survey: &Survey<'_>, wanted: &Wanted<'_>, draft: &mut Dra
 }
 
 /// A node that says it is done keeps its cordon until the cluster sees it back.
-fn is_settling(survey: &Survey<'_>, order: OrderView<'_>, node: &NodeView) -> bool {
-    survey
-        .campaign_of(order)
-        .is_some_and(|campaign| order.state(node, &campaign.rollout, survey.now) == State::Settling)
+fn is_settling(member: &Member<'_>) -> bool {
+    matches!(member.ordered(), Some((_, State::Settling)))
 }
 
 /// Deletes what belongs to runs that are no longer remembered. What a node may still act on stays,
@@ -77,7 +85,7 @@ pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft) {
         let Some(current) = run::current_run(campaign.view) else { continue };
         let is_over = |order: OrderView<'_>| {
             let may_act = order.is_committed() || order.has_grants_in_use();
-            !may_act || survey.node_of(order).is_none()
+            !may_act || order.node.is_none()
         };
         let forgotten = survey.orders.iter().filter(|order| {
             order.upgrade_uid() == Some(campaign.view.uid())

@@ -22,7 +22,7 @@ pub(super) fn write(figures: &[Figures], output: &Path) -> Result<()> {
 
 type Figure = (&'static str, fn(&Figures) -> String);
 
-const ROWS: [Figure; 11] = [
+const ROWS: [Figure; 12] = [
     ("seconds from the apply to a progress object for each node", |it| format!("{:.1}", it.objects_seconds)),
     ("seconds from the apply to the end", |it| format!("{:.1}", it.rollout_seconds)),
     ("operator: peak RSS, MiB", |it| format!("{:.0}", it.peak_rss_mib)),
@@ -30,6 +30,7 @@ const ROWS: [Figure; 11] = [
     ("operator: passes", |it| it.passes.to_string()),
     ("operator: mean pass, ms", |it| format!("{:.1}", it.pass_mean_ms)),
     ("planner: mean decision, ms", |it| format!("{:.2}", it.plan_mean_ms)),
+    ("planner: mean decision, ms of a processor", |it| format!("{:.2}", it.plan_mean_cpu_ms)),
     ("writes of the operator per node", |it| format!("{:.1}", it.operator_writes_per_node)),
     ("writes of agents per node, as driven", |it| format!("{:.1}", it.agent_writes_per_node)),
     ("writes that lost a race", |it| it.conflicts.to_string()),
