@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
-use monok8s_sdk::api::{ConditionType, OSNode, OSUpgrade, OSUpgradeProgress};
+use monok8s_sdk::api::{OSNode, OSUpgrade, OSUpgradeProgress, is_of_kstatus};
 use monok8s_sdk::rollout::NodeView;
 
 /// A kind whose objects are kept, without what nobody looks at: it is often the larger half of them.
@@ -49,15 +49,11 @@ impl Kept for OSUpgradeProgress {
     fn reduced(mut self) -> Self {
         self.metadata.managed_fields = None;
         if let Some(status) = &mut self.status {
-            let is_agents = |kind: &str| OF_KSTATUS.iter().any(|of_kstatus| of_kstatus.as_str() == kind);
-            status.conditions.retain(|condition| !is_agents(&condition.type_));
+            status.conditions.retain(|condition| !is_of_kstatus(condition));
         }
         self
     }
 }
-
-const OF_KSTATUS: [ConditionType; 3] =
-    [ConditionType::Ready, ConditionType::Reconciling, ConditionType::Stalled];
 
 /// The names of fifty images, the annotations of others, addresses and capacities are most of a Node.
 impl Kept for Node {
@@ -91,7 +87,7 @@ struct State<F> {
 
 #[derive(Debug)]
 enum Watched<F> {
-    Readable(Known<F>),
+    Readable(Entry<F>),
     Unreadable(Unreadable),
 }
 
@@ -104,20 +100,20 @@ struct Written<F> {
 
 #[derive(Debug)]
 enum Outcome<F> {
-    Is(Known<F>),
+    Is(Entry<F>),
     Gone { uid: String },
 }
 
 /// An object, and what the cache has to know of it.
 #[derive(Debug)]
-struct Known<F> {
+struct Entry<F> {
     uid: String,
     /// Its resourceVersion as a number; 0, older than everything, if it is none.
     version: u64,
     object: Arc<F>,
 }
 
-impl<F: Clone> Known<F> {
+impl<F: Clone> Entry<F> {
     fn of<K: Kept<Form = F>>(object: K) -> Self {
         let (uid, version) = (object.uid().unwrap_or_default(), version_of(&object));
         // A copy takes up no more than it needs, and lies in one piece. What was read has room to spare, and holes
@@ -199,7 +195,7 @@ impl<K: Kept> Cache<K> {
     /// Takes in the answer to a write of ours.
     pub fn wrote(&self, object: K) {
         let name = object.name_any();
-        self.lock().wrote(name, Known::of(object));
+        self.lock().wrote(name, Entry::of(object));
     }
 
     /// Takes in that the object of this name and UID was deleted by us, or found to be gone.
@@ -241,7 +237,7 @@ impl<K: Kept> Cache<K> {
 
 impl<F> State<F> {
     /// What the watch says of an object, or what we wrote since.
-    fn get(&self, name: &str) -> Option<&Known<F>> {
+    fn get(&self, name: &str) -> Option<&Entry<F>> {
         let watched = match self.watched.get(name) {
             Some(Watched::Readable(known)) => Some(known),
             Some(Watched::Unreadable(_)) | None => None,
@@ -264,7 +260,7 @@ impl<F> State<F> {
         });
     }
 
-    fn wrote(&mut self, name: String, object: Known<F>) {
+    fn wrote(&mut self, name: String, object: Entry<F>) {
         let before = self.written.get(&name).map(|written| &written.outcome);
         let newer = matches!(before, Some(Outcome::Is(known)) if known.version > object.version);
         if object.version > self.seen && !newer {
@@ -292,7 +288,7 @@ impl<F> Watched<F> {
 fn read<K: Kept>(guarded: DeserializeGuard<K>) -> (String, Watched<K::Form>) {
     let name = guarded.name_any();
     let object = match guarded.0 {
-        Ok(object) => Watched::Readable(Known::of(object)),
+        Ok(object) => Watched::Readable(Entry::of(object)),
         Err(invalid) => {
             let uid = invalid.metadata.uid.clone().unwrap_or_default();
             Watched::Unreadable(Unreadable { name: name.clone(), uid, error: invalid.error })

@@ -20,6 +20,9 @@ const MAX_NOTE: usize = 1024;
 /// Edges that wait to be published. More than that in one burst say nothing new.
 const QUEUE: usize = 256;
 
+/// Published edges that are kept. A fleet has no use for more: hardly anything is told twice.
+const KEPT: usize = 256;
+
 /// Something that happened to an object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edge {
@@ -56,9 +59,17 @@ impl Events {
         let (sender, mut edges) = mpsc::channel::<Edge>(QUEUE);
         let reporter =
             Reporter { controller: "monok8s-operator".to_owned(), instance: std::env::var("POD_NAME").ok() };
-        let recorder = Recorder::new(client, reporter);
         tokio::spawn(async move {
+            let mut recorder = Recorder::new(client.clone(), reporter.clone());
+            let mut published = 0;
             while let Some(edge) = edges.recv().await {
+                // It keeps what was published for minutes, to count what is told again, and goes through all of it
+                // each time.
+                if published == KEPT {
+                    recorder = Recorder::new(client.clone(), reporter.clone());
+                    published = 0;
+                }
+                published += 1;
                 let (event, regarding) = edge.into_event();
                 if let Err(error) = recorder.publish(&event, &regarding).await {
                     tracing::debug!(%error, reason = event.reason, "an event could not be published");

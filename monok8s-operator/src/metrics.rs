@@ -111,7 +111,12 @@ impl Metrics {
         let plans = self.plans.clone();
         registry.register_with_unit("plan_duration", "The planner alone", Unit::Seconds, plans);
         let plan_cpu = self.plan_cpu.clone();
-        registry.register_with_unit("plan_cpu", "Time of a processor for the same", Unit::Seconds, plan_cpu);
+        registry.register_with_unit(
+            "plan_cpu",
+            "Time of a processor that decisions took",
+            Unit::Seconds,
+            plan_cpu,
+        );
         registry.register("actions", "Writes that a plan asked for and that were made", self.actions.clone());
         registry.register("conflicts", "Writes refused since the object had changed", self.conflicts.clone());
         registry.register("failed_passes", "Passes that ended early, by stage", self.failures.clone());

@@ -1,5 +1,5 @@
-//! What is on cordoned nodes that are managed: the pods of each, under a watch of its own until the node is in its
-//! reboot, and the volumes attached to them. Of all other nodes nothing is asked.
+//! What is on cordoned nodes that are managed: the pods of each, under a watch of its own while the node is
+//! not in a reboot, and the volumes attached to them. Of all other nodes nothing is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -93,16 +93,19 @@ impl Pods {
         Self { client, bell, metrics, nodes: BTreeMap::new(), volumes: None, evictions: BTreeMap::new() }
     }
 
-    /// Watches the nodes that are cordoned and not in a reboot, when nobody asks for their pods, and no others any
-    /// more.
+    /// Watches the nodes that are cordoned, and no others any more. Nobody asks for the pods of one that is in its
+    /// reboot.
     pub fn follow(&mut self, nodes: &[Arc<NodeView>], progresses: &[Arc<OSUpgradeProgress>]) {
         let rebooting = progresses.iter().filter(|object| object.phase().is_committed());
-        let rebooting: BTreeSet<&str> = rebooting.map(|object| object.spec.node_name.as_str()).collect();
+        // By UID: an order of an earlier Node of its name may say for ever that it reboots.
+        let rebooting = rebooting.filter_map(|object| object.spec.order.as_ref());
+        let rebooting: BTreeSet<&str> = rebooting.map(|order| order.node_uid.as_str()).collect();
         let cordoned = nodes
             .iter()
             .filter(|node| node.scheduling == Scheduling::Cordoned && node.management == Management::Managed);
-        let any = cordoned.clone().next().is_some();
-        let cordoned = cordoned.filter(|node| !rebooting.contains(node.name.as_str()));
+        // Volumes are followed through reboots too: they are one watch for all nodes.
+        let is_any_cordoned = cordoned.clone().next().is_some();
+        let cordoned = cordoned.filter(|node| !rebooting.contains(node.uid.as_str()));
         let cordoned: BTreeMap<&str, &str> =
             cordoned.map(|node| (node.uid.as_str(), node.name.as_str())).collect();
         self.nodes.retain(|uid, _| cordoned.contains_key(uid.as_str()));
@@ -112,7 +115,7 @@ impl Pods {
             }
         }
         self.volumes = match self.volumes.take() {
-            _ if !any => None,
+            _ if !is_any_cordoned => None,
             Some(task) => Some(task),
             None => Some(self.watch_volumes()),
         };

@@ -160,7 +160,6 @@ fn it_takes_few_writes(testbed: &Testbed, mark: AuditMark) -> Result<()> {
             *counts.entry(format!("{account} {} {}", write.verb, write.resource)).or_insert(0) += 1;
         }
     }
-    println!("{counts:#?}");
     let made = |account: &str| {
         let by = counts.iter().filter(|(what, _)| what.starts_with(account));
         by.map(|(_, count)| count).sum::<u32>() / 3

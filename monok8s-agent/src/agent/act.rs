@@ -224,6 +224,8 @@ impl Node {
             return Ok(Turn::Again);
         }
         let Scene { object, order, facts, work, now } = scene;
+        // Its story goes on from what was not written yet.
+        let object = &OSUpgradeProgress { status: Some(self.reporter.told(object)), ..object.clone() };
         let commitment = Commitment { object, order, facts, version, slot, progress: work.progress };
         match commitment.announce(&self.cluster, now).await {
             Ok(written) => {

@@ -64,7 +64,13 @@ struct Passing {
     until: Instant,
 }
 
-/// Whether the next phase may be over in a moment: leave to stage often comes with the order or right after it, and
+impl Passing {
+    fn is_of(&self, object: &OSUpgradeProgress) -> bool {
+        self.uid == object.metadata.uid
+    }
+}
+
+/// Whether the next phase may be over in a moment: leave to stage often follows the order at once, and
 /// much of what was just written is read back already.
 fn is_passing(said: &OSUpgradeProgressStatus, next: &OSUpgradeProgressStatus) -> bool {
     match next.phase {
@@ -72,17 +78,6 @@ fn is_passing(said: &OSUpgradeProgressStatus, next: &OSUpgradeProgressStatus) ->
         Some(ProgressPhase::Verifying) => said.phase != next.phase,
         _ => false,
     }
-}
-
-/// What is to be done about a report.
-#[derive(Debug, PartialEq)]
-enum Pace {
-    /// The object says it.
-    Said,
-    /// Not yet.
-    After(Duration),
-    /// This is written.
-    Write(Box<OSUpgradeProgressStatus>),
 }
 
 /// What became of a report.
@@ -109,9 +104,8 @@ impl Reporter {
     ) -> Said {
         let now = Instant::now();
         let next = match self.pace(object, report, now) {
-            Pace::Said => return Said::Yes,
-            Pace::After(wait) => return Said::Later(wait),
-            Pace::Write(next) => next,
+            Ok(next) => next,
+            Err(said) => return said,
         };
         match cluster.write_progress(object, &next, Precondition::SameObject).await {
             Ok(written) => {
@@ -125,24 +119,36 @@ impl Reporter {
         }
     }
 
-    fn pace(&mut self, object: &OSUpgradeProgress, report: &Report, now: Instant) -> Pace {
+    /// The status to write, or what there is to say without a write.
+    fn pace(
+        &mut self,
+        object: &OSUpgradeProgress,
+        report: &Report,
+        now: Instant,
+    ) -> Result<OSUpgradeProgressStatus, Said> {
         let said = object.status.clone().unwrap_or_default();
-        let passing = self.passing.take_if(|passing| passing.uid == object.metadata.uid);
-        let next =
-            status(report, passing.as_ref().map_or(&said, |passing| &passing.status), Timestamp::now());
+        let next = status(report, &self.told(object), Timestamp::now());
         let mut due = match change(&said, &next) {
-            Change::None => return Pace::Said,
+            Change::None => return Err(Said::Yes),
             change => self.written.next(change).max(self.retry_at),
         };
         if is_passing(&said, &next) {
+            let passing = self.passing.take().filter(|passing| passing.is_of(object));
             let until = passing.map_or(now + A_MOMENT, |passing| passing.until);
             self.passing = Some(Passing { uid: object.metadata.uid.clone(), status: next.clone(), until });
             due = due.max(Some(until));
         }
         match due.and_then(|at| at.checked_duration_since(now)) {
-            Some(wait) if !wait.is_zero() => Pace::After(wait),
-            _ => Pace::Write(Box::new(next)),
+            Some(wait) if !wait.is_zero() => Err(Said::Later(wait)),
+            _ => Ok(next),
         }
+    }
+
+    /// What the object says, with the phase that may be over in a moment.
+    pub(super) fn told(&self, object: &OSUpgradeProgress) -> OSUpgradeProgressStatus {
+        let passing = self.passing.as_ref().filter(|passing| passing.is_of(object));
+        let said = object.status.as_ref();
+        passing.map(|passing| &passing.status).or(said).cloned().unwrap_or_default()
     }
 
     fn failed(&mut self, known: &mut Known, object: &OSUpgradeProgress, error: &ClusterError) -> Said {
@@ -189,26 +195,24 @@ mod tests {
         };
         let new = object(serde_json::json!({ "observedGeneration": -1 }));
         let (mut reporter, start) = (Reporter::new(), Instant::now());
-        let mut of = |object, phase, second| {
+        let mut of = |object: &OSUpgradeProgress, phase, second| {
             let report = super::super::status::fixture(phase);
-            reporter.pace(object, &report, start + Duration::from_secs(second))
+            let next = reporter.pace(object, &report, start + Duration::from_secs(second))?;
+            // As after a write.
+            reporter.passing = None;
+            Ok(next.timeline.iter().map(|entry| entry.phase.clone()).collect::<Vec<_>>())
         };
-        let told = |pace| match pace {
-            Pace::Write(status) => {
-                status.timeline.iter().map(|entry| entry.phase.clone()).collect::<Vec<_>>()
-            }
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(of(&new, Pending, 0), Pace::After(Duration::from_secs(10)));
-        assert_eq!(told(of(&new, Downloading, 1)), [Pending, Downloading]);
+        let later = |seconds| Err(Said::Later(Duration::from_secs(seconds)));
+        assert_eq!(of(&new, Pending, 0), later(10));
+        assert_eq!(of(&new, Downloading, 1), Ok(vec![Pending, Downloading]));
 
         let object = object(serde_json::json!({ "phase": "Downloading" }));
         let mut pace = |phase, second| of(&object, phase, second);
-        assert!(matches!(pace(Pending, 2), Pace::Write(_)), "that is news");
-        assert_eq!(pace(Verifying, 3), Pace::After(Duration::from_secs(10)));
-        assert_eq!(pace(Verifying, 6), Pace::After(Duration::from_secs(7)));
-        assert_eq!(told(pace(Staged, 7)), [Verifying, Staged]);
-        assert_eq!(pace(Verifying, 9), Pace::After(Duration::from_secs(10)), "another one has its own time");
-        assert_eq!(told(pace(Verifying, 19)), [Verifying]);
+        assert_eq!(pace(Pending, 2), Ok(vec![Pending]), "that is news");
+        assert_eq!(pace(Verifying, 3), later(10));
+        assert_eq!(pace(Verifying, 6), later(7));
+        assert_eq!(pace(Staged, 7), Ok(vec![Verifying, Staged]));
+        assert_eq!(pace(Verifying, 9), later(10), "another one has its own time");
+        assert_eq!(pace(Verifying, 19), Ok(vec![Verifying]));
     }
 }

@@ -3,8 +3,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use monok8s_sdk::api::{
-    ByteProgress, ConditionType, Conditions, Installed, OSUpgradeProgress, OSUpgradeProgressStatus,
-    ProgressPhase, RollbackEvidence, TimelineEntry, TrialStatus, Truth, shorten_message,
+    ByteProgress, ConditionType, Conditions, Installed, KSTATUS, OSUpgradeProgress, OSUpgradeProgressStatus,
+    ProgressPhase, RollbackEvidence, TimelineEntry, TrialStatus, Truth, is_of_kstatus, shorten_message,
 };
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
@@ -92,7 +92,7 @@ pub(super) fn acknowledged(object: &OSUpgradeProgress) -> Option<OSUpgradeProgre
     let mut status = object.status.clone()?;
     status.phase.as_ref()?;
     status.observed_generation = generation;
-    status.conditions.retain(is_own);
+    status.conditions.retain(is_of_kstatus);
     for condition in &mut status.conditions {
         condition.observed_generation = generation;
     }
@@ -149,7 +149,7 @@ pub(super) fn change(previous: &OSUpgradeProgressStatus, next: &OSUpgradeProgres
     let comparable = |status: &OSUpgradeProgressStatus| {
         let mut status = status.clone();
         status.last_updated_at = None;
-        status.conditions.retain(is_own);
+        status.conditions.retain(is_of_kstatus);
         status.conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
         status
     };
@@ -164,12 +164,6 @@ pub(super) fn change(previous: &OSUpgradeProgressStatus, next: &OSUpgradeProgres
     if previous == next { Change::Bytes } else { Change::News }
 }
 
-fn is_own(condition: &Condition) -> bool {
-    OWN.iter().any(|own| own.as_str() == condition.type_)
-}
-
-const OWN: [ConditionType; 3] = [ConditionType::Ready, ConditionType::Reconciling, ConditionType::Stalled];
-
 /// The conditions that kstatus reads: Ready, Reconciling and Stalled are always there, and at most
 /// one of them is true.
 fn conditions(report: &Report, previous: &[Condition], now: Timestamp) -> Vec<Condition> {
@@ -180,7 +174,7 @@ fn conditions(report: &Report, previous: &[Condition], now: Timestamp) -> Vec<Co
         _ => (Truth::Unknown, Truth::True, Truth::False),
     };
     let mut list = Conditions::new(previous, report.generation, now);
-    for (kind, truth) in OWN.into_iter().zip([ready, reconciling, stalled]) {
+    for (kind, truth) in KSTATUS.into_iter().zip([ready, reconciling, stalled]) {
         list = list.with(kind, truth, &report.reason, report.message.clone());
     }
     list.into_vec()
@@ -252,7 +246,7 @@ mod tests {
         for phase in ProgressPhase::KNOWN {
             let conditions = story(std::slice::from_ref(phase)).conditions;
             assert_eq!(conditions.len(), 3, "{phase}");
-            let truths = OWN.iter().filter(|kind| condition_is_true(&conditions, kind)).count();
+            let truths = KSTATUS.iter().filter(|kind| condition_is_true(&conditions, kind)).count();
             assert_eq!(truths, 1, "{phase}");
             assert!(conditions.iter().all(|condition| condition.observed_generation == Some(3)));
         }

@@ -1,5 +1,5 @@
 //! What the operator says in an order whose agent has said nothing for a while: the node is down, or not there yet. An
-//! agent that is there speaks at the first sight of its order, and saves a write for each node.
+//! agent that is there speaks within ten seconds, often of its second phase, and saves a write for each node.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use super::{AT_ONCE, ApplyError, Executor, PROGRESS_STATUS, request};
 /// The field manager of the first words. One of its own, so that the agent's first write takes
 /// every field over and leaves none behind.
 const FIELD_MANAGER: &str = "monok8s-operator-init";
-/// How long an agent has for its first word.
+/// How long an agent has for its first word. It waits for ten seconds whether leave to stage comes, to tell of both
+/// at once.
 const AGENTS_HAVE: SignedDuration = SignedDuration::from_secs(30);
 
 /// What there is to say.

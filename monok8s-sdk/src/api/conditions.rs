@@ -40,6 +40,16 @@ open_enum! {
     }
 }
 
+/// The conditions that kstatus reads. In an `OSUpgradeProgress` they are the agent's.
+pub const KSTATUS: [ConditionType; 3] =
+    [ConditionType::Ready, ConditionType::Reconciling, ConditionType::Stalled];
+
+/// Whether kstatus reads this condition.
+#[must_use]
+pub fn is_of_kstatus(condition: &Condition) -> bool {
+    KSTATUS.iter().any(|kind| kind.as_str() == condition.type_)
+}
+
 /// The truth of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Truth {

@@ -25,8 +25,8 @@ mod trial_status;
 mod upgrade_reason;
 
 pub use conditions::{
-    ConditionType, Conditions, Truth, find as find_condition, is_true as condition_is_true,
-    shorten as shorten_message,
+    ConditionType, Conditions, KSTATUS, Truth, find as find_condition, is_of_kstatus,
+    is_true as condition_is_true, shorten as shorten_message,
 };
 pub(crate) use crd::sort_keys;
 pub use crd::{crds, crds_yaml};

@@ -95,7 +95,7 @@ pub struct OrderSpec {
     /// The version that may be downloaded and written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<OsVersion>,
-    /// When leave to stage was given, by the operator's clock: the time to stage runs from then on.
+    /// When leave to stage was given, by the operator's clock: the time of the first attempt runs from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage_granted_at: Option<Time>,
     /// The reboot that may be committed to, once. It is still there when that is done.

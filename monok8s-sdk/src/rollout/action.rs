@@ -96,7 +96,7 @@ pub enum Action {
         progress: ObjectRef,
         /// The hop that may be downloaded and written.
         version: OsVersion,
-        /// When that is allowed.
+        /// When it is given, which is now.
         at: Timestamp,
     },
     /// Set `order.boot`.

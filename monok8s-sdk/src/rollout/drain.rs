@@ -18,8 +18,7 @@ use super::pods::{Fate, PodView};
 use super::report::Finding;
 use super::survey::{Campaign, Survey};
 use crate::api::{
-    ConditionType, DrainOnTimeout, DrainPolicy, DrainSpec, ProgressPhase, RolloutSpec, Truth, UpgradeReason,
-    find_condition,
+    ConditionType, DrainOnTimeout, DrainPolicy, DrainSpec, RolloutSpec, Truth, UpgradeReason, find_condition,
 };
 
 /// A pod is asked to leave again after so long, as `kubectl drain` does.
@@ -329,8 +328,8 @@ pub fn drain_obstacles(pods: &[PodView], spec: &DrainSpec) -> Vec<String> {
     pods.iter().filter_map(obstacle).collect()
 }
 
-/// The condition `Drained` of an order: False since the drain began, True since it is over. A node that nothing had to
-/// leave goes on at once, and has none.
+/// The condition `Drained` of an order: False since the drain began, True since it is over. Absent where nothing had to
+/// leave and the node goes on at once.
 pub(super) fn finding<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
@@ -340,17 +339,16 @@ pub(super) fn finding<'f>(
 ) -> Option<Finding> {
     let was_forced = was_forced(order);
     let in_turn = node.scheduling == Scheduling::Cordoned && draft.admitted.contains(order.uid());
-    let kept = || kept(order);
     let says = |truth, reason, message: &str| {
         let reason = if was_forced { DRAIN_FORCED } else { reason };
         Some((ConditionType::Drained, truth, reason, message.to_owned()))
     };
     match state {
-        State::Committed | State::Settling => kept(),
-        State::Staged(_) if order.boot().is_some() => kept(),
+        State::Committed | State::Settling => kept(order),
+        State::Staged(_) if order.boot().is_some() => kept(order),
         State::Staged(_) if in_turn => match Drain::of(survey, campaign, node, order) {
             Drain::Unneeded(why) => says(Truth::True, "Unneeded", &format!("it was not drained: {why}")),
-            Drain::Unseen(None) => kept(),
+            Drain::Unseen(None) => kept(order),
             Drain::Unseen(why) => says(Truth::False, DRAIN_BLOCKED, &unseen(why).message),
             Drain::Left(left) => {
                 let spec = spec(&campaign.rollout);
@@ -366,6 +364,7 @@ pub(super) fn finding<'f>(
             Drain::Empty(force) if was_forced || force == Force::Used => {
                 says(Truth::True, DRAIN_FORCED, "what had to leave was deleted, or passed over")
             }
+            // While a health check holds it, whoever sees no pods has to know that the drain is over.
             Drain::Empty(_) if said(order).is_none() && health::wait(campaign, order).is_none() => None,
             Drain::Empty(_) => says(Truth::True, DRAINED, "what had to leave has left"),
         },
@@ -377,9 +376,9 @@ pub(super) fn finding<'f>(
     }
 }
 
-/// What stays of a drain when its order is over: it tells what was done, and is not worth a write.
+/// What stays of a drain when its order is over: it tells what was done, and to take it off would cost a write.
 pub(super) fn on_record(order: OrderView<'_>) -> Option<Finding> {
-    let is_over = order.progress.phase() == ProgressPhase::Completed && is_drained(order);
+    let is_over = order.is_done() && is_drained(order);
     kept(order).filter(|_| is_over || was_forced(order))
 }
 

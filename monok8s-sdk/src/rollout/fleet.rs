@@ -40,7 +40,8 @@ pub struct Fleet {
     pub max_unavailable: Option<IntOrPercent>,
     /// The operator's own pod, as `namespace/name`, which no drain asks to leave.
     pub operator_pod: Option<String>,
-    /// The pods of cordoned nodes, by the Node's UID; without a node whose pods are not known yet.
+    /// The pods of cordoned nodes that are not in a reboot, by the Node's UID; without a node whose pods are not known
+    /// yet.
     pub pods: BTreeMap<String, Vec<PodView>>,
     /// Why the pods of cordoned nodes, or their volumes, cannot be known, by the Node's UID.
     pub unseen: BTreeMap<String, String>,

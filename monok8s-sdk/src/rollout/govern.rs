@@ -37,8 +37,8 @@ pub(super) struct Member<'f> {
     /// Its order of the run under way.
     pub(super) order: Option<OrderView<'f>>,
     pub(super) stand: Stand<'f>,
-    /// What its order says, where the node stands where it should and that does not count.
-    behind: Option<State<'f>>,
+    /// The state of its order, where the node is up to date and that overrules it.
+    overruled: Option<State<'f>>,
     governed: bool,
 }
 
@@ -47,7 +47,7 @@ impl<'f> Member<'f> {
     pub(super) fn ordered(&self) -> Option<(OrderView<'f>, &State<'f>)> {
         match &self.stand {
             Stand::Ordered(order, state) => Some((*order, state)),
-            _ => self.order.zip(self.behind.as_ref()),
+            _ => self.order.zip(self.overruled.as_ref()),
         }
     }
 }
@@ -66,9 +66,9 @@ impl<'f> Stands<'f> {
             let governor =
                 governors.get(claim.node.name.as_str()).and_then(|index| survey.campaigns.get(*index));
             let (node, order) = (claim.node, claim.order);
-            let (stand, behind) = stand(survey, campaign, claim, governor);
+            let (stand, overruled) = stand(survey, campaign, claim, governor);
             let governed = governor.is_some_and(|governor| governor.index == campaign.index);
-            Member { node, order, stand, behind, governed }
+            Member { node, order, stand, overruled, governed }
         };
         let members = survey.campaigns.iter().zip(claims);
         let members = members

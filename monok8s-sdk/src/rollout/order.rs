@@ -120,18 +120,21 @@ impl<'f> OrderView<'f> {
         self.order().is_some_and(|order| order.stage.is_some() || order.boot.is_some())
     }
 
-    /// Whether an agent could still act on a grant. On one that is done, grants are only a memory: the agent takes no
-    /// leave twice.
-    pub(super) fn has_grants_in_use(self) -> bool {
-        let is_done = self.progress.phase() == ProgressPhase::Completed;
-        self.has_leave_in_use() || (self.has_grants() && !is_done)
+    /// Whether the node says that it is done.
+    pub(super) fn is_done(self) -> bool {
+        self.progress.phase() == ProgressPhase::Completed
     }
 
-    /// The same of leave to reboot, which a person may have asked to use again.
+    /// Whether an agent could still act on a grant.
+    pub(super) fn has_grants_in_use(self) -> bool {
+        self.has_leave_in_use() || (self.has_grants() && !self.is_done())
+    }
+
+    /// Whether an agent could still act on leave to reboot. On an order that is done it is a memory, as no agent takes it
+    /// twice; where a person asks for another attempt it is taken back all the same.
     pub(super) fn has_leave_in_use(self) -> bool {
-        let is_done = self.progress.phase() == ProgressPhase::Completed;
         let is_asked = self.rollback_is_wanted() || self.retry_is_pending();
-        self.boot().is_some() && (!is_done || is_asked)
+        self.boot().is_some() && (!self.is_done() || is_asked)
     }
 
     pub(super) fn says(self, condition: &ConditionType) -> bool {
@@ -207,7 +210,7 @@ impl<'f> OrderView<'f> {
     /// Whether the node soaks, once it is back: since the operator saw it, which its condition remembers.
     pub(super) fn soak(self, campaign: &Campaign<'_>, node: &NodeView, now: Timestamp) -> Soak {
         let lasts = campaign.soaks(node);
-        if lasts.is_zero() || self.progress.phase() != ProgressPhase::Completed {
+        if lasts.is_zero() || !self.is_done() {
             return Soak::Never;
         }
         let seen = find_condition(self.progress.conditions(), &ConditionType::Soaking);
@@ -217,13 +220,13 @@ impl<'f> OrderView<'f> {
                 if later(since, lasts) > now { Soak::Since(since) } else { Soak::Over }
             }
             Some(_) => Soak::Over,
-            // It begins now, where the node may just have come back, and is over where it was back for long enough
-            // before anybody wanted it to soak.
+            // It begins now, unless the node was back for as long already before anybody wanted it to soak: it
+            // committed before its leave ended.
             None => {
-                let began = self.boot().map(|grant| grant.not_after.0);
-                let began = began.or_else(|| self.phase_began(&ProgressPhase::Completed));
-                let is_over = |began| later(later(began, campaign.reboot_timeout()), lasts) <= now;
-                if began.is_none_or(is_over) { Soak::Never } else { Soak::Since(now) }
+                let leave_ended = self.boot().map(|grant| grant.not_after.0);
+                let latest = leave_ended.or_else(|| self.phase_began(&ProgressPhase::Completed));
+                let is_long_ago = |at| later(later(at, campaign.reboot_timeout()), lasts) <= now;
+                if latest.is_none_or(is_long_ago) { Soak::Never } else { Soak::Since(now) }
             }
         }
     }
@@ -268,7 +271,8 @@ impl<'f> OrderView<'f> {
         self.stamp().is_some() || self.stage_granted_at(now).is_none()
     }
 
-    /// The condition `TimedOut`: False while the time of an attempt runs, True once it was given up.
+    /// The condition `TimedOut`: True once the attempt was given up; False while its time runs, where the grant does not
+    /// tell when that began.
     fn stamp(self) -> Option<&'f Condition> {
         find_condition(self.progress.conditions(), &ConditionType::TimedOut)
     }

@@ -1,6 +1,5 @@
 //! The fleet, indexed: which order is whose, which nodes are unavailable, which upgrades are live.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -19,7 +18,7 @@ use crate::api::{
 use crate::digest::Sha256Digest;
 use crate::version::{Minor, OsVersion};
 
-/// A map by names, of which a plan of a large fleet looks tens of thousands up.
+/// A map by names or UIDs, of which a plan of a large fleet looks tens of thousands up.
 pub(super) type ByName<'f, V> = HashMap<&'f str, V, RandomState>;
 /// A set of names, for the same.
 pub(super) type Names<'f> = HashSet<&'f str, RandomState>;
@@ -86,10 +85,10 @@ impl<'f> Survey<'f> {
         orders.sort_by_key(|order| order.name());
         let mut by_node = ByName::with_capacity_and_hasher(orders.len(), RandomState::default());
         for (order, node) in orders.iter().filter_map(|order| Some((*order, order.node?))) {
-            match by_node.entry(node.name.as_str()) {
-                Entry::Vacant(entry) => drop(entry.insert((order, Vec::new()))),
-                Entry::Occupied(mut entry) => entry.get_mut().1.push(order),
-            }
+            by_node
+                .entry(node.name.as_str())
+                .and_modify(|(_, others): &mut (_, Vec<_>)| others.push(order))
+                .or_insert((order, Vec::new()));
         }
         let live = fleet.upgrades.iter().filter(|view| view.upgrade.metadata.deletion_timestamp.is_none());
         let mut campaigns: Vec<_> = live.map(|view| Campaign::new(view, fleet, now)).collect();

@@ -1,21 +1,17 @@
 //! What has to be taken back or cleaned up: grants, cordons, old objects. And `OSNode`s.
 
-use std::collections::HashMap;
-
-use foldhash::fast::RandomState;
-
 use super::action::Action;
 use super::draft::Draft;
 use super::fleet::{Management, NodeReport};
 use super::govern::{Member, Stand, Stands};
 use super::order::{OrderView, State};
 use super::run;
-use super::survey::{Campaign, Survey};
+use super::survey::{ByName, Campaign, Survey};
 use crate::api::KEPT_RUNS;
 
 /// What an upgrade still wants of the orders of its run under way, by the order's UID.
 pub(super) struct Wanted<'a, 'f> {
-    by_uid: HashMap<&'f str, (&'a Campaign<'f>, &'a Member<'f>), RandomState>,
+    by_uid: ByName<'f, (&'a Campaign<'f>, &'a Member<'f>)>,
 }
 
 impl<'a, 'f> Wanted<'a, 'f> {

@@ -105,6 +105,7 @@ impl Cluster {
         let drained = self
             .progresses
             .iter()
+            // On an order that is over it tells of a drain of the past.
             .filter(|progress| !progress.phase().is_final())
             .filter(|progress| condition_is_true(progress.conditions(), &ConditionType::Drained));
         let drained = drained.filter_map(|progress| Some(progress.spec.order.as_ref()?.node_uid.clone()));

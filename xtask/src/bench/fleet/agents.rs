@@ -13,8 +13,8 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use monok8s_sdk::api::{
-    AGENT_FIELD_MANAGER, ConditionType, Conditions, Installed, LABEL_MANAGED, OSNode, OSUpgradeProgress,
-    OSUpgradeProgressStatus, ProgressPhase, TimelineEntry, Truth,
+    AGENT_FIELD_MANAGER, Conditions, Installed, KSTATUS, LABEL_MANAGED, OSNode, OSUpgradeProgress,
+    OSUpgradeProgressStatus, ProgressPhase, TimelineEntry, Truth, is_of_kstatus,
 };
 use monok8s_sdk::slot::Slot;
 use serde_json::{Value, json};
@@ -193,7 +193,7 @@ impl Agents {
     ) -> Result<()> {
         let mut status = status.clone().unwrap_or_default();
         status.observed_generation = object.metadata.generation;
-        status.conditions.retain(|condition| OWN.iter().any(|own| own.as_str() == condition.type_));
+        status.conditions.retain(is_of_kstatus);
         let name = object.name_any();
         let patch = patch("OSUpgradeProgress", &name, &serde_json::to_value(status)?);
         let _permit = self.requests.acquire().await?;
@@ -230,8 +230,6 @@ fn is_unseen(object: &OSUpgradeProgress) -> bool {
     object.status.as_ref().and_then(|status| status.observed_generation) != object.metadata.generation
 }
 
-const OWN: [ConditionType; 3] = [ConditionType::Ready, ConditionType::Reconciling, ConditionType::Stalled];
-
 /// What an agent says of a phase, with all the fields that a real one fills.
 fn status(object: &OSUpgradeProgress, phase: &ProgressPhase) -> OSUpgradeProgressStatus {
     let (node, now) = (&object.spec.node_name, Timestamp::now());
@@ -251,7 +249,7 @@ fn status(object: &OSUpgradeProgress, phase: &ProgressPhase) -> OSUpgradeProgres
     let message = format!("the node is {phase}, and says so in a sentence");
     let truths = if is_done { [Truth::True, Truth::False] } else { [Truth::Unknown, Truth::True] };
     let truths = truths.into_iter().chain([Truth::False]);
-    let conditions = OWN.into_iter().zip(truths);
+    let conditions = KSTATUS.into_iter().zip(truths);
     let generation = object.metadata.generation.unwrap_or_default();
     let conditions = conditions
         .fold(Conditions::new(&before.conditions, generation, now), |all, (kind, truth)| {
