@@ -231,6 +231,7 @@ impl Node {
             Ok(written) => {
                 #[cfg(feature = "failpoints")]
                 failpoints::reached(Point::CommitTaken);
+                self.reporter.wrote(object);
                 self.known.learn(written);
                 self.record(&Step::Committed { boot_id: deed.facts.booted.boot_id.clone() })?;
                 Ok(Turn::Again)

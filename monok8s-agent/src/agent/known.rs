@@ -173,7 +173,7 @@ mod tests {
         };
         let booted =
             Booted { slot: Slot::A, version: "v1.35.1".parse().unwrap(), boot_id: BootId("b-1".to_owned()) };
-        let intended = |uid| begun(uid).after(&Step::Intended { booted: booted.clone() });
+        let intended = |uid| begun(uid).after(&Step::Intended { booted: booted.clone(), leave: None });
         let snapshot = known.snapshot();
         assert!(snapshot.objects.is_empty());
         assert!(snapshot.hides_commit_of(&intended("u-1")));

@@ -1,7 +1,7 @@
 //! Writing what the agent says: at once when it is news, unless there is news without end or it is over in a moment, at
 //! a bounded rate when only bytes moved, never when nothing changed, and with patience while the API server is away.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -28,7 +28,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Reporter {
     written: Written,
-    passing: Option<Passing>,
+    /// What is not written yet, by the object's UID.
+    passing: BTreeMap<String, Passing>,
     retry_at: Option<Instant>,
     backoff: Duration,
 }
@@ -58,16 +59,8 @@ impl Written {
 /// A phase that may be over in a moment, as it would be written.
 #[derive(Debug)]
 struct Passing {
-    /// The UID of the object.
-    uid: Option<String>,
     status: OSUpgradeProgressStatus,
     until: Instant,
-}
-
-impl Passing {
-    fn is_of(&self, object: &OSUpgradeProgress) -> bool {
-        self.uid == object.metadata.uid
-    }
 }
 
 /// Whether the next phase may be over in a moment: leave to stage often follows the order at once, and
@@ -91,7 +84,7 @@ pub(super) enum Said {
 
 impl Reporter {
     pub(super) fn new() -> Self {
-        Self { written: Written::default(), passing: None, retry_at: None, backoff: FIRST_BACKOFF }
+        Self { written: Written::default(), passing: BTreeMap::new(), retry_at: None, backoff: FIRST_BACKOFF }
     }
 
     /// Makes the object say `report`, if it does not yet.
@@ -111,7 +104,7 @@ impl Reporter {
             Ok(written) => {
                 known.learn(written);
                 self.written.note(now);
-                self.passing = None;
+                self.wrote(object);
                 (self.retry_at, self.backoff) = (None, FIRST_BACKOFF);
                 Said::Yes
             }
@@ -133,9 +126,8 @@ impl Reporter {
             change => self.written.next(change).max(self.retry_at),
         };
         if is_passing(&said, &next) {
-            let passing = self.passing.take().filter(|passing| passing.is_of(object));
-            let until = passing.map_or(now + A_MOMENT, |passing| passing.until);
-            self.passing = Some(Passing { uid: object.metadata.uid.clone(), status: next.clone(), until });
+            let until = self.passing.get(uid(object)).map_or(now + A_MOMENT, |passing| passing.until);
+            self.passing.insert(uid(object).to_owned(), Passing { status: next.clone(), until });
             due = due.max(Some(until));
         }
         match due.and_then(|at| at.checked_duration_since(now)) {
@@ -146,9 +138,14 @@ impl Reporter {
 
     /// What the object says, with the phase that may be over in a moment.
     pub(super) fn told(&self, object: &OSUpgradeProgress) -> OSUpgradeProgressStatus {
-        let passing = self.passing.as_ref().filter(|passing| passing.is_of(object));
+        let passing = self.passing.get(uid(object));
         let said = object.status.as_ref();
         passing.map(|passing| &passing.status).or(said).cloned().unwrap_or_default()
+    }
+
+    /// The object says all that there was to say.
+    pub(super) fn wrote(&mut self, object: &OSUpgradeProgress) {
+        self.passing.remove(uid(object));
     }
 
     fn failed(&mut self, known: &mut Known, object: &OSUpgradeProgress, error: &ClusterError) -> Said {
@@ -163,6 +160,10 @@ impl Reporter {
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
         Said::Later(wait)
     }
+}
+
+fn uid(object: &OSUpgradeProgress) -> &str {
+    object.metadata.uid.as_deref().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -199,7 +200,7 @@ mod tests {
             let report = super::super::status::fixture(phase);
             let next = reporter.pace(object, &report, start + Duration::from_secs(second))?;
             // As after a write.
-            reporter.passing = None;
+            reporter.wrote(object);
             Ok(next.timeline.iter().map(|entry| entry.phase.clone()).collect::<Vec<_>>())
         };
         let later = |seconds| Err(Said::Later(Duration::from_secs(seconds)));

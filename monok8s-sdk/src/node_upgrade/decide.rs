@@ -240,13 +240,11 @@ fn has_failed(phase: &ProgressPhase) -> bool {
 /// fell back afterwards was uncordoned meanwhile, and has to be drained again.
 pub(super) fn may_boot(facts: &NodeFacts, order: &Order, version: &OsVersion, now: Timestamp) -> bool {
     let spent = facts.record.seen(&order.object.uid).and_then(|seen| seen.spent.as_ref());
-    let is_spent =
-        spent.is_some_and(|spent| spent.version == *version && order.generation <= spent.generation);
     match &order.pace {
         Pace::Own => true,
-        Pace::Granted { boot, .. } => boot
-            .as_ref()
-            .is_some_and(|grant| grant.version == *version && now <= grant.not_after.0 && !is_spent),
+        Pace::Granted { boot, .. } => boot.as_ref().is_some_and(|grant| {
+            grant.version == *version && now <= grant.not_after.0 && Some(grant) != spent
+        }),
     }
 }
 

@@ -204,7 +204,7 @@ impl NodeFacts {
 
     pub(super) fn intended(self) -> Self {
         let booted = self.booted.clone();
-        self.verified().holds(NEW).after(&Step::Intended { booted })
+        self.verified().holds(NEW).after(&Step::Intended { booted, leave: None })
     }
 
     pub(super) fn committed(self) -> Self {

@@ -38,7 +38,7 @@ pub use guard::{
 pub use order::{Freshness, Order, OrderError, Pace, Reported, Standing};
 pub use record::{
     Attempt, AttemptKind, AttemptState, FailedArtifact, ObjectIdentity, PinnedImage, RECORD_FORMAT, Record,
-    RecordedRollback, SeenObject, SlotContent, SlotContentState, Slots, SpentLeave,
+    RecordedRollback, SeenObject, SlotContent, SlotContentState, Slots,
 };
 pub use select::{Selection, select};
 pub use step::Step;

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::facts::BootId;
 use crate::api::open_enum::open_enum;
-use crate::api::{FailureReason, ImageRef, RollbackEvidence, TrialSpec};
+use crate::api::{BootGrant, FailureReason, ImageRef, RollbackEvidence, TrialSpec};
 use crate::boot::AttemptId;
 use crate::digest::Sha256Digest;
 use crate::slot::Slot;
@@ -177,6 +177,9 @@ pub struct Attempt {
     /// The boot in which the slot was armed, once `boot_id` is that of its trial.
     #[serde(default, rename = "armedBootID", skip_serializing_if = "Option::is_none")]
     pub armed_boot_id: Option<BootId>,
+    /// The leave to reboot that it was committed with; absent where the node paces itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leave: Option<BootGrant>,
     /// What is known of a trial that did not hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RecordedRollback>,
@@ -301,9 +304,10 @@ pub struct SeenObject {
     /// How many attempts were confirmed.
     #[serde(default)]
     pub confirmed: u32,
-    /// The leave to reboot that was used last.
+    /// The leave to reboot that led to the last boot which was confirmed. Nobody takes it back from a node that is
+    /// done, and it is not used twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spent: Option<SpentLeave>,
+    pub spent: Option<BootGrant>,
     /// Failures of attempts before this one were lifted by a retry.
     #[serde(default)]
     pub lifted_before: AttemptId,
@@ -313,18 +317,6 @@ pub struct SeenObject {
     /// What a hand-made object was resolved to; kept until a new retry nonce.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pinned: Vec<PinnedImage>,
-    /// Fields of a newer release.
-    #[serde(flatten)]
-    pub extra: Extra,
-}
-
-/// Leave to reboot that has led to a boot which was confirmed. Nobody takes it back from a node that is done.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SpentLeave {
-    /// What was booted.
-    pub version: OsVersion,
-    /// Up to this generation, leave to boot that version is the one that was used.
-    pub generation: i64,
     /// Fields of a newer release.
     #[serde(flatten)]
     pub extra: Extra,

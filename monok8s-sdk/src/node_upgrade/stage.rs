@@ -6,7 +6,7 @@ use super::action::{Action, Report, WaitReason};
 use super::commit::is_known_good;
 use super::decide::{fail, may_boot, may_stage};
 use super::facts::{HeldToken, NodeFacts};
-use super::order::Order;
+use super::order::{Order, Pace};
 use super::record::{Attempt, AttemptKind, SeenObject, SlotContentState};
 use super::step::Step;
 use crate::api::{FailureReason, ImageRef, ProgressPhase};
@@ -133,7 +133,11 @@ fn rollback(facts: &NodeFacts, attempt: &Attempt, order: &Order, now: Timestamp)
             format!("slot {} holds nothing that ran here before and was confirmed", attempt.slot),
         );
     }
-    if may_boot(facts, order, &attempt.version, now) { intend(facts, attempt) } else { staged(attempt) }
+    if may_boot(facts, order, &attempt.version, now) {
+        intend(facts, attempt, order)
+    } else {
+        staged(attempt)
+    }
 }
 
 fn upgrade(facts: &NodeFacts, attempt: &Attempt, order: &Order, now: Timestamp) -> Action {
@@ -155,7 +159,7 @@ fn upgrade(facts: &NodeFacts, attempt: &Attempt, order: &Order, now: Timestamp) 
         Content::Verified(image) if !holds_token(facts, attempt) => {
             verify(attempt, &image, ProgressPhase::Staged)
         }
-        Content::Verified(_) => intend(facts, attempt),
+        Content::Verified(_) => intend(facts, attempt, order),
         Content::Unread(image) => verify(attempt, &image, ProgressPhase::Verifying),
         Content::Unknown => write(facts, attempt, order, hop),
     }
@@ -192,9 +196,13 @@ fn staged(attempt: &Attempt) -> Action {
 
 /// The slot leaves the loader's order first, so that finding it there after the commit tells that
 /// its trial was confirmed. Arming puts it back.
-fn intend(facts: &NodeFacts, attempt: &Attempt) -> Action {
+fn intend(facts: &NodeFacts, attempt: &Attempt, order: &Order) -> Action {
     if facts.loader.order.contains(&attempt.slot) {
         return Action::Invalidate { slot: attempt.slot };
     }
-    Action::Record(Step::Intended { booted: facts.booted.clone() })
+    let leave = match &order.pace {
+        Pace::Own => None,
+        Pace::Granted { boot, .. } => boot.clone(),
+    };
+    Action::Record(Step::Intended { booted: facts.booted.clone(), leave })
 }

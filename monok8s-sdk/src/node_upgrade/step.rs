@@ -5,9 +5,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::facts::{BootId, Booted};
 use super::record::{
     Attempt, AttemptKind, AttemptState, Extra, FailedArtifact, ObjectIdentity, PinnedImage, Record,
-    RecordedRollback, SeenObject, SlotContent, SlotContentState, SpentLeave,
+    RecordedRollback, SeenObject, SlotContent, SlotContentState,
 };
-use crate::api::{FailureReason, ImageRef, RollbackEvidence, TrialSpec};
+use crate::api::{BootGrant, FailureReason, ImageRef, RollbackEvidence, TrialSpec};
 use crate::boot::AttemptId;
 use crate::digest::Sha256Digest;
 use crate::slot::Slot;
@@ -78,6 +78,8 @@ pub enum Step {
     Intended {
         /// What runs now; the slot that a trial would come back to.
         booted: Booted,
+        /// The leave that it goes by; `None` where the node paces itself.
+        leave: Option<BootGrant>,
     },
     /// The intent is dropped; the slot stays staged.
     IntentDropped,
@@ -195,7 +197,7 @@ impl Record {
             Step::Written { image_digest, image_len } => self.written(*image_digest, *image_len),
             Step::Verified => self.verified(),
             Step::ReadBackDiffers => self.read_back_differs(),
-            Step::Intended { booted } => self.intend(booted),
+            Step::Intended { booted, leave } => self.intend(booted, leave.as_ref()),
             Step::IntentDropped => self.with_attempt(|attempt| {
                 attempt.state = AttemptState::Staging;
                 attempt.boot_id = None;
@@ -286,6 +288,7 @@ impl Record {
             state: AttemptState::Staging,
             boot_id: None,
             armed_boot_id: None,
+            leave: None,
             rollback: None,
             trial: trial.clone(),
             reason: None,
@@ -322,11 +325,12 @@ impl Record {
         *self.slots.get_mut(attempt.slot) = None;
     }
 
-    fn intend(&mut self, booted: &Booted) {
+    fn intend(&mut self, booted: &Booted, leave: Option<&BootGrant>) {
         self.know_good(booted.slot, &booted.version, None);
         self.with_attempt(|attempt| {
             attempt.state = AttemptState::Intended;
             attempt.boot_id = Some(booted.boot_id.clone());
+            attempt.leave = leave.cloned();
         });
     }
 
@@ -342,11 +346,7 @@ impl Record {
         self.with_seen(&attempt.object.uid, |seen| {
             seen.attempts = 0;
             seen.confirmed = seen.confirmed.saturating_add(1);
-            seen.spent = Some(SpentLeave {
-                version: attempt.version.clone(),
-                generation: seen.generation,
-                extra: Extra::new(),
-            });
+            seen.spent.clone_from(&attempt.leave);
             seen.steps = 0;
             seen.held_on = (attempt.kind == AttemptKind::Rollback).then(|| attempt.version.clone());
         });
@@ -376,10 +376,6 @@ impl Record {
         self.with_seen(uid, |seen| {
             seen.retry_nonce = Some(nonce.to_owned());
             seen.retry_count = seen.retry_count.saturating_add(1);
-            // What was used once is not meant for the attempt that begins.
-            if let Some(spent) = &mut seen.spent {
-                spent.generation = seen.generation;
-            }
             seen.lifted_before = lifted_before;
             seen.steps = 0;
             seen.held_on = None;

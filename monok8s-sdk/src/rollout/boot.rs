@@ -168,7 +168,10 @@ fn candidates<'a, 'f>(
     let mut candidates = Vec::new();
     for (campaign, terms) in survey.campaigns.iter().zip(terms) {
         for member in stands.governed(campaign) {
-            if let Stand::Ordered(order, State::Staged(version)) = &member.stand {
+            // A person's wish that the node has not answered yet is none: the leave that is still there was used.
+            if let Stand::Ordered(order, State::Staged(version)) = &member.stand
+                && !order.is_done()
+            {
                 candidates.push(Candidate { campaign, node: member.node, order: *order, version, terms });
             }
         }

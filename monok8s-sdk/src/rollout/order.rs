@@ -220,11 +220,12 @@ impl<'f> OrderView<'f> {
                 if later(since, lasts) > now { Soak::Since(since) } else { Soak::Over }
             }
             Some(_) => Soak::Over,
-            // It begins now, unless the node was back for as long already before anybody wanted it to soak: it
-            // committed before its leave ended.
+            // It begins now, unless the node was back for as long already before anybody wanted it to soak: by its own
+            // clock, and it committed before its leave ended.
             None => {
                 let leave_ended = self.boot().map(|grant| grant.not_after.0);
-                let latest = leave_ended.or_else(|| self.phase_began(&ProgressPhase::Completed));
+                let said = self.phase_began(&ProgressPhase::Completed).filter(|said| *said <= now);
+                let latest = leave_ended.max(said);
                 let is_long_ago = |at| later(later(at, campaign.reboot_timeout()), lasts) <= now;
                 if latest.is_none_or(is_long_ago) { Soak::Never } else { Soak::Since(now) }
             }
@@ -290,13 +291,14 @@ impl<'f> OrderView<'f> {
         (is_first && granted <= now).then_some(granted)
     }
 
-    /// Whether the node was staged since it last came out of a reboot.
+    /// Whether the node was staged before for the grant that it has. A timeline tells hops where there are several.
     fn has_been_staged(self) -> bool {
         let timeline = self.status().map_or(&[][..], |status| status.timeline.as_slice());
-        let phases = timeline.iter().rev().map(|entry| &entry.phase);
-        phases
-            .take_while(|phase| !phase.is_committed())
-            .any(|phase| matches!(phase, ProgressPhase::Staged | ProgressPhase::Draining))
+        let stage = self.order().and_then(|order| order.stage.as_ref()).map(ToString::to_string);
+        timeline.iter().any(|entry| {
+            matches!(entry.phase, ProgressPhase::Staged | ProgressPhase::Draining)
+                && (entry.hop.is_none() || entry.hop == stage)
+        })
     }
 
     /// The deadline that a node in this state is under, if any: of its reboot, its commit or its staging.

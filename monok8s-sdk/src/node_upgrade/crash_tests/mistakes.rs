@@ -202,7 +202,8 @@ fn a_read_back_that_is_left_out_is_found() {
     let written =
         Step::Written { image_digest: Sha256Digest::of(&image.bytes), image_len: image.bytes.len() as u64 };
     let (version, booted) = (image.version.clone(), machine.booted.clone());
-    for step in [written, Step::Verified, Step::Intended { booted }, Step::Committed { boot_id }] {
+    for step in [written, Step::Verified, Step::Intended { booted, leave: None }, Step::Committed { boot_id }]
+    {
         let record = machine.store().load().unwrap();
         machine.store().save(&record.after(&step)).unwrap();
     }

@@ -336,7 +336,10 @@ impl Node {
             .map(|attempt| attempt.version.clone());
         let hop = object.next_hop(&self.booted.version).map(|hop| hop.version.clone());
         let Some(version) = rolling_back.or(hop) else { return false };
-        let not_after = super::super::fixture::grant(OLD, "2026-03-01T12:10:00Z").not_after;
+        // Every leave is another one than those that were used.
+        let used = self.record.seen(&object.object.uid).map_or(0, |seen| seen.confirmed);
+        let until = format!("2026-03-01T12:10:{used:02}Z");
+        let not_after = super::super::fixture::grant(OLD, &until).not_after;
         let boot = Some(BootGrant { version: version.clone(), not_after });
         let pace = Pace::Granted { stage: Some(version), boot };
         let is_new = pace != object.pace && !object.reported.phase.is_committed();

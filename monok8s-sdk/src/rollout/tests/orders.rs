@@ -215,16 +215,24 @@ fn a_kubelets_word_neither_proves_nor_denies_an_image_revision() {
 
 #[test]
 fn a_node_that_has_arrived_gets_its_turn_to_go_back_and_not_without_being_asked() {
-    for (nonce, goes) in [(None, false), (Some(""), false), (Some("back-1"), true)] {
+    use ProgressPhase::{Completed, Staged};
+    // Nothing is done before the node has answered.
+    let asked = Some("back-1");
+    for (nonce, phase, goes) in [
+        (None, Completed, false),
+        (Some(""), Completed, false),
+        (asked, Completed, false),
+        (asked, Staged, true),
+    ] {
         let up = upgrade("up");
         let mut order = staged(&fleet(&[node("a")], &up));
         order.spec.rollback_nonce = nonce.map(str::to_owned);
-        order.status.as_mut().unwrap().phase = Some(ProgressPhase::Completed);
+        order.status.as_mut().unwrap().phase = Some(phase.clone());
         let mut fleet = fleet(&[node("a").running("v1.35.4").with_good_other_slot("v1.35.1")], &up);
         fleet.progresses = vec![Arc::new(order)];
         let cordons =
             plan(&fleet, now()).actions.iter().any(|action| matches!(action, Action::Cordon { .. }));
-        assert_eq!(cordons, goes, "{nonce:?}");
+        assert_eq!(cordons, goes, "{nonce:?} in {phase}");
     }
 }
 

@@ -342,7 +342,11 @@ fn leave_that_was_used_is_not_taken_back_and_not_used_again() {
     world.slot_rots("w-1");
     let fell_back = world.machines["w-1"].runs.clone();
     let order = world.progresses.values().find(|order| order.spec.node_name == "w-1").unwrap();
-    world.retry(&order.metadata.name.clone().unwrap(), "again");
+    let name = order.metadata.name.clone().unwrap();
+    for nonce in ["again", "and again"] {
+        world.retry(&name, nonce);
+        world.agent("w-1");
+    }
     for _ in 0..20 {
         world.agent("w-1");
     }
