@@ -168,7 +168,7 @@ fn candidates<'a, 'f>(
     let mut candidates = Vec::new();
     for (campaign, terms) in survey.campaigns.iter().zip(terms) {
         for member in stands.governed(campaign) {
-            // A person's wish that the node has not answered yet is none: the leave that is still there was used.
+            // One that is asked to go back has to answer first: the leave that it still has was used.
             if let Stand::Ordered(order, State::Staged(version)) = &member.stand
                 && !order.is_done()
             {

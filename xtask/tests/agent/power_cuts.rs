@@ -10,6 +10,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use monok8s_sdk::api::OSUpgradeProgressStatus;
 use monok8s_sdk::boot::{LoaderStatus, TrialEvidence, Tries};
 use monok8s_sdk::slot::Slot;
@@ -257,10 +259,13 @@ fn seen(loader: &LoaderStatus) -> Loader {
     }
 }
 
-/// Without what tells one object from another.
+/// Without what tells one object from another, or one leave to reboot from the next.
 fn comparable(mut memory: Memory, story: Story) -> Memory {
     for seen in &mut memory.record.seen {
         seen.uid.clear();
+        if let Some(spent) = &mut seen.spent {
+            spent.not_after = Time(Timestamp::UNIX_EPOCH);
+        }
     }
     if story == Story::ByHand {
         // An object of another kind was seen: no grants, and its images pinned.
