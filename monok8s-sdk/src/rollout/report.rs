@@ -35,24 +35,20 @@ pub(super) fn report<'f>(
 ) {
     for order in survey.orders.iter().copied().filter(|order| order.order().is_some()) {
         let mut findings: Vec<_> = granted(order, survey.now, draft).into_iter().collect();
-        match wanted
-            .get(order)
-            .and_then(|(campaign, member)| Some((campaign, member.node, member.ordered()?.1)))
-        {
-            Some((campaign, node, state)) => {
-                findings.extend(timed_out(order, state, survey.now));
-                findings.extend(degraded(state, node, order));
-                findings.extend(drain::finding(survey, campaign, node, (order, state), draft));
-                findings.extend(soaking(state, order, campaign, node, survey.now));
-                let deadline = order.deadline(state, &campaign.rollout, survey.now);
-                if let Some(deadline) = deadline.filter(|deadline| *deadline > survey.now) {
-                    draft.wake_at(deadline);
-                }
+        let wants = wanted.get(order);
+        let wants = wants.and_then(|(campaign, member)| Some((campaign, member.node, member.ordered()?.1)));
+        if let Some((campaign, node, state)) = wants {
+            findings.extend(timed_out(order, state, survey.now));
+            findings.extend(degraded(state, node, order));
+            findings.extend(drain::finding(survey, campaign, node, (order, state), draft));
+            findings.extend(soaking(state, order, campaign, node, survey.now));
+            let deadline = order.deadline(state, &campaign.rollout, survey.now);
+            if let Some(deadline) = deadline.filter(|deadline| *deadline > survey.now) {
+                draft.wake_at(deadline);
             }
-            None => {
-                findings.extend(superseded(survey, stands, order));
-                findings.extend(drain::on_record(order));
-            }
+        } else {
+            findings.extend(superseded(survey, stands, order));
+            findings.extend(drain::on_record(order));
         }
         if findings.is_empty() && ours(order).next().is_none() {
             continue;

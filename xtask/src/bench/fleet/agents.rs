@@ -137,7 +137,7 @@ impl Agents {
             ),
             // The spec of what is done was changed: that was seen.
             _ if phase == ProgressPhase::Completed && is_unseen(object) => {
-                _ = self.write(object, &object.status).await;
+                _ = self.write(object, object.status.clone().unwrap_or_default()).await;
                 return;
             }
             _ => return,
@@ -178,20 +178,16 @@ impl Agents {
         if *phase == ProgressPhase::Confirming {
             self.boot(&node).await?;
         }
-        self.write(object, &Some(status(object, phase))).await?;
-        object.status = Some(status(object, phase));
+        let said = status(object, phase);
+        self.write(object, said.clone()).await?;
+        object.status = Some(said);
         if matches!(phase, ProgressPhase::Downloading | ProgressPhase::Rebooting) {
             tokio::time::sleep(TAKES).await;
         }
         Ok(())
     }
 
-    async fn write(
-        &self,
-        object: &OSUpgradeProgress,
-        status: &Option<OSUpgradeProgressStatus>,
-    ) -> Result<()> {
-        let mut status = status.clone().unwrap_or_default();
+    async fn write(&self, object: &OSUpgradeProgress, mut status: OSUpgradeProgressStatus) -> Result<()> {
         status.observed_generation = object.metadata.generation;
         status.conditions.retain(is_of_kstatus);
         let name = object.name_any();
