@@ -18,7 +18,7 @@ use monok8s_sdk::rollout::NodeView;
 /// A kind whose objects are kept, without what nobody looks at: it is often the larger half of them.
 pub trait Kept: Resource<DynamicType = ()> {
     /// What is kept of an object.
-    type Form: Clone;
+    type Form;
 
     /// Reduces an object to that.
     fn reduced(self) -> Self::Form;
@@ -27,18 +27,16 @@ pub trait Kept: Resource<DynamicType = ()> {
 impl Kept for OSUpgrade {
     type Form = Self;
 
-    fn reduced(mut self) -> Self {
-        self.metadata.managed_fields = None;
-        self
+    fn reduced(self) -> Self {
+        compact(self)
     }
 }
 
 impl Kept for OSNode {
     type Form = Self;
 
-    fn reduced(mut self) -> Self {
-        self.metadata.managed_fields = None;
-        self
+    fn reduced(self) -> Self {
+        compact(self)
     }
 }
 
@@ -47,11 +45,10 @@ impl Kept for OSUpgradeProgress {
     type Form = Self;
 
     fn reduced(mut self) -> Self {
-        self.metadata.managed_fields = None;
         if let Some(status) = &mut self.status {
             status.conditions.retain(|condition| !is_of_kstatus(condition));
         }
-        self
+        compact(self)
     }
 }
 
@@ -62,6 +59,13 @@ impl Kept for Node {
     fn reduced(self) -> NodeView {
         NodeView::new(&self, None)
     }
+}
+
+/// A copy without managed fields: it takes up no more than it needs, and lies in one piece. What was read has room to
+/// spare, and holes where something was taken out.
+fn compact<K: Resource<DynamicType = ()> + Clone>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    object.clone()
 }
 
 /// All objects of one kind, by name.
@@ -113,12 +117,10 @@ struct Entry<F> {
     object: Arc<F>,
 }
 
-impl<F: Clone> Entry<F> {
+impl<F> Entry<F> {
     fn of<K: Kept<Form = F>>(object: K) -> Self {
         let (uid, version) = (object.uid().unwrap_or_default(), version_of(&object));
-        // A copy takes up no more than it needs, and lies in one piece. What was read has room to spare, and holes
-        // where something was taken out.
-        Self { uid, version, object: Arc::new(object.reduced().clone()) }
+        Self { uid, version, object: Arc::new(object.reduced()) }
     }
 }
 

@@ -294,10 +294,10 @@ impl<'f> OrderView<'f> {
     /// Whether the node was staged before for the grant that it has. A timeline tells hops where there are several.
     fn has_been_staged(self) -> bool {
         let timeline = self.status().map_or(&[][..], |status| status.timeline.as_slice());
-        let stage = self.order().and_then(|order| order.stage.as_ref()).map(ToString::to_string);
+        let stage = self.order().and_then(|order| order.stage.as_ref());
         timeline.iter().any(|entry| {
             matches!(entry.phase, ProgressPhase::Staged | ProgressPhase::Draining)
-                && (entry.hop.is_none() || entry.hop == stage)
+                && (entry.hop.is_none() || entry.hop == stage.map(ToString::to_string))
         })
     }
 

@@ -42,7 +42,7 @@ fn text(host: &HostFacts, figures: &[Figures]) -> String {
     let mut text = format!(
         "# A rollout over a whole fleet\n\nWritten by `cargo xtask bench fleet`; every figure is from one run of it.\n\n- \
          Machine: {}, {} cores, Linux {}; the API server, etcd, the operator and what stands in for agents and \
-         kubelets share it\n- `maxUnavailable` and `maxParallelStaging` are 10 %\n\n",
+         kubelets share it\n- `maxUnavailable` and `maxParallelStaging` are 10 %; no node has a pod that has to leave\n\n",
         host.cpu, host.cores, host.kernel
     );
     let nodes = figures.iter().map(|it| it.nodes.to_string());
