@@ -1,7 +1,6 @@
 //! Cordon, drain, and leave to reboot.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -9,7 +8,7 @@ use super::action::Action;
 use super::budget::Away;
 use super::draft::Draft;
 use super::drain;
-use super::fleet::{NodeView, Readiness, Scheduling};
+use super::fleet::{Readiness, Scheduling};
 use super::gates::Turn;
 use super::govern::{Stand, Stands};
 use super::halt::Failures;
@@ -18,14 +17,14 @@ use super::line::Place;
 use super::order::{GRANT_LIFETIME, OrderView, State, later};
 use super::outlook::Wait;
 use super::pace::Pace;
-use super::survey::{Campaign, Survey};
+use super::survey::{Campaign, NodeRef, Survey};
 use super::windows::WindowState;
 use crate::api::{BootGrant, RolloutSpec, UpgradeReason};
 use crate::version::OsVersion;
 
 struct Candidate<'a, 'f> {
     campaign: &'a Campaign<'f>,
-    node: &'f NodeView,
+    node: NodeRef<'f>,
     order: OrderView<'f>,
     version: &'a OsVersion,
     terms: &'a Terms<'a, 'f>,
@@ -58,7 +57,7 @@ impl Candidate<'_, '_> {
 /// Decides whose turn it is. First come the nodes that have theirs: the gates are asked again as
 /// long as the grant can be taken back. Then one after the other gets a turn, and each one that
 /// does counts for the next.
-pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Draft) {
+pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Draft<'f>) {
     let terms = survey.campaigns.iter().map(|campaign| Terms {
         halt: Failures::of(campaign, stands).halt(),
         pace: Pace::of(survey, campaign, stands),
@@ -74,7 +73,7 @@ pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &m
         if candidate.is_away_for_its_turn_alone() {
             round.away.remove(candidate.node);
         }
-        round.in_work.remove(candidate.node.name.as_str());
+        round.in_work.remove(&candidate.node.number);
     }
     let mut in_vain = in_turn;
     in_vain.retain(|candidate| !round.admits(candidate, draft));
@@ -93,7 +92,7 @@ struct Round<'a, 'f> {
     survey: &'a Survey<'f>,
     stands: &'a Stands<'f>,
     away: Away<'a, 'f>,
-    in_work: BTreeMap<&'f str, &'f NodeView>,
+    in_work: BTreeMap<usize, NodeRef<'f>>,
     /// What a candidate was told for want of budget, by the index of its upgrade. As long as nobody is admitted, the
     /// next one waits for the same.
     spent: BTreeMap<usize, Wait>,
@@ -101,7 +100,7 @@ struct Round<'a, 'f> {
 
 impl<'a, 'f> Round<'a, 'f> {
     /// Whether it is a node's turn. If so, its next step is in the draft, else what it waits for.
-    fn admits(&mut self, candidate: &Candidate<'a, 'f>, draft: &mut Draft) -> bool {
+    fn admits(&mut self, candidate: &Candidate<'a, 'f>, draft: &mut Draft<'f>) -> bool {
         let Candidate { campaign, node, order, version, terms } = *candidate;
         let turn = Turn {
             survey: self.survey,
@@ -120,7 +119,7 @@ impl<'a, 'f> Round<'a, 'f> {
         let Some(wait) = turn.wait() else {
             self.spent.clear();
             self.takes(node);
-            draft.admitted.insert(order.uid().to_owned());
+            draft.admitted.insert(order.number);
             go_on(candidate, self.survey, draft);
             return true;
         };
@@ -131,32 +130,32 @@ impl<'a, 'f> Round<'a, 'f> {
         false
     }
 
-    fn takes(&mut self, node: &'f NodeView) {
+    fn takes(&mut self, node: NodeRef<'f>) {
         self.away.insert(node);
-        self.in_work.insert(&node.name, node);
+        self.in_work.insert(node.number, node);
     }
 }
 
 /// The nodes that are on their way into a reboot or out of one, whoever ordered it, and those that still wear our
 /// cordon. One that did not come back in time is nobody's work any more.
-fn in_work<'f>(survey: &Survey<'f>) -> BTreeMap<&'f str, &'f NodeView> {
+fn in_work<'f>(survey: &Survey<'f>) -> BTreeMap<usize, NodeRef<'f>> {
     let (mut committed, mut lost) = (BTreeMap::new(), BTreeSet::new());
     for order in survey.orders.iter().filter(|order| order.is_committed()) {
         let Some(node) = order.node else { continue };
         let rollout = survey.campaign_of(*order).map(|campaign| &campaign.rollout);
         let state = match rollout {
-            Some(rollout) => order.state(node, rollout, survey.now),
-            None => order.state(node, &RolloutSpec::default(), survey.now),
+            Some(rollout) => order.state(&node, rollout, survey.now),
+            None => order.state(&node, &RolloutSpec::default(), survey.now),
         };
         if state == State::Lost {
-            lost.insert(node.name.as_str());
+            lost.insert(node.number);
         } else {
-            committed.insert(node.name.as_str(), node);
+            committed.insert(node.number, node);
         }
     }
-    let nodes = survey.fleet.nodes.iter().map(Arc::as_ref);
-    let cordoned = nodes.filter(|node| node.cordoned_for.is_some() && !lost.contains(node.name.as_str()));
-    committed.extend(cordoned.map(|node| (node.name.as_str(), node)));
+    let nodes = survey.nodes.iter();
+    let cordoned = nodes.filter(|node| node.cordoned_for.is_some() && !lost.contains(&node.number));
+    committed.extend(cordoned.map(|node| (node.number, *node)));
     committed
 }
 
@@ -179,13 +178,13 @@ fn candidates<'a, 'f>(
     // The longer a turn has gone on, the later it is given up.
     candidates.sort_by_cached_key(|candidate| {
         let granted = candidate.order.boot().is_none();
-        (granted, !candidate.has_turn(), Place::of(candidate.node, candidate.campaign, survey))
+        (granted, !candidate.has_turn(), Place::of(candidate.node.view, candidate.campaign, survey))
     });
     candidates
 }
 
 /// The next step of a node whose turn it is.
-fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Draft) {
+fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Draft<'f>) {
     let Candidate { node, order, version, .. } = candidate;
     let cordoned = node.scheduling == Scheduling::Cordoned;
     let closes = match candidate.campaign.reboot_window {
@@ -205,7 +204,7 @@ fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Dra
         // The cordon of an order that is over is taken off first.
         _ if foreign => {}
         _ if cordoned => {
-            let is_drained = drain::go_on(survey, candidate.campaign, node, *order, draft);
+            let is_drained = drain::go_on(survey, candidate.campaign, *node, *order, draft);
             let sick = health::wait(candidate.campaign, *order).filter(|_| is_drained);
             if let (true, None) = (is_drained, &sick) {
                 let latest = later(survey.now, GRANT_LIFETIME);
@@ -214,7 +213,7 @@ fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Dra
                 return draft.push(Action::GrantBoot { progress: order.object(), grant });
             }
             if let Some(wait) = sick {
-                draft.waits(candidate.campaign, node, wait);
+                draft.waits(candidate.campaign, *node, wait);
             }
             // One that ran out is no reason to leave things as they are.
             if order.boot().is_some() {

@@ -1,18 +1,17 @@
 //! How many nodes may be away at once.
 
-use std::sync::Arc;
-
-use super::fleet::{Management, NodeView, Readiness, Scheduling};
+use super::fleet::{Management, Readiness, Scheduling};
 use super::gates::Turn;
 use super::order::OrderView;
 use super::outlook::Wait;
-use super::survey::{Names, Survey};
+use super::survey::{NodeRef, Survey};
 use crate::api::{Rounding, UpgradeReason};
 
 /// The nodes that are away, or will be by what was decided so far, counted for each limit that they count against.
 pub(super) struct Away<'a, 'f> {
     survey: &'a Survey<'f>,
-    names: Names<'f>,
+    /// By the number of the node.
+    away: Vec<bool>,
     /// How many of them are managed.
     managed: usize,
     /// How many each campaign selects.
@@ -23,25 +22,30 @@ impl<'a, 'f> Away<'a, 'f> {
     /// The nodes that are away as the fleet was found.
     pub(super) fn of(survey: &'a Survey<'f>) -> Self {
         let selected = vec![0; survey.campaigns.len()];
-        let mut away = Self { survey, names: Names::default(), managed: 0, selected };
-        let nodes = survey.fleet.nodes.iter().filter(|node| survey.is_unavailable(node));
+        let mut away = Self { survey, away: vec![false; survey.nodes.len()], managed: 0, selected };
+        let nodes = survey.nodes.iter().copied().filter(|node| survey.is_unavailable(*node));
         nodes.for_each(|node| away.insert(node));
         away
     }
 
-    pub(super) fn insert(&mut self, node: &'f NodeView) {
-        if self.names.insert(&node.name) {
+    pub(super) fn insert(&mut self, node: NodeRef<'f>) {
+        if !self.replace(node, true) {
             self.count(node, |counted| counted + 1);
         }
     }
 
-    pub(super) fn remove(&mut self, node: &NodeView) {
-        if self.names.remove(node.name.as_str()) {
+    pub(super) fn remove(&mut self, node: NodeRef<'f>) {
+        if self.replace(node, false) {
             self.count(node, |counted| counted - 1);
         }
     }
 
-    fn count(&mut self, node: &NodeView, change: fn(usize) -> usize) {
+    /// Whether it was away before.
+    fn replace(&mut self, node: NodeRef<'f>, is_away: bool) -> bool {
+        self.away.get_mut(node.number).is_some_and(|away| std::mem::replace(away, is_away))
+    }
+
+    fn count(&mut self, node: NodeRef<'f>, change: fn(usize) -> usize) {
         if node.management == Management::Managed {
             self.managed = change(self.managed);
         }
@@ -52,8 +56,8 @@ impl<'a, 'f> Away<'a, 'f> {
         }
     }
 
-    pub(super) fn contains(&self, node: &NodeView) -> bool {
-        self.names.contains(node.name.as_str())
+    pub(super) fn contains(&self, node: NodeRef<'_>) -> bool {
+        self.away.get(node.number).is_some_and(|away| *away)
     }
 }
 
@@ -73,7 +77,7 @@ pub(super) fn budget(turn: &Turn<'_, '_>) -> Option<Wait> {
         return Some(spent(turn, selected.iter().copied(), limit, "maxUnavailable"));
     }
     let managed = || {
-        let nodes = turn.survey.fleet.nodes.iter().map(Arc::as_ref);
+        let nodes = turn.survey.nodes.iter().copied();
         nodes.filter(|node| node.management == Management::Managed)
     };
     let limit = turn.survey.fleet.max_unavailable.as_ref()?;
@@ -84,18 +88,18 @@ pub(super) fn budget(turn: &Turn<'_, '_>) -> Option<Wait> {
 
 fn spent<'n>(
     turn: &Turn<'_, '_>,
-    counted: impl Iterator<Item = &'n NodeView>,
+    counted: impl Iterator<Item = NodeRef<'n>>,
     limit: usize,
     name: &str,
 ) -> Wait {
-    let away = counted.filter(|node| turn.away.contains(node)).take(10);
+    let away = counted.filter(|node| turn.away.contains(*node)).take(10);
     let away: Vec<String> = away.map(|node| format!("{} ({})", node.name, why(turn, node))).collect();
     let message = format!("{name} is {limit}, and unavailable are {}", away.join(", "));
     Wait { reason: UpgradeReason::WaitingForBudget, message }
 }
 
 /// Why a node counts as unavailable.
-fn why(turn: &Turn<'_, '_>, node: &NodeView) -> &'static str {
+fn why(turn: &Turn<'_, '_>, node: NodeRef<'_>) -> &'static str {
     let committed = turn.survey.orders_of(node).any(OrderView::is_committed);
     match (committed, node.readiness, node.scheduling) {
         (true, _, _) => "rebooting",

@@ -6,24 +6,23 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 
 use super::action::Action;
-use super::fleet::NodeView;
 use super::outlook::{Wait, Waits};
-use super::survey::Campaign;
+use super::survey::{Campaign, NodeRef};
 
 /// A plan in the making.
 #[derive(Default)]
-pub(super) struct Draft {
+pub(super) struct Draft<'f> {
     actions: Vec<Action>,
     /// The UIDs of progress objects that are about to be deleted.
     deleted: BTreeSet<String>,
-    /// The UIDs of orders that hold a cordon, and may hold a boot grant.
-    pub(super) admitted: BTreeSet<String>,
+    /// The numbers of orders that hold a cordon, and may hold a boot grant.
+    pub(super) admitted: BTreeSet<usize>,
     /// Why nodes wait, by the index of the campaign and in any order; of several about one node the last one counts.
-    waits: BTreeMap<usize, Vec<(String, Arc<Wait>)>>,
+    waits: BTreeMap<usize, Vec<(NodeRef<'f>, Arc<Wait>)>>,
     next_event: Option<Timestamp>,
 }
 
-impl Draft {
+impl<'f> Draft<'f> {
     pub(super) fn push(&mut self, action: Action) {
         if let Action::DeleteProgress { progress } = &action {
             self.deleted.insert(progress.uid.clone());
@@ -36,19 +35,21 @@ impl Draft {
         self.deleted.contains(uid)
     }
 
-    pub(super) fn waits(&mut self, campaign: &Campaign<'_>, node: &NodeView, wait: Wait) {
+    pub(super) fn waits(&mut self, campaign: &Campaign<'_>, node: NodeRef<'f>, wait: Wait) {
         let waits = self.waits.entry(campaign.index).or_default();
         // Most wait for the same as the one before.
         let wait = match waits.last() {
             Some((_, same)) if **same == wait => Arc::clone(same),
             _ => Arc::new(wait),
         };
-        waits.push((node.name.clone(), wait));
+        waits.push((node, wait));
     }
 
     /// What the nodes of a campaign wait for. It is not in the draft any more.
     pub(super) fn take_waits(&mut self, campaign: &Campaign<'_>) -> Waits {
-        self.waits.remove(&campaign.index).unwrap_or_default().into_iter().collect()
+        let mut waits = self.waits.remove(&campaign.index).unwrap_or_default();
+        waits.sort_by_key(|(node, _)| node.number);
+        waits.into_iter().map(|(node, wait)| (node.name.clone(), wait)).collect()
     }
 
     /// Something may change at this time without anyone telling.

@@ -16,7 +16,7 @@ use super::order::{OrderView, State, later};
 use super::outlook::Wait;
 use super::pods::{Fate, PodView};
 use super::report::Finding;
-use super::survey::{Campaign, Survey};
+use super::survey::{Campaign, NodeRef, Survey};
 use crate::api::{
     ConditionType, DrainOnTimeout, DrainPolicy, DrainSpec, RolloutSpec, Truth, UpgradeReason, find_condition,
 };
@@ -188,15 +188,15 @@ fn has_begun(order: OrderView<'_>) -> bool {
 pub(super) fn go_on<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
-    node: &'f NodeView,
+    node: NodeRef<'f>,
     order: OrderView<'f>,
-    draft: &mut Draft,
+    draft: &mut Draft<'f>,
 ) -> bool {
     #[cfg(test)]
     if !super::gates::stands(super::gates::DRAIN) {
         return true;
     }
-    let left = match Drain::of(survey, campaign, node, order) {
+    let left = match Drain::of(survey, campaign, &node, order) {
         // Nothing is written of a node that nothing had to leave.
         Drain::Empty(Force::Unused) if said(order).is_none() => return true,
         Drain::Unneeded(_) | Drain::Empty(_) => return is_drained(order),
@@ -227,14 +227,19 @@ pub(super) fn go_on<'f>(
 }
 
 /// A deadline that has passed already is for what is done about it to end.
-fn wake_at_deadline(survey: &Survey<'_>, campaign: &Campaign<'_>, order: OrderView<'_>, draft: &mut Draft) {
+fn wake_at_deadline(
+    survey: &Survey<'_>,
+    campaign: &Campaign<'_>,
+    order: OrderView<'_>,
+    draft: &mut Draft<'_>,
+) {
     if let Some(deadline) = deadline(order, &campaign.rollout).filter(|at| *at > survey.now) {
         draft.wake_at(deadline);
     }
 }
 
 /// Asks a pod to leave, unless it was asked a moment ago.
-fn evict(pod: &PodView, spec: &DrainSpec, survey: &Survey<'_>, draft: &mut Draft) -> Option<Action> {
+fn evict(pod: &PodView, spec: &DrainSpec, survey: &Survey<'_>, draft: &mut Draft<'_>) -> Option<Action> {
     if pod.ends.is_some() || pod.fate(spec) != Fate::Leaves {
         return None;
     }
@@ -335,10 +340,10 @@ pub(super) fn finding<'f>(
     campaign: &Campaign<'f>,
     node: &'f NodeView,
     (order, state): (OrderView<'f>, &State<'f>),
-    draft: &Draft,
+    draft: &Draft<'_>,
 ) -> Option<Finding> {
     let was_forced = was_forced(order);
-    let in_turn = node.scheduling == Scheduling::Cordoned && draft.admitted.contains(order.uid());
+    let in_turn = node.scheduling == Scheduling::Cordoned && draft.admitted.contains(&order.number);
     let says = |truth, reason, message: &str| {
         let reason = if was_forced { DRAIN_FORCED } else { reason };
         Some((ConditionType::Drained, truth, reason, message.to_owned()))

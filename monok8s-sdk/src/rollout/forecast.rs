@@ -19,7 +19,7 @@ use crate::api::{NodeCounts, Rounding, UpgradeReason, WindowScope};
 /// What a node has before it.
 struct Work<'f> {
     node: &'f NodeView,
-    place: Place<'f>,
+    place: Place,
     /// How much longer until what it is about to boot is in its other slot.
     until_staged: SignedDuration,
     /// How many reboots.
@@ -35,10 +35,10 @@ pub(super) fn forecast<'f, 'w>(
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     waits: impl Iterator<Item = &'w Wait>,
-) -> BTreeMap<&'f str, Timestamp> {
+) -> Vec<(&'f NodeView, Timestamp)> {
     match &campaign.windows {
         Ok(windows) => within(windows, survey, campaign, stands, waits),
-        Err(_) => BTreeMap::new(),
+        Err(_) => Vec::new(),
     }
 }
 
@@ -64,13 +64,13 @@ pub(super) fn end<'f>(
     let held_up = campaign.view.catalog_error.is_some()
         || is_closed && stands.of(campaign).any(|(_, stand)| has_to_stage(stand));
     let may_go_on = |node: &NodeView| waits.get(&node.name).is_none_or(|wait| goes_on(wait));
-    if campaign.run.is_none() || held_up || !moving.any(|(node, _)| may_go_on(node)) {
+    if campaign.run.is_none() || held_up || !moving.any(|(node, _)| may_go_on(&node)) {
         return None;
     }
     let ends = forecast(survey, campaign, stands, waits.values().map(Arc::as_ref));
     // An end that some do not reach is none.
     let all = i32::try_from(ends.len()) == Ok(open);
-    ends.into_values().max().filter(|_| all)
+    latest(&ends).filter(|_| all)
 }
 
 /// How long the run would take, were every window open.
@@ -80,7 +80,11 @@ pub(super) fn duration<'f>(
     stands: &Stands<'f>,
 ) -> Option<SignedDuration> {
     let ends = within(&Windows::default(), survey, campaign, stands, std::iter::empty());
-    ends.into_values().max().map(|end| end.duration_since(survey.now))
+    latest(&ends).map(|end| end.duration_since(survey.now))
+}
+
+fn latest(ends: &[(&NodeView, Timestamp)]) -> Option<Timestamp> {
+    ends.iter().map(|(_, end)| *end).max()
 }
 
 fn within<'f, 'w>(
@@ -89,11 +93,10 @@ fn within<'f, 'w>(
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     mut waits: impl Iterator<Item = &'w Wait>,
-) -> BTreeMap<&'f str, Timestamp> {
-    let mut ends = BTreeMap::new();
+) -> Vec<(&'f NodeView, Timestamp)> {
     let mut line: Vec<_> =
-        stands.of(campaign).filter_map(|(node, stand)| work(survey, campaign, node, stand)).collect();
-    line.sort_by(|a, b| (a.comes_back.is_none(), &a.place).cmp(&(b.comes_back.is_none(), &b.place)));
+        stands.of(campaign).filter_map(|(node, stand)| work(survey, campaign, node.view, stand)).collect();
+    line.sort_by_key(|work| (work.comes_back.is_none(), work.place));
     if waits.any(|wait| has_no_time(&wait.reason)) {
         line.retain(|work| work.comes_back.is_some());
     }
@@ -107,6 +110,7 @@ fn within<'f, 'w>(
     let mut staged = Lanes::new(staging.min(line.len()), survey.now);
     let mut window = Window::new(windows);
     let mut precedence = Precedence::default();
+    let mut ends = Vec::with_capacity(line.len());
     for work in &line {
         let first = staged.take(work.until_staged);
         let end = match work.comes_back {
@@ -128,7 +132,7 @@ fn within<'f, 'w>(
             }
         };
         precedence.ends(work, later(end, campaign.soaks(work.node)));
-        ends.insert(work.node.name.as_str(), end);
+        ends.push((work.node, end));
     }
     ends
 }
@@ -136,23 +140,28 @@ fn within<'f, 'w>(
 /// What a node waits for however many may be away at once: all nodes of the turns before its own, and for one of the
 /// control plane the one before it.
 #[derive(Default)]
-struct Precedence<'f> {
-    /// When the nodes of each turn are done.
-    turns: BTreeMap<TurnInLine<'f>, Timestamp>,
+struct Precedence {
+    /// When the nodes of turns that were over before the last one that was asked about are done.
+    before: Option<Timestamp>,
+    /// When those of each other turn are.
+    turns: BTreeMap<TurnInLine, Timestamp>,
     control_plane: Option<Timestamp>,
 }
 
-impl<'f> Precedence<'f> {
-    fn begins(&self, work: &Work<'f>) -> Option<Timestamp> {
-        let before = self.turns.range(..&work.place.turn).map(|(_, end)| *end).max();
+impl Precedence {
+    /// When what a node waits for is over. Nodes are asked about by their turns.
+    fn begins(&mut self, work: &Work<'_>) -> Option<Timestamp> {
+        while let Some(first) = self.turns.first_entry().filter(|first| *first.key() < work.place.turn) {
+            self.before = self.before.max(Some(first.remove()));
+        }
         match work.node.role {
-            Role::ControlPlane => before.max(self.control_plane),
-            Role::Worker => before,
+            Role::ControlPlane => self.before.max(self.control_plane),
+            Role::Worker => self.before,
         }
     }
 
-    fn ends(&mut self, work: &Work<'f>, end: Timestamp) {
-        let latest = self.turns.entry(work.place.turn.clone()).or_insert(end);
+    fn ends(&mut self, work: &Work<'_>, end: Timestamp) {
+        let latest = self.turns.entry(work.place.turn).or_insert(end);
         *latest = end.max(*latest);
         if work.node.role == Role::ControlPlane {
             self.control_plane = self.control_plane.max(Some(end));
@@ -204,8 +213,8 @@ fn is_back(node: &NodeView, stand: &Stand<'_>) -> bool {
 /// When the nodes that soak will have.
 fn soaked(survey: &Survey<'_>, campaign: &Campaign<'_>, stands: &Stands<'_>) -> Timestamp {
     let ends = stands.members(campaign).iter().filter_map(|member| {
-        let Soak::Since(since) = member.order?.soak(campaign, member.node, survey.now) else { return None };
-        Some(later(since, campaign.soaks(member.node)))
+        let Soak::Since(since) = member.order?.soak(campaign, &member.node, survey.now) else { return None };
+        Some(later(since, campaign.soaks(&member.node)))
     });
     ends.fold(survey.now, Ord::max)
 }
@@ -242,8 +251,9 @@ impl Lanes {
 
     /// Takes the first one until then.
     fn take_until(&mut self, end: Timestamp) {
-        self.0.pop();
-        self.0.push(Reverse(end));
+        if let Some(mut first) = self.0.peek_mut() {
+            *first = Reverse(end);
+        }
     }
 
     /// Takes the first one for so long; when that is over.

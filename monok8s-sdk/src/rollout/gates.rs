@@ -3,7 +3,6 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use super::budget::{self, Away};
 use super::fleet::{Management, NodeView, Readiness, Role};
@@ -13,7 +12,7 @@ use super::health;
 use super::order::OrderView;
 use super::outlook::Wait;
 use super::pace::{self, Pace};
-use super::survey::{Campaign, Survey};
+use super::survey::{Campaign, NodeRef, Survey};
 use crate::api::UpgradeReason;
 use crate::version::OsVersion;
 
@@ -23,7 +22,7 @@ pub(super) struct Turn<'a, 'f> {
     pub(super) stands: &'a Stands<'f>,
     pub(super) campaign: &'a Campaign<'f>,
     pub(super) halt: Option<&'a Wait>,
-    pub(super) node: &'f NodeView,
+    pub(super) node: NodeRef<'f>,
     pub(super) order: OrderView<'f>,
     /// What it would boot.
     pub(super) version: &'a OsVersion,
@@ -31,7 +30,7 @@ pub(super) struct Turn<'a, 'f> {
     /// is away for a reason of its own.
     pub(super) away: &'a Away<'a, 'f>,
     /// The nodes that have their turn for certain, in whatever upgrade; without this one.
-    pub(super) in_work: &'a BTreeMap<&'f str, &'f NodeView>,
+    pub(super) in_work: &'a BTreeMap<usize, NodeRef<'f>>,
     /// Whether its turn has begun: it holds the cordon, or the grant.
     pub(super) has_begun: bool,
     /// What soaks.
@@ -61,7 +60,7 @@ const GATES: [(&str, Gate); 15] = [
     ("budget", budget::budget),
 ];
 
-impl Turn<'_, '_> {
+impl<'f> Turn<'_, 'f> {
     /// Why the node may not go now.
     pub(super) fn wait(&self) -> Option<Wait> {
         let mut shut = GATES.iter().filter(|(name, _)| stands(name)).filter_map(|(_, gate)| gate(self));
@@ -78,7 +77,7 @@ impl Turn<'_, '_> {
     }
 
     /// The other nodes of a role in this upgrade that will still move, and what they run.
-    fn movers(&self, role: Role) -> impl Iterator<Item = (&NodeView, &OsVersion)> {
+    fn movers(&self, role: Role) -> impl Iterator<Item = (&'f NodeView, &'f OsVersion)> {
         // Of the control plane there are few, and every worker asks for it.
         let few = (role == Role::ControlPlane).then(|| self.survey.control_plane());
         let many = (role != Role::ControlPlane).then(|| self.stands.of(self.campaign));
@@ -86,7 +85,7 @@ impl Turn<'_, '_> {
         let few = few.filter_map(|node| Some((node, self.stands.stand_of(self.campaign, node)?)));
         few.chain(many.into_iter().flatten())
             .filter(move |(node, stand)| node.uid != self.node.uid && node.role == role && stand.moves(node))
-            .filter_map(|(node, _)| Some((node, node.version.as_ref()?)))
+            .filter_map(|(node, _)| Some((node.view, node.view.version.as_ref()?)))
     }
 
     pub(super) fn wait_for<'n>(
@@ -122,7 +121,7 @@ fn image_forbidden(turn: &Turn<'_, '_>) -> Option<Wait> {
 
 /// A node that has committed to something else finishes that first.
 fn other_reboot(turn: &Turn<'_, '_>) -> Option<Wait> {
-    let mut others = turn.survey.orders_of(turn.node).filter(|order| order.uid() != turn.order.uid());
+    let mut others = turn.survey.orders_of(turn.node).filter(|order| order.number != turn.order.number);
     let other = others.find(|order| order.is_committed() || order.may_yet_commit())?;
     let message = format!("{} has the node in a reboot", other.name());
     Some(Wait { reason: UpgradeReason::WaitingForUpgrade, message })
@@ -153,6 +152,7 @@ fn control_plane_in_step(turn: &Turn<'_, '_>) -> Option<Wait> {
                 && minor
                     .is_some_and(|minor| minor.major != there.major || minor.minor.abs_diff(there.minor) > 1)
         });
+        let apart = apart.map(|other| other.view);
         Turn::wait_for(UpgradeReason::ControlPlaneSkew, apart, "to come within one minor release of the hop")
     })
 }
@@ -164,7 +164,7 @@ fn control_plane_first(turn: &Turn<'_, '_>) -> Option<Wait> {
     }
     let within = turn.node.version.as_ref().map(OsVersion::minor) == Some(turn.version.minor());
     let (direction, first) = match (turn.node.role, turn.direction()) {
-        (Role::Worker, Ordering::Greater) if within && turn.campaign.is_canary(turn.node) => {
+        (Role::Worker, Ordering::Greater) if within && turn.campaign.is_canary(&turn.node) => {
             return None;
         }
         (Role::Worker, Ordering::Greater) => (Ordering::Greater, Role::ControlPlane),
@@ -183,7 +183,7 @@ fn control_plane_first(turn: &Turn<'_, '_>) -> Option<Wait> {
 fn api_server_skew(turn: &Turn<'_, '_>) -> Option<Wait> {
     let there = turn.version.minor();
     if turn.node.role == Role::ControlPlane {
-        let newer = turn.survey.fleet.nodes.iter().map(Arc::as_ref).filter(|other| {
+        let newer = turn.survey.nodes.iter().map(|node| node.view).filter(|other| {
             let minor = other.version.as_ref().map(OsVersion::minor);
             other.role == Role::Worker
                 && other.management != Management::Excluded
@@ -237,12 +237,12 @@ fn one_control_plane_node(turn: &Turn<'_, '_>) -> Option<Wait> {
             && match other.management {
                 // What a person took out may be cordoned for years, but a vote in etcd is a vote.
                 Management::Excluded => other.readiness == Readiness::NotReady,
-                Management::Managed | Management::Unmanaged => turn.away.contains(other),
+                Management::Managed | Management::Unmanaged => turn.away.contains(*other),
             }
     });
     Turn::wait_for(
         UpgradeReason::WaitingForControlPlane,
-        away,
+        away.map(|other| other.view),
         "to be available: the control plane goes one node at a time",
     )
 }

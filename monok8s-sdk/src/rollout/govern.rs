@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::fleet::{NodeView, Readiness};
 use super::order::{OrderView, State};
 use super::route::{Routes, Way};
-use super::survey::{ByName, Campaign, Survey};
+use super::survey::{Campaign, NodeRef, Survey};
 use crate::api::{
     ConditionType, DowngradePolicy, ImageRef, Mode, ProgressPhase, UpgradePhase, UpgradeReason,
 };
@@ -33,7 +33,7 @@ pub(super) enum Stand<'f> {
 
 /// A node that an upgrade selects.
 pub(super) struct Member<'f> {
-    pub(super) node: &'f NodeView,
+    pub(super) node: NodeRef<'f>,
     /// Its order of the run under way.
     pub(super) order: Option<OrderView<'f>>,
     pub(super) stand: Stand<'f>,
@@ -63,8 +63,8 @@ impl<'f> Stands<'f> {
         let claims: Vec<_> = survey.campaigns.iter().map(|campaign| claims(survey, campaign)).collect();
         let governors = governors(survey, &claims);
         let member = |campaign: &Campaign<'f>, claim: Claim<'f>| {
-            let governor =
-                governors.get(claim.node.name.as_str()).and_then(|index| survey.campaigns.get(*index));
+            let governor = governors.get(claim.node.number).copied().flatten();
+            let governor = governor.and_then(|index| survey.campaigns.get(index));
             let (node, order) = (claim.node, claim.order);
             let (stand, overruled) = stand(survey, campaign, claim, governor);
             let governed = governor.is_some_and(|governor| governor.index == campaign.index);
@@ -88,24 +88,24 @@ impl<'f> Stands<'f> {
     }
 
     /// The nodes of an upgrade, and where they stand, by name.
-    pub(super) fn of(&self, campaign: &Campaign<'_>) -> impl Iterator<Item = (&'f NodeView, &Stand<'f>)> {
+    pub(super) fn of(&self, campaign: &Campaign<'_>) -> impl Iterator<Item = (NodeRef<'f>, &Stand<'f>)> {
         self.members(campaign).iter().map(|member| (member.node, &member.stand))
     }
 
     /// Where a node stands in an upgrade that selects it.
-    pub(super) fn stand_of(&self, campaign: &Campaign<'_>, node: &NodeView) -> Option<&Stand<'f>> {
+    pub(super) fn stand_of(&self, campaign: &Campaign<'_>, node: NodeRef<'_>) -> Option<&Stand<'f>> {
         find(self.members(campaign), node).map(|member| &member.stand)
     }
 
     /// Whether an upgrade governs the node, but not this one.
-    pub(super) fn another_governs(&self, campaign: &Campaign<'_>, node: &NodeView) -> bool {
+    pub(super) fn another_governs(&self, campaign: &Campaign<'_>, node: NodeRef<'_>) -> bool {
         let governs = |members: &Vec<Member<'f>>| find(members, node).is_some_and(|member| member.governed);
         self.members.iter().position(governs).is_some_and(|governor| governor != campaign.index)
     }
 }
 
-fn find<'m, 'f>(members: &'m [Member<'f>], node: &NodeView) -> Option<&'m Member<'f>> {
-    let at = members.binary_search_by(|member| member.node.name.cmp(&node.name)).ok()?;
+fn find<'m, 'f>(members: &'m [Member<'f>], node: NodeRef<'_>) -> Option<&'m Member<'f>> {
+    let at = members.binary_search_by_key(&node.number, |member| member.node.number).ok()?;
     members.get(at)
 }
 
@@ -126,7 +126,7 @@ impl Stand<'_> {
 
 /// What an upgrade has to say about a node, before it is known who governs it.
 struct Claim<'f> {
-    node: &'f NodeView,
+    node: NodeRef<'f>,
     order: Option<OrderView<'f>>,
     /// `None`: the upgrade leads nowhere.
     way: Option<Way>,
@@ -136,13 +136,13 @@ struct Claim<'f> {
 
 fn claims<'f>(survey: &Survey<'f>, campaign: &Campaign<'f>) -> Vec<Claim<'f>> {
     let mut routes = campaign.view.target().map(|target| Routes::new(target, campaign.policy()));
-    let claim = |node: &'f NodeView| {
+    let claim = |node: NodeRef<'f>| {
         let order = survey.current_order(campaign, node);
         Claim {
             node,
             order,
-            way: routes.as_mut().map(|routes| routes.way(node)),
-            moved_on: was_moved_on(campaign, node, order),
+            way: routes.as_mut().map(|routes| routes.way(node.view)),
+            moved_on: was_moved_on(campaign, &node, order),
         }
     };
     campaign.selected().iter().copied().map(claim).collect()
@@ -150,20 +150,20 @@ fn claims<'f>(survey: &Survey<'f>, campaign: &Campaign<'f>) -> Vec<Claim<'f>> {
 
 /// Which upgrade governs each node: of those that could do something for it, one that allows
 /// downgrades overrides all that were accepted before it; of the rest the highest version, and of
-/// several with that the one accepted first.
-fn governors<'f>(survey: &Survey<'f>, claims: &[Vec<Claim<'f>>]) -> ByName<'f, usize> {
-    let mut governors = ByName::default();
+/// several with that the one accepted first. By the number of the node: the index of the campaign.
+fn governors<'f>(survey: &Survey<'f>, claims: &[Vec<Claim<'f>>]) -> Vec<Option<usize>> {
+    let mut governors = vec![None; survey.nodes.len()];
     let target = |campaign: &Campaign<'f>| campaign.view.target().map(|target| &target.resolved.version);
     // In the order of acceptance.
     for (campaign, claims) in survey.campaigns.iter().zip(claims) {
         let Some(own) = target(campaign).filter(|_| campaign.mode() == Mode::Apply) else { continue };
         let open = |claim: &&Claim<'_>| claim.way.as_ref().is_some_and(Way::is_open) && !claim.moved_on;
         for claim in claims.iter().filter(open) {
-            let governor = governors.get(claim.node.name.as_str());
-            let governor = governor.and_then(|index: &usize| survey.campaigns.get(*index));
-            let higher = governor.is_none_or(|other| Some(own) > target(other));
+            let Some(governor) = governors.get_mut(claim.node.number) else { continue };
+            let other = governor.and_then(|index: usize| survey.campaigns.get(index));
+            let higher = other.is_none_or(|other| Some(own) > target(other));
             if higher || campaign.policy() == DowngradePolicy::Allow {
-                governors.insert(claim.node.name.as_str(), campaign.index);
+                *governor = Some(campaign.index);
             }
         }
     }
@@ -186,7 +186,7 @@ fn stand<'f>(
             return (Stand::MovedOn(Some(governor.view.name())), None);
         }
     }
-    let current = order.map(|order| (order, order.state(node, &campaign.rollout, survey.now)));
+    let current = order.map(|order| (order, order.state(&node, &campaign.rollout, survey.now)));
     let stand = match (current, way) {
         (Some((_, state)), Way::Arrived) if !outweighs(&state) => return (Stand::UpToDate, Some(state)),
         (Some((order, state)), _) => Stand::Ordered(order, state),

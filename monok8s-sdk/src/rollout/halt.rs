@@ -1,6 +1,5 @@
 //! When a run stops by itself.
 
-use super::fleet::NodeView;
 use super::govern::{Stand, Stands};
 use super::order::State;
 use super::outlook::Wait;
@@ -24,7 +23,7 @@ impl<'f> Failures<'f> {
                 Stand::Ordered(_, state) => wanted(state),
                 _ => false,
             });
-            failed.map(|(node, _): (&'f NodeView, _)| node.name.as_str()).collect()
+            failed.map(|(node, _)| node.view.name.as_str()).collect()
         };
         let selected = campaign.selected().len();
         Self {

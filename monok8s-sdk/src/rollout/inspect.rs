@@ -90,6 +90,8 @@ pub fn inspect(fleet: &Fleet, now: Timestamp) -> BTreeMap<String, Inspection> {
             })
             .collect();
         let ends = forecast(&survey, campaign, &stands, waits.values());
+        let ends: BTreeMap<&str, Timestamp> =
+            ends.into_iter().map(|(node, end)| (node.name.as_str(), end)).collect();
         let standing = |Member { node, order, stand, .. }: &Member<'_>| {
             let wait = waits.get(node.name.as_str());
             let (assessment, reason, message) = assess(campaign, node, stand, wait);

@@ -3,28 +3,28 @@
 use super::fleet::{NodeView, Readiness, Role};
 use super::survey::{Campaign, Survey};
 
-/// A node's place in the line: the smallest goes first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place<'n> {
-    pub(super) turn: TurnInLine<'n>,
+/// A node's place in the line: the smallest goes first, and of several with the same the one whose name comes first,
+/// as the nodes of an upgrade are sorted by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) turn: TurnInLine,
     dead: bool,
-    name: &'n str,
 }
 
 /// The part of a place by which nodes take turns: those with the same go beside each other, as far as budgets allow.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct TurnInLine<'n> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TurnInLine {
     role: u8,
     later: bool,
     operator: bool,
-    group: &'n str,
+    group: usize,
 }
 
-impl<'n> Place<'n> {
+impl Place {
     /// The control plane goes first on the way up and last on the way down, the operator's own
     /// node last within its role, and nodes that may never answer after those that will. Canaries come
     /// before the other workers, and groups by their names.
-    pub(super) fn of(node: &'n NodeView, campaign: &Campaign<'_>, survey: &Survey<'_>) -> Self {
+    pub(super) fn of(node: &NodeView, campaign: &Campaign<'_>, survey: &Survey<'_>) -> Self {
         let target = campaign.view.target().map(|target| &target.resolved.version);
         let up = node.version.as_ref() <= target;
         let role = match (node.role, up) {
@@ -35,8 +35,8 @@ impl<'n> Place<'n> {
             role,
             later: !campaign.is_canary(node),
             operator: survey.fleet.operator_node.as_deref() == Some(&node.name),
-            group: campaign.group_of(node),
+            group: campaign.group_number(node),
         };
-        Self { turn, dead: node.readiness == Readiness::NotReady, name: &node.name }
+        Self { turn, dead: node.readiness == Readiness::NotReady }
     }
 }

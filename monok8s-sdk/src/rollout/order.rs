@@ -8,7 +8,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use super::action::ObjectRef;
 use super::drain;
 use super::fleet::{NodeView, Readiness, UpgradeView};
-use super::survey::Campaign;
+use super::survey::{Campaign, NodeRef};
 use crate::api::{
     BootGrant, ConditionType, ImageRef, OSUpgradeProgress, OSUpgradeProgressStatus, OrderSpec, ProgressPhase,
     RolloutSpec, condition_is_true, find_condition,
@@ -28,8 +28,12 @@ const SETTLING_TIME: SignedDuration = SignedDuration::from_secs(30);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OrderView<'f> {
     pub(super) progress: &'f OSUpgradeProgress,
+    /// Its number among all orders.
+    pub(super) number: usize,
     /// The Node that it is for, if that is there: not an earlier one of its name.
-    pub(super) node: Option<&'f NodeView>,
+    pub(super) node: Option<NodeRef<'f>>,
+    /// Which of the live upgrades owns it.
+    pub(super) campaign: Option<usize>,
 }
 
 /// Where a node stands in an order that is meant for it.
@@ -75,10 +79,18 @@ pub(super) enum Soak {
 }
 
 impl<'f> OrderView<'f> {
-    pub(super) fn new(progress: &'f OSUpgradeProgress, named: Option<&'f NodeView>) -> Self {
+    pub(super) fn new(
+        progress: &'f OSUpgradeProgress,
+        named: Option<NodeRef<'f>>,
+        campaigns: &[Campaign<'f>],
+    ) -> Self {
         let order = progress.spec.order.as_ref();
         let node = named.filter(|node| order.is_none_or(|order| order.node_uid == node.uid));
-        Self { progress, node }
+        let owners = progress.metadata.owner_references.iter().flatten();
+        let mut owners = owners.filter(|owner| owner.kind == "OSUpgrade");
+        let owner = owners.next().map(|owner| owner.uid.as_str());
+        let campaign = owner.and_then(|uid| campaigns.iter().position(|campaign| campaign.view.uid() == uid));
+        Self { progress, number: 0, node, campaign }
     }
 
     pub(super) fn uid(self) -> &'f str {
@@ -100,12 +112,6 @@ impl<'f> OrderView<'f> {
     /// The order; `None` for a hand-made object.
     pub(super) fn order(self) -> Option<&'f OrderSpec> {
         self.progress.spec.order.as_ref()
-    }
-
-    /// The UID of the upgrade that owns it.
-    pub(super) fn upgrade_uid(self) -> Option<&'f str> {
-        let owners = self.progress.metadata.owner_references.as_ref()?;
-        owners.iter().find(|owner| owner.kind == "OSUpgrade").map(|owner| owner.uid.as_str())
     }
 
     fn status(self) -> Option<&'f OSUpgradeProgressStatus> {
@@ -297,7 +303,7 @@ impl<'f> OrderView<'f> {
         let stage = self.order().and_then(|order| order.stage.as_ref());
         timeline.iter().any(|entry| {
             matches!(entry.phase, ProgressPhase::Staged | ProgressPhase::Draining)
-                && (entry.hop.is_none() || entry.hop == stage.map(ToString::to_string))
+                && entry.hop.as_deref().is_none_or(|hop| stage.is_some_and(|stage| names(hop, stage)))
         })
     }
 
@@ -399,7 +405,7 @@ impl<'f> OrderView<'f> {
         };
         let hop = self.status().and_then(|status| status.hop.as_deref());
         let staged = matches!(phase, ProgressPhase::Staged | ProgressPhase::Draining)
-            && hop.is_none_or(|hop| hop == next.version.to_string());
+            && hop.is_none_or(|hop| names(hop, &next.version));
         match &order.stage {
             Some(stage) if *stage == next.version && staged => State::Staged(stage.clone()),
             Some(stage) if *stage == next.version => State::Staging(stage.clone()),
@@ -414,6 +420,11 @@ impl<'f> OrderView<'f> {
             _ => State::SentBack,
         }
     }
+}
+
+/// Whether a text of a node's is that version.
+fn names(text: &str, version: &OsVersion) -> bool {
+    text.parse().is_ok_and(|named: OsVersion| named == *version)
 }
 
 /// `at` and `more`, as far as times go: what is written in an object may be at their end.

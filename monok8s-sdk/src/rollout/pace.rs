@@ -12,7 +12,7 @@ use super::govern::{Member, Stand, Stands};
 use super::halt::names;
 use super::order::{Soak, State};
 use super::outlook::Wait;
-use super::survey::{Campaign, Survey};
+use super::survey::{Campaign, NodeRef, Survey};
 use super::windows::WindowState;
 use crate::api::UpgradeReason;
 use crate::version::OsVersion;
@@ -34,12 +34,12 @@ pub(super) struct Pace<'a, 'f> {
 
 impl<'a, 'f> Pace<'a, 'f> {
     pub(super) fn of(survey: &Survey<'f>, campaign: &Campaign<'f>, stands: &'a Stands<'f>) -> Self {
-        let canaries = stands.members(campaign).iter().filter(|member| campaign.is_canary(member.node));
+        let canaries = stands.members(campaign).iter().filter(|member| campaign.is_canary(&member.node));
         let mut pace = Self { canaries: canaries.collect(), ..Self::default() };
         if campaign.rollout.group_by.is_some() {
             for (node, _) in stands.of(campaign).filter(|(node, stand)| stand.moves(node)) {
-                let movers = pace.movers.entry(campaign.group_of(node)).or_default();
-                movers.extend(node.version.as_ref().map(|version| (node, version)));
+                let movers = pace.movers.entry(campaign.group_of(node.view)).or_default();
+                movers.extend(node.view.version.as_ref().map(|version| (node.view, version)));
             }
         }
         if campaign.soaks_longest().is_zero() {
@@ -47,7 +47,7 @@ impl<'a, 'f> Pace<'a, 'f> {
         }
         let (mut nodes, mut canaries) = (Soaking::default(), Soaking::default());
         for member in stands.governed(campaign) {
-            let node = member.node;
+            let node = member.node.view;
             let order = match member.stand {
                 Stand::UpToDate | Stand::Ordered(_, State::Done) => member.order,
                 Stand::Ordered(_, State::Settling) => member.order.filter(|order| order.soaks_already()),
@@ -144,7 +144,7 @@ enum Canary {
 /// unless the release rises. One that failed holds the others back, which is what it is for; one that is dead
 /// does so as long as no other canary has shown anything.
 pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
-    let is_bound = !turn.pace.canaries.is_empty() && !turn.campaign.is_canary(turn.node);
+    let is_bound = !turn.pace.canaries.is_empty() && !turn.campaign.is_canary(&turn.node);
     if !is_bound || turn.order.rollback_is_wanted() {
         return None;
     }
@@ -156,9 +156,9 @@ pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
     for member in &turn.pace.canaries {
         match canary(turn, member.node, &member.stand) {
             Canary::Done => done += 1,
-            Canary::Pending => pending.push(member.node),
-            Canary::Failed => failed.push(member.node),
-            Canary::Dead => dead.push(member.node),
+            Canary::Pending => pending.push(member.node.view),
+            Canary::Failed => failed.push(member.node.view),
+            Canary::Dead => dead.push(member.node.view),
             Canary::Elsewhere => {}
         }
     }
@@ -176,7 +176,7 @@ pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
         .or_else(|| turn.pace.canary_soaking.clone().filter(|_| !turn.has_begun))
 }
 
-fn canary(turn: &Turn<'_, '_>, node: &NodeView, stand: &Stand<'_>) -> Canary {
+fn canary(turn: &Turn<'_, '_>, node: NodeRef<'_>, stand: &Stand<'_>) -> Canary {
     let next = match stand {
         Stand::Refused(..) | Stand::Excluded(..) | Stand::MovedOn(_) => return Canary::Elsewhere,
         Stand::Ordered(_, State::RolledBack | State::Lost | State::Unexplained | State::SentBack) => {
@@ -198,7 +198,7 @@ fn canary(turn: &Turn<'_, '_>, node: &NodeView, stand: &Stand<'_>) -> Canary {
         return Canary::Elsewhere;
     }
     let behind = node.version.as_ref().is_none_or(|at| turn.version.cmp(at) == turn.direction());
-    match (turn.in_work.contains_key(node.name.as_str()), behind, node.readiness) {
+    match (turn.in_work.contains_key(&node.number), behind, node.readiness) {
         (true, ..) | (false, true, Readiness::Ready) => Canary::Pending,
         (false, true, Readiness::NotReady) => Canary::Dead,
         (false, false, _) => Canary::Done,
@@ -211,8 +211,9 @@ pub(super) fn group_turn(turn: &Turn<'_, '_>) -> Option<Wait> {
     if turn.order.rollback_is_wanted() {
         return None;
     }
-    let own = turn.campaign.group_of(turn.node);
-    let others = turn.in_work.values().copied().filter(|node| turn.campaign.group_of(node) != own);
+    let own = turn.campaign.group_of(&turn.node);
+    let others = turn.in_work.values().map(|node| node.view);
+    let others = others.filter(|node| turn.campaign.group_of(node) != own);
     let words = format!("of another {key}, which is in work");
     Turn::wait_for(UpgradeReason::WaitingForGroup, others, &words).or_else(|| {
         let mut earlier = turn.pace.movers.range(..own);
@@ -230,7 +231,7 @@ fn goes_before(turn: &Turn<'_, '_>, node: &NodeView, at: &OsVersion) -> bool {
     // A control-plane node that is a hop ahead waits for this one; the operator's own goes after all groups.
     let ahead = turn.node.version.as_ref().is_some_and(|running| at.cmp(running) == turn.direction());
     node.role == turn.node.role
-        && is_canary(node) == is_canary(turn.node)
+        && is_canary(node) == is_canary(&turn.node)
         && turn.version.cmp(at) == turn.direction()
         && !(node.role == Role::ControlPlane && ahead)
         && turn.survey.fleet.operator_node.as_deref() != Some(node.name.as_str())

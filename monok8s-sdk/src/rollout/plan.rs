@@ -31,7 +31,7 @@ pub fn plan(fleet: &Fleet, now: Timestamp) -> Plan {
 }
 
 /// What is done about the fleet, and what waits.
-pub(super) fn draft<'f>(survey: &Survey<'f>, stands: &Stands<'f>) -> Draft {
+pub(super) fn draft<'f>(survey: &Survey<'f>, stands: &Stands<'f>) -> Draft<'f> {
     let wanted = Wanted::new(survey, stands);
     let mut draft = Draft::default();
 

@@ -9,7 +9,7 @@ use super::drain;
 use super::fleet::NodeView;
 use super::govern::{Stand, Stands};
 use super::order::{GRANT_LIFETIME, OrderView, Soak, State, later};
-use super::survey::{Campaign, Survey};
+use super::survey::{Campaign, NodeRef, Survey};
 use super::sweep::Wanted;
 use crate::api::{ConditionType, ProgressPhase, Truth, find_condition};
 
@@ -31,7 +31,7 @@ pub(super) fn report<'f>(
     survey: &Survey<'f>,
     stands: &Stands<'f>,
     wanted: &Wanted<'_, 'f>,
-    draft: &mut Draft,
+    draft: &mut Draft<'f>,
 ) {
     for order in survey.orders.iter().copied().filter(|order| order.order().is_some()) {
         let mut findings: Vec<_> = granted(order, survey.now, draft).into_iter().collect();
@@ -39,9 +39,9 @@ pub(super) fn report<'f>(
         let wants = wants.and_then(|(campaign, member)| Some((campaign, member.node, member.ordered()?.1)));
         if let Some((campaign, node, state)) = wants {
             findings.extend(timed_out(order, state, survey.now));
-            findings.extend(degraded(state, node, order));
-            findings.extend(drain::finding(survey, campaign, node, (order, state), draft));
-            findings.extend(soaking(state, order, campaign, node, survey.now));
+            findings.extend(degraded(state, &node, order));
+            findings.extend(drain::finding(survey, campaign, node.view, (order, state), draft));
+            findings.extend(soaking(state, order, campaign, &node, survey.now));
             let deadline = order.deadline(state, &campaign.rollout, survey.now);
             if let Some(deadline) = deadline.filter(|deadline| *deadline > survey.now) {
                 draft.wake_at(deadline);
@@ -62,10 +62,10 @@ pub(super) fn report<'f>(
 
 /// Most nodes use their leave in a moment. Of one that does not it is told, and its time to commit is counted from
 /// then on.
-fn granted(order: OrderView<'_>, now: Timestamp, draft: &mut Draft) -> Option<Finding> {
+fn granted(order: OrderView<'_>, now: Timestamp, draft: &mut Draft<'_>) -> Option<Finding> {
     const A_MOMENT: SignedDuration = SignedDuration::from_secs(30);
     // One that is taken back in this plan can be used no more.
-    let may_commit = order.may_yet_commit() && draft.admitted.contains(order.uid());
+    let may_commit = order.may_yet_commit() && draft.admitted.contains(&order.number);
     let grant = order.boot().filter(|_| may_commit)?;
     // Or earlier, where a window closes before: then it is told of a little too soon.
     let granted = later(grant.not_after.0, -GRANT_LIFETIME);
@@ -127,15 +127,16 @@ fn drain_timed_out(order: OrderView<'_>) -> Option<String> {
 /// False while the Node object may merely be late: its transition time is when that began.
 fn degraded(state: &State<'_>, node: &NodeView, order: OrderView<'_>) -> Option<Finding> {
     let target = order.target()?;
-    let running = node.version.as_ref().map_or_else(|| "something unknown".to_owned(), ToString::to_string);
+    let running =
+        || node.version.as_ref().map_or_else(|| "something unknown".to_owned(), ToString::to_string);
     match state {
         State::Settling if order.is_contradicted(node) => {
             let message =
-                format!("the node says that {target} is done; its Node object still says {running}");
+                format!("the node says that {target} is done; its Node object still says {}", running());
             Some((ConditionType::Degraded, Truth::False, "Settling", message))
         }
         State::Unexplained => {
-            let message = format!("the node said that {target} is done, but runs {running}");
+            let message = format!("the node said that {target} is done, but runs {}", running());
             Some((ConditionType::Degraded, Truth::True, "UnexplainedRollback", message))
         }
         _ => None,
@@ -200,7 +201,7 @@ const LET_GO: &str = "LetGo";
 const NODE_GONE: &str = "NodeGone";
 const REASONS: [&str; 3] = [GOVERNED, LET_GO, NODE_GONE];
 
-fn governor<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, node: &NodeView) -> Option<&'f str> {
+fn governor<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, node: NodeRef<'_>) -> Option<&'f str> {
     match stands.stand_of(campaign, node)? {
         Stand::MovedOn(by) => *by,
         _ => None,

@@ -14,7 +14,7 @@ use super::windows::WindowState;
 use crate::api::{ImageRef, Mode, OSUpgradeProgressSpec, OrderSpec, SourceRef, UpgradeReason, progress_name};
 
 /// Creates the orders that are missing, and grants staging as far as the upgrades allow.
-pub(super) fn stage<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Draft) {
+pub(super) fn stage<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Draft<'f>) {
     for campaign in &survey.campaigns {
         let Some(run) = campaign.run.filter(|_| campaign.mode() == Mode::Apply) else { continue };
         if campaign.windows.is_err() {
@@ -36,7 +36,7 @@ pub(super) fn stage<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Dr
     }
 }
 
-fn wait_all(campaign: &Campaign<'_>, stands: &Stands<'_>, wait: &Wait, draft: &mut Draft) {
+fn wait_all<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, wait: &Wait, draft: &mut Draft<'f>) {
     for (node, stand) in stands.of(campaign) {
         if matches!(stand, Stand::Unordered(_) | Stand::Ordered(_, State::Unstaged(_))) {
             draft.waits(campaign, node, wait.clone());
@@ -49,7 +49,7 @@ fn create<'f>(
     campaign: &Campaign<'f>,
     run: i64,
     stands: &Stands<'f>,
-    draft: &mut Draft,
+    draft: &mut Draft<'f>,
 ) {
     for (node, stand) in stands.of(campaign) {
         match stand {
@@ -60,7 +60,7 @@ fn create<'f>(
                 draft.waits(campaign, node, Wait { reason: UpgradeReason::WaitingForUpgrade, message });
             }
             Stand::Unordered(hops) => {
-                draft.push(Action::CreateProgress(Box::new(new_progress(campaign, run, node, hops))));
+                draft.push(Action::CreateProgress(Box::new(new_progress(campaign, run, &node, hops))));
             }
             Stand::Finishing(other) => {
                 let message = format!("{} has the node in a reboot", other.name());
@@ -116,7 +116,7 @@ fn grant<'f>(
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     halt: Option<&Wait>,
-    draft: &mut Draft,
+    draft: &mut Draft<'f>,
 ) {
     let limit = campaign.rollout.max_parallel_staging(campaign.selected().len());
     let (mut free, mut unstaged) = (limit, Vec::new());
@@ -127,7 +127,7 @@ fn grant<'f>(
             _ => {}
         }
     }
-    unstaged.sort_by_cached_key(|(node, ..)| Place::of(node, campaign, survey));
+    unstaged.sort_by_cached_key(|(node, ..)| Place::of(node.view, campaign, survey));
     for (node, order, image) in unstaged {
         let retried = order.is_retried(campaign.view);
         let forbidden = forbidden(survey, campaign, image);

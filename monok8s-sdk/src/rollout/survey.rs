@@ -1,6 +1,7 @@
 //! The fleet, indexed: which order is whose, which nodes are unavailable, which upgrades are live.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -18,20 +19,33 @@ use crate::api::{
 use crate::digest::Sha256Digest;
 use crate::version::{Minor, OsVersion};
 
-/// A map by names or UIDs, of which a plan of a large fleet looks tens of thousands up.
-pub(super) type ByName<'f, V> = HashMap<&'f str, V, RandomState>;
-/// A set of names, for the same.
-pub(super) type Names<'f> = HashSet<&'f str, RandomState>;
+/// A Node of the fleet, and its number: they are numbered by name. What is known of a node is found by that, as a look
+/// by name would cost more than all that is decided about it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NodeRef<'f> {
+    pub(super) view: &'f NodeView,
+    pub(super) number: usize,
+}
+
+impl Deref for NodeRef<'_> {
+    type Target = NodeView;
+
+    fn deref(&self) -> &NodeView {
+        self.view
+    }
+}
 
 /// The fleet, indexed.
 pub(super) struct Survey<'f> {
     pub(super) fleet: &'f Fleet,
     pub(super) now: Timestamp,
-    /// All progress objects, by name.
+    /// All nodes, by name.
+    pub(super) nodes: Vec<NodeRef<'f>>,
+    /// All progress objects, numbered as they stand here: by their nodes, and those for nodes that are not there first.
     pub(super) orders: Vec<OrderView<'f>>,
-    /// Those for nodes that are there, by the name of the node: the first one, and others if there are any.
-    by_node: ByName<'f, (OrderView<'f>, Vec<OrderView<'f>>)>,
-    control_plane: Vec<&'f NodeView>,
+    /// Which of them are for each node.
+    by_node: Vec<Range<usize>>,
+    control_plane: Vec<NodeRef<'f>>,
     /// How many nodes are managed.
     pub(super) managed: usize,
     lowest_api_server: Option<Minor>,
@@ -44,8 +58,6 @@ pub(super) struct Survey<'f> {
     pub(super) reboot_takes: SignedDuration,
     /// How long a node takes to download and write an image: the median of those that did.
     pub(super) stage_takes: SignedDuration,
-    /// The names of nodes that are NotReady, cordoned or about to reboot.
-    unavailable: Names<'f>,
 }
 
 /// One upgrade, with what its spec selects.
@@ -59,9 +71,11 @@ pub(super) struct Campaign<'f> {
     /// The run that has to begin first, should the upgrade be carried out.
     pub(super) next_run: Option<NewRun>,
     /// The managed nodes that match, by name.
-    pub(super) selected: Result<Vec<&'f NodeView>, InvalidSelector>,
+    pub(super) selected: Result<Vec<NodeRef<'f>>, InvalidSelector>,
     /// The names of the workers that go first. The operator's own node is none of them: it goes last.
     pub(super) canaries: BTreeSet<&'f str>,
+    /// The groups of the nodes that match, by name; none if they take no turns.
+    groups: Vec<&'f str>,
     /// Whether a node may be staged now.
     pub(super) stage_window: WindowState,
     /// Whether a node may begin its turn, and reboot, now.
@@ -77,82 +91,60 @@ const STAGE_TAKES: SignedDuration = SignedDuration::from_mins(5);
 
 impl<'f> Survey<'f> {
     pub(super) fn new(fleet: &'f Fleet, now: Timestamp) -> Self {
-        let nodes: ByName<'_, _> =
-            fleet.nodes.iter().map(|node| (node.name.as_str(), node.as_ref())).collect();
-        let named = |progress: &OSUpgradeProgress| nodes.get(progress.spec.node_name.as_str()).copied();
-        let orders = fleet.progresses.iter();
-        let mut orders: Vec<_> = orders.map(|progress| OrderView::new(progress, named(progress))).collect();
-        orders.sort_by_key(|order| order.name());
-        let mut by_node = ByName::with_capacity_and_hasher(orders.len(), RandomState::default());
-        for (order, node) in orders.iter().filter_map(|order| Some((*order, order.node?))) {
-            by_node
-                .entry(node.name.as_str())
-                .and_modify(|(_, others): &mut (_, Vec<_>)| others.push(order))
-                .or_insert((order, Vec::new()));
-        }
+        let nodes = numbered(fleet);
         let live = fleet.upgrades.iter().filter(|view| view.upgrade.metadata.deletion_timestamp.is_none());
-        let mut campaigns: Vec<_> = live.map(|view| Campaign::new(view, fleet, now)).collect();
+        let mut campaigns: Vec<_> = live.map(|view| Campaign::new(view, fleet, &nodes, now)).collect();
         campaigns.sort_by(|a, b| a.age().cmp(&b.age()));
         campaigns.iter_mut().enumerate().for_each(|(index, campaign)| campaign.index = index);
-        let reboot_takes = median(orders.iter().filter_map(|order| order.reboot_took()), REBOOT_TAKES);
-        let stage_takes = median(orders.iter().filter_map(|order| order.stage_took()), STAGE_TAKES);
-        let unavailable = Names::default();
+        let orders = orders(fleet, &nodes, &campaigns);
         let control_plane: Vec<_> =
-            fleet.nodes.iter().map(Arc::as_ref).filter(|node| node.role == Role::ControlPlane).collect();
-        let mut survey = Self {
+            nodes.iter().copied().filter(|node| node.role == Role::ControlPlane).collect();
+        Self {
             fleet,
             now,
-            orders,
-            by_node,
+            by_node: by_node(&nodes, &orders),
             lowest_api_server: lowest_api_server(fleet, &control_plane),
             control_plane,
-            managed: fleet.nodes.iter().filter(|node| node.management == Management::Managed).count(),
-            failures: failures(fleet),
+            managed: nodes.iter().filter(|node| node.management == Management::Managed).count(),
+            failures: failures(&nodes),
             campaigns,
-            reboot_takes,
-            stage_takes,
-            unavailable,
-        };
-        survey.unavailable =
-            fleet.nodes.iter().filter(|node| survey.is_away(node)).map(|node| node.name.as_str()).collect();
-        survey
+            reboot_takes: median(orders.iter().filter_map(|order| order.reboot_took()), REBOOT_TAKES),
+            stage_takes: median(orders.iter().filter_map(|order| order.stage_took()), STAGE_TAKES),
+            nodes,
+            orders,
+        }
     }
 
-    fn is_away(&self, node: &NodeView) -> bool {
+    /// Whether a node is `NotReady`, cordoned or about to reboot.
+    pub(super) fn is_unavailable(&self, node: NodeRef<'_>) -> bool {
         node.readiness == Readiness::NotReady
             || node.scheduling == Scheduling::Cordoned
             || self.orders_of(node).any(|order| order.is_committed() || order.may_yet_commit())
     }
 
     /// Every progress object for this very node, hand-made ones included.
-    pub(super) fn orders_of(&self, node: &NodeView) -> impl Iterator<Item = OrderView<'f>> {
-        let known = self.by_node.get(node.name.as_str()).into_iter();
-        known.flat_map(|(first, others)| std::iter::once(first).chain(others)).copied()
+    pub(super) fn orders_of(&self, node: NodeRef<'_>) -> impl Iterator<Item = OrderView<'f>> {
+        let orders = self.by_node.get(node.number).and_then(|range| self.orders.get(range.clone()));
+        orders.unwrap_or_default().iter().copied()
     }
 
-    /// The live upgrade, its run and the node that an order is for, if it is for the run that is
-    /// under way.
+    /// The live upgrade that an order is for, if it is for the run that is under way.
     pub(super) fn campaign_of(&self, order: OrderView<'_>) -> Option<&Campaign<'f>> {
-        let (uid, run) = (order.upgrade_uid()?, order.order()?.run);
-        self.campaigns.iter().find(|campaign| campaign.view.uid() == uid && campaign.run == Some(run))
+        let campaign = self.campaigns.get(order.campaign?)?;
+        (campaign.run == Some(order.order()?.run)).then_some(campaign)
     }
 
     /// The order of the run under way for this very node.
-    pub(super) fn current_order(&self, campaign: &Campaign<'_>, node: &NodeView) -> Option<OrderView<'f>> {
+    pub(super) fn current_order(&self, campaign: &Campaign<'_>, node: NodeRef<'_>) -> Option<OrderView<'f>> {
         let run = campaign.run?;
         self.orders_of(node).find(|order| {
-            order.upgrade_uid() == Some(campaign.view.uid())
-                && order.order().is_some_and(|ordered| ordered.run == run)
+            order.campaign == Some(campaign.index) && order.order().is_some_and(|ordered| ordered.run == run)
         })
-    }
-
-    pub(super) fn is_unavailable(&self, node: &NodeView) -> bool {
-        self.unavailable.contains(node.name.as_str())
     }
 
     /// The nodes that run the control plane. One that was taken out by its annotation is still a
     /// vote in etcd, so it is here.
-    pub(super) fn control_plane(&self) -> impl Iterator<Item = &'f NodeView> {
+    pub(super) fn control_plane(&self) -> impl Iterator<Item = NodeRef<'f>> {
         self.control_plane.iter().copied()
     }
 
@@ -172,15 +164,16 @@ impl<'f> Survey<'f> {
 }
 
 impl<'f> Campaign<'f> {
-    fn new(view: &'f UpgradeView, fleet: &'f Fleet, now: Timestamp) -> Self {
+    fn new(view: &'f UpgradeView, fleet: &Fleet, nodes: &[NodeRef<'f>], now: Timestamp) -> Self {
         let next_run = view.target().and_then(|target| run::new_run(view, target, now));
         let run = match (view.target(), &next_run) {
             (Some(_), None) => run::current_run(view),
             _ => None,
         };
-        let selected = view.upgrade.selector().map(|selector| select(fleet, &selector));
+        let selected = view.upgrade.selector().map(|selector| select(nodes, &selector));
         let rollout = view.upgrade.spec.rollout();
         let canaries = canaries(fleet, &rollout, selected.as_deref().unwrap_or_default());
+        let groups = groups(&rollout, selected.as_deref().unwrap_or_default());
         let windows = Windows::new(&rollout.windows);
         let window =
             |scope| windows.as_ref().map_or(WindowState::Closed { opens: None }, |all| all.state(scope, now));
@@ -191,6 +184,7 @@ impl<'f> Campaign<'f> {
             next_run,
             selected,
             canaries,
+            groups,
             stage_window: window(WindowScope::Stage),
             reboot_window: window(WindowScope::Reboot),
             windows,
@@ -198,12 +192,12 @@ impl<'f> Campaign<'f> {
         }
     }
 
-    pub(super) fn selected(&self) -> &[&'f NodeView] {
+    pub(super) fn selected(&self) -> &[NodeRef<'f>] {
         self.selected.as_deref().unwrap_or_default()
     }
 
-    pub(super) fn selects(&self, node: &NodeView) -> bool {
-        self.selected().binary_search_by(|known| known.name.cmp(&node.name)).is_ok()
+    pub(super) fn selects(&self, node: NodeRef<'_>) -> bool {
+        self.selected().binary_search_by_key(&node.number, |known| known.number).is_ok()
     }
 
     pub(super) fn is_canary(&self, node: &NodeView) -> bool {
@@ -240,7 +234,12 @@ impl<'f> Campaign<'f> {
     /// The group of a node; one without the label is in the first.
     pub(super) fn group_of<'n>(&self, node: &'n NodeView) -> &'n str {
         let key = self.rollout.group_by.as_ref();
-        key.and_then(|key| node.labels.get(key)).map(String::as_str).unwrap_or_default()
+        key.map(|key| group(key, node)).unwrap_or_default()
+    }
+
+    /// The number of that group, by name.
+    pub(super) fn group_number(&self, node: &NodeView) -> usize {
+        self.groups.partition_point(|group| *group < self.group_of(node))
     }
 
     /// When something opens or closes next.
@@ -288,16 +287,46 @@ impl<'f> Campaign<'f> {
     }
 }
 
-fn lowest_api_server(fleet: &Fleet, control_plane: &[&NodeView]) -> Option<Minor> {
+fn numbered(fleet: &Fleet) -> Vec<NodeRef<'_>> {
+    let mut views: Vec<&NodeView> = fleet.nodes.iter().map(Arc::as_ref).collect();
+    views.sort_by_key(|view| view.name.as_str());
+    views.into_iter().enumerate().map(|(number, view)| NodeRef { view, number }).collect()
+}
+
+fn orders<'f>(fleet: &'f Fleet, nodes: &[NodeRef<'f>], campaigns: &[Campaign<'f>]) -> Vec<OrderView<'f>> {
+    let names: HashMap<&str, NodeRef<'f>, RandomState> =
+        nodes.iter().map(|node| (node.view.name.as_str(), *node)).collect();
+    let named = |progress: &OSUpgradeProgress| names.get(progress.spec.node_name.as_str()).copied();
+    let orders = fleet.progresses.iter();
+    let mut orders: Vec<_> =
+        orders.map(|progress| OrderView::new(progress, named(progress), campaigns)).collect();
+    orders.sort_by_key(|order| order.node.map(|node| node.number));
+    orders.iter_mut().enumerate().for_each(|(number, order)| order.number = number);
+    orders
+}
+
+fn by_node(nodes: &[NodeRef<'_>], orders: &[OrderView<'_>]) -> Vec<Range<usize>> {
+    let number = |order: &OrderView<'_>| order.node.map(|node| node.number);
+    let mut by_node = vec![0..0; nodes.len()];
+    for orders in orders.chunk_by(|a, b| number(a) == number(b)) {
+        let [first, ..] = orders else { continue };
+        if let Some(range) = number(first).and_then(|node| by_node.get_mut(node)) {
+            *range = first.number..first.number + orders.len();
+        }
+    }
+    by_node
+}
+
+fn lowest_api_server(fleet: &Fleet, control_plane: &[NodeRef<'_>]) -> Option<Minor> {
     let live = control_plane.iter().filter(|node| node.readiness == Readiness::Ready);
     let lowest = live.filter_map(|node| node.version.as_ref()).min();
     lowest.or(fleet.api_server.as_ref()).map(OsVersion::minor)
 }
 
 /// Of several failures of an artifact on one node the last one counts.
-fn failures(fleet: &Fleet) -> BTreeMap<&Sha256Digest, Vec<(&str, Timestamp)>> {
+fn failures<'f>(nodes: &[NodeRef<'f>]) -> BTreeMap<&'f Sha256Digest, Vec<(&'f str, Timestamp)>> {
     let mut failures: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for node in fleet.nodes.iter().filter(|node| node.management == Management::Managed) {
+    for node in nodes.iter().map(|node| node.view).filter(|node| node.management == Management::Managed) {
         let NodeReport::Present(report) = &node.report else { continue };
         let mut last: BTreeMap<_, Timestamp> = BTreeMap::new();
         for failed in &report.failed_images {
@@ -321,19 +350,26 @@ fn median(taken: impl Iterator<Item = SignedDuration>, otherwise: SignedDuration
     taken.get(taken.len() / 2).copied().unwrap_or(otherwise)
 }
 
-fn canaries<'f>(fleet: &Fleet, rollout: &RolloutSpec, selected: &[&'f NodeView]) -> BTreeSet<&'f str> {
+fn canaries<'f>(fleet: &Fleet, rollout: &RolloutSpec, selected: &[NodeRef<'f>]) -> BTreeSet<&'f str> {
     let selector = rollout.canary.as_ref().and_then(|canary| canary.node_selector.parse().ok());
     let Some(selector) = selector else { return BTreeSet::new() };
     let workers = selected.iter().filter(|node| {
         node.role == Role::Worker && fleet.operator_node.as_deref() != Some(node.name.as_str())
     });
-    workers.filter(|node| selector.matches(&node.labels)).map(|node| node.name.as_str()).collect()
+    workers.filter(|node| selector.matches(&node.labels)).map(|node| node.view.name.as_str()).collect()
 }
 
-fn select<'f>(fleet: &'f Fleet, selector: &Selector) -> Vec<&'f NodeView> {
-    let managed = fleet.nodes.iter().filter(|node| node.management == Management::Managed);
-    let mut selected: Vec<_> =
-        managed.filter(|node| selector.matches(&node.labels)).map(Arc::as_ref).collect();
-    selected.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    selected
+fn group<'n>(key: &str, node: &'n NodeView) -> &'n str {
+    node.labels.get(key).map(String::as_str).unwrap_or_default()
+}
+
+fn groups<'f>(rollout: &RolloutSpec, selected: &[NodeRef<'f>]) -> Vec<&'f str> {
+    let Some(key) = &rollout.group_by else { return Vec::new() };
+    let groups: BTreeSet<&str> = selected.iter().map(|node| group(key, node.view)).collect();
+    groups.into_iter().collect()
+}
+
+fn select<'f>(nodes: &[NodeRef<'f>], selector: &Selector) -> Vec<NodeRef<'f>> {
+    let managed = nodes.iter().filter(|node| node.management == Management::Managed);
+    managed.filter(|node| selector.matches(&node.labels)).copied().collect()
 }

@@ -6,12 +6,12 @@ use super::fleet::{Management, NodeReport};
 use super::govern::{Member, Stand, Stands};
 use super::order::{OrderView, State};
 use super::run;
-use super::survey::{ByName, Campaign, Survey};
+use super::survey::{Campaign, Survey};
 use crate::api::KEPT_RUNS;
 
-/// What an upgrade still wants of the orders of its run under way, by the order's UID.
+/// What an upgrade still wants of the orders of its run under way, by the order's number.
 pub(super) struct Wanted<'a, 'f> {
-    by_uid: ByName<'f, (&'a Campaign<'f>, &'a Member<'f>)>,
+    by_order: Vec<Option<(&'a Campaign<'f>, &'a Member<'f>)>>,
 }
 
 impl<'a, 'f> Wanted<'a, 'f> {
@@ -20,45 +20,51 @@ impl<'a, 'f> Wanted<'a, 'f> {
             .campaigns
             .iter()
             .flat_map(|campaign| stands.governed(campaign).map(move |member| (campaign, member)));
-        let wanted = governed.filter_map(|(campaign, member)| match member.stand {
-            Stand::Ordered(_, State::LetGo) => None,
-            Stand::Ordered(..) | Stand::UpToDate => Some((member.order?.uid(), (campaign, member))),
-            _ => None,
-        });
-        Self { by_uid: wanted.collect() }
+        let mut by_order = vec![None; survey.orders.len()];
+        for (campaign, member) in governed {
+            let order = match member.stand {
+                Stand::Ordered(_, State::LetGo) => None,
+                Stand::Ordered(..) | Stand::UpToDate => member.order,
+                _ => None,
+            };
+            if let Some(wanted) = order.and_then(|order| by_order.get_mut(order.number)) {
+                *wanted = Some((campaign, member));
+            }
+        }
+        Self { by_order }
     }
 
     /// The upgrade that wants it, and the node of which it does.
     pub(super) fn get(&self, order: OrderView<'_>) -> Option<(&'a Campaign<'f>, &'a Member<'f>)> {
-        self.by_uid.get(order.uid()).copied()
+        self.by_order.get(order.number).copied().flatten()
     }
 
     fn contains(&self, order: OrderView<'_>) -> bool {
-        self.by_uid.contains_key(order.uid())
+        self.get(order).is_some()
     }
 }
 
 /// Takes back the grants that nobody stands behind any more.
-pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut Draft) {
+pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut Draft<'_>) {
     for order in
         survey.orders.iter().copied().filter(|order| order.order().is_some() && !order.is_committed())
     {
         if !wanted.contains(order) && order.has_grants_in_use() {
             draft.push(Action::Supersede { progress: order.object() });
-        } else if order.has_leave_in_use() && !draft.admitted.contains(order.uid()) {
+        } else if order.has_leave_in_use() && !draft.admitted.contains(&order.number) {
             draft.push(Action::WithdrawBoot { progress: order.object() });
         }
     }
 }
 
 /// Takes off the cordons of ours that nothing needs any more, wherever they are.
-pub(super) fn uncordon(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut Draft) {
-    for node in &survey.fleet.nodes {
+pub(super) fn uncordon(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut Draft<'_>) {
+    for node in survey.nodes.iter().copied() {
         let Some(uid) = node.cordoned_for.as_deref() else { continue };
         let needed = survey.orders_of(node).find(|order| order.uid() == uid).is_some_and(|order| {
             order.has_leave_in_use()
                 || order.is_committed()
-                || draft.admitted.contains(uid)
+                || draft.admitted.contains(&order.number)
                 || wanted.get(order).is_some_and(|(_, member)| is_settling(member))
         });
         if !needed {
@@ -75,7 +81,7 @@ fn is_settling(member: &Member<'_>) -> bool {
 /// Deletes what belongs to runs that are no longer remembered. What a node may still act on stays,
 /// as long as its Node is there: one that was deleted and made again has another UID, and obeys no
 /// order of the one before.
-pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft) {
+pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft<'_>) {
     let kept_runs = i64::try_from(KEPT_RUNS).unwrap_or(i64::MAX);
     for campaign in &survey.campaigns {
         let Some(current) = run::current_run(campaign.view) else { continue };
@@ -84,7 +90,7 @@ pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft) {
             !may_act || order.node.is_none()
         };
         let forgotten = survey.orders.iter().filter(|order| {
-            order.upgrade_uid() == Some(campaign.view.uid())
+            order.campaign == Some(campaign.index)
                 && order.order().is_some_and(|ordered| ordered.run <= current - kept_runs)
                 && is_over(**order)
         });
@@ -95,8 +101,8 @@ pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft) {
 }
 
 /// Every managed node has an `OSNode`.
-pub(super) fn create_os_nodes(survey: &Survey<'_>, draft: &mut Draft) {
-    let managed = survey.fleet.nodes.iter().filter(|node| node.management == Management::Managed);
+pub(super) fn create_os_nodes(survey: &Survey<'_>, draft: &mut Draft<'_>) {
+    let managed = survey.nodes.iter().filter(|node| node.management == Management::Managed);
     for node in managed.filter(|node| node.report == NodeReport::Missing) {
         draft.push(Action::CreateOsNode { node: node.object() });
     }
