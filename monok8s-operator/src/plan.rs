@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt as _};
 use monok8s_sdk::api::{IntOrPercent, OSUpgrade};
 use monok8s_sdk::causes::chain;
-use monok8s_sdk::rollout::{Fleet, Management, NodeView, Plan, UpgradeView, plan};
+use monok8s_sdk::rollout::{Fleet, Management, NodeView, Plan, PlanMemory, UpgradeView, plan_with};
 use monok8s_sdk::version::OsVersion;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
@@ -156,7 +156,7 @@ impl Planner {
         memory.api_server.refresh(&self.client).await;
         let fleet = self.resolve(&observed, memory);
         let (began, cpu) = (Instant::now(), cpu_time());
-        let plan = plan(&fleet, now);
+        let plan = plan_with(&mut memory.plan, &fleet, now);
         self.metrics.planned(began.elapsed(), cpu_time().saturating_sub(cpu));
 
         let words = apply::first_words(&fleet.progresses, &fleet.nodes, now);
@@ -256,6 +256,7 @@ fn is_over(acted: &Result<(), ApplyError>) -> bool {
 /// What one pass tells the next one. Nothing of it decides anything.
 #[derive(Default)]
 struct Memory {
+    plan: PlanMemory,
     node_edges: NodeEdges,
     unreadable: BTreeSet<String>,
     api_server: ApiServer,

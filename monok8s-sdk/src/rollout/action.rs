@@ -11,7 +11,7 @@ use crate::api::{BootGrant, OSUpgradeProgressSpec};
 use crate::version::OsVersion;
 
 /// What to do now, what to report, and when to look again without being told.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// The writes, in order. Stopping after any of them is safe; so is doing one twice.
     pub actions: Vec<Action>,

@@ -13,11 +13,12 @@ use super::gates::Turn;
 use super::govern::{Stand, Stands};
 use super::halt::Failures;
 use super::health;
+use super::index::NodeRef;
 use super::line::Place;
 use super::order::{GRANT_LIFETIME, OrderView, State, later};
 use super::outlook::Wait;
 use super::pace::Pace;
-use super::survey::{Campaign, NodeRef, Survey};
+use super::survey::{Campaign, Survey};
 use super::windows::WindowState;
 use crate::api::{BootGrant, RolloutSpec, UpgradeReason};
 use crate::version::OsVersion;
@@ -39,7 +40,7 @@ struct Terms<'a, 'f> {
 impl Candidate<'_, '_> {
     /// Whether it has its turn already, by our own cordon or grant.
     fn has_turn(&self) -> bool {
-        self.order.boot().is_some() || self.is_cordoned_for_it()
+        self.order.has_boot() || self.is_cordoned_for_it()
     }
 
     fn is_cordoned_for_it(&self) -> bool {
@@ -140,12 +141,12 @@ impl<'a, 'f> Round<'a, 'f> {
 /// cordon. One that did not come back in time is nobody's work any more.
 fn in_work<'f>(survey: &Survey<'f>) -> BTreeMap<usize, NodeRef<'f>> {
     let (mut committed, mut lost) = (BTreeMap::new(), BTreeSet::new());
-    for order in survey.orders.iter().filter(|order| order.is_committed()) {
-        let Some(node) = order.node else { continue };
-        let rollout = survey.campaign_of(*order).map(|campaign| &campaign.rollout);
+    for order in survey.orders().filter(|order| order.is_committed()) {
+        let Some(node) = survey.node_of(order) else { continue };
+        let rollout = survey.campaign_of(order).map(|campaign| &campaign.rollout);
         let state = match rollout {
-            Some(rollout) => order.state(&node, rollout, survey.now),
-            None => order.state(&node, &RolloutSpec::default(), survey.now),
+            Some(rollout) => order.state(node, rollout, survey.now),
+            None => order.state(node, &RolloutSpec::default(), survey.now),
         };
         if state == State::Lost {
             lost.insert(node.number);
@@ -153,9 +154,9 @@ fn in_work<'f>(survey: &Survey<'f>) -> BTreeMap<usize, NodeRef<'f>> {
             committed.insert(node.number, node);
         }
     }
-    let nodes = survey.nodes.iter();
+    let nodes = survey.nodes();
     let cordoned = nodes.filter(|node| node.cordoned_for.is_some() && !lost.contains(&node.number));
-    committed.extend(cordoned.map(|node| (node.number, *node)));
+    committed.extend(cordoned.map(|node| (node.number, node)));
     committed
 }
 
@@ -177,8 +178,8 @@ fn candidates<'a, 'f>(
     }
     // The longer a turn has gone on, the later it is given up.
     candidates.sort_by_cached_key(|candidate| {
-        let granted = candidate.order.boot().is_none();
-        (granted, !candidate.has_turn(), Place::of(candidate.node.view, candidate.campaign, survey))
+        let granted = !candidate.order.has_boot();
+        (granted, !candidate.has_turn(), Place::of(candidate.node, candidate.campaign, survey))
     });
     candidates
 }
@@ -188,7 +189,7 @@ fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Dra
     let Candidate { node, order, version, .. } = candidate;
     let cordoned = node.scheduling == Scheduling::Cordoned;
     let closes = match candidate.campaign.reboot_window {
-        WindowState::Open { closes } if !order.rollback_is_wanted() => closes,
+        WindowState::Open { closes } if !order.rollback_is_wanted => closes,
         _ => None,
     };
     let in_time = |grant: &BootGrant| {
@@ -216,7 +217,7 @@ fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Dra
                 draft.waits(candidate.campaign, *node, wait);
             }
             // One that ran out is no reason to leave things as they are.
-            if order.boot().is_some() {
+            if order.has_boot() {
                 draft.push(Action::WithdrawBoot { progress: order.object() });
             }
         }

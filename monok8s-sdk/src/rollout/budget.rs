@@ -2,9 +2,10 @@
 
 use super::fleet::{Management, Readiness, Scheduling};
 use super::gates::Turn;
+use super::index::NodeRef;
 use super::order::OrderView;
 use super::outlook::Wait;
-use super::survey::{NodeRef, Survey};
+use super::survey::Survey;
 use crate::api::{Rounding, UpgradeReason};
 
 /// The nodes that are away, or will be by what was decided so far, counted for each limit that they count against.
@@ -22,8 +23,8 @@ impl<'a, 'f> Away<'a, 'f> {
     /// The nodes that are away as the fleet was found.
     pub(super) fn of(survey: &'a Survey<'f>) -> Self {
         let selected = vec![0; survey.campaigns.len()];
-        let mut away = Self { survey, away: vec![false; survey.nodes.len()], managed: 0, selected };
-        let nodes = survey.nodes.iter().copied().filter(|node| survey.is_unavailable(*node));
+        let mut away = Self { survey, away: vec![false; survey.nodes().len()], managed: 0, selected };
+        let nodes = survey.nodes().filter(|node| survey.is_unavailable(*node));
         nodes.for_each(|node| away.insert(node));
         away
     }
@@ -77,7 +78,7 @@ pub(super) fn budget(turn: &Turn<'_, '_>) -> Option<Wait> {
         return Some(spent(turn, selected.iter().copied(), limit, "maxUnavailable"));
     }
     let managed = || {
-        let nodes = turn.survey.nodes.iter().copied();
+        let nodes = turn.survey.nodes();
         nodes.filter(|node| node.management == Management::Managed)
     };
     let limit = turn.survey.fleet.max_unavailable.as_ref()?;
@@ -93,7 +94,7 @@ fn spent<'n>(
     name: &str,
 ) -> Wait {
     let away = counted.filter(|node| turn.away.contains(*node)).take(10);
-    let away: Vec<String> = away.map(|node| format!("{} ({})", node.name, why(turn, node))).collect();
+    let away: Vec<String> = away.map(|node| format!("{} ({})", node.name(), why(turn, node))).collect();
     let message = format!("{name} is {limit}, and unavailable are {}", away.join(", "));
     Wait { reason: UpgradeReason::WaitingForBudget, message }
 }

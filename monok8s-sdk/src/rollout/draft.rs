@@ -6,8 +6,9 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 
 use super::action::Action;
+use super::index::NodeRef;
 use super::outlook::{Wait, Waits};
-use super::survey::{Campaign, NodeRef};
+use super::survey::Campaign;
 
 /// A plan in the making.
 #[derive(Default)]
@@ -49,7 +50,7 @@ impl<'f> Draft<'f> {
     pub(super) fn take_waits(&mut self, campaign: &Campaign<'_>) -> Waits {
         let mut waits = self.waits.remove(&campaign.index).unwrap_or_default();
         waits.sort_by_key(|(node, _)| node.number);
-        waits.into_iter().map(|(node, wait)| (node.name.clone(), wait)).collect()
+        waits.into_iter().map(|(node, wait)| (node.name().to_owned(), wait)).collect()
     }
 
     /// Something may change at this time without anyone telling.

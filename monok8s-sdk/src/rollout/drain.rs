@@ -12,11 +12,12 @@ use super::draft::Draft;
 use super::fleet::{NodeView, Readiness, Scheduling, Taints};
 use super::halt::names;
 use super::health;
+use super::index::NodeRef;
 use super::order::{OrderView, State, later};
 use super::outlook::Wait;
 use super::pods::{Fate, PodView};
 use super::report::Finding;
-use super::survey::{Campaign, NodeRef, Survey};
+use super::survey::{Campaign, Survey};
 use crate::api::{
     ConditionType, DrainOnTimeout, DrainPolicy, DrainSpec, RolloutSpec, Truth, UpgradeReason, find_condition,
 };
@@ -171,7 +172,7 @@ fn was_forced(order: OrderView<'_>) -> bool {
 
 /// The condition `Drained` of the order.
 fn said(order: OrderView<'_>) -> Option<&Condition> {
-    find_condition(order.progress.conditions(), &ConditionType::Drained)
+    find_condition(order.conditions(), &ConditionType::Drained)
 }
 
 /// Whether the order says that the node was drained.
@@ -196,7 +197,7 @@ pub(super) fn go_on<'f>(
     if !super::gates::stands(super::gates::DRAIN) {
         return true;
     }
-    let left = match Drain::of(survey, campaign, &node, order) {
+    let left = match Drain::of(survey, campaign, node.view(), order) {
         // Nothing is written of a node that nothing had to leave.
         Drain::Empty(Force::Unused) if said(order).is_none() => return true,
         Drain::Unneeded(_) | Drain::Empty(_) => return is_drained(order),
@@ -338,7 +339,7 @@ pub fn drain_obstacles(pods: &[PodView], spec: &DrainSpec) -> Vec<String> {
 pub(super) fn finding<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
-    node: &'f NodeView,
+    node: NodeRef<'f>,
     (order, state): (OrderView<'f>, &State<'f>),
     draft: &Draft<'_>,
 ) -> Option<Finding> {
@@ -350,8 +351,8 @@ pub(super) fn finding<'f>(
     };
     match state {
         State::Committed | State::Settling => kept(order),
-        State::Staged(_) if order.boot().is_some() => kept(order),
-        State::Staged(_) if in_turn => match Drain::of(survey, campaign, node, order) {
+        State::Staged(_) if order.has_boot() => kept(order),
+        State::Staged(_) if in_turn => match Drain::of(survey, campaign, node.view(), order) {
             Drain::Unneeded(why) => says(Truth::True, "Unneeded", &format!("it was not drained: {why}")),
             Drain::Unseen(None) => kept(order),
             Drain::Unseen(why) => says(Truth::False, DRAIN_BLOCKED, &unseen(why).message),

@@ -133,6 +133,8 @@ pub struct NodeView {
     pub version: Option<OsVersion>,
     /// Who said what it runs.
     pub version_source: VersionSource,
+    /// The version in its other slot, if it can be sent back to that.
+    pub goes_back_to: Option<OsVersion>,
     /// The boot ID as its kubelet reported it.
     pub boot_id: Option<String>,
     /// The architecture, as Kubernetes names it.
@@ -233,6 +235,16 @@ impl UpgradeView {
     }
 }
 
+impl VersionSource {
+    /// Whether a node of which this source says that it runs `running` does not run `version`.
+    pub(super) fn contradicts(self, running: &OsVersion, version: &OsVersion) -> bool {
+        match self {
+            Self::Agent => running != version,
+            Self::Kubelet => *running != version.kubernetes(),
+        }
+    }
+}
+
 impl NodeView {
     /// Reduces a Node and its `OSNode` to what a rollout depends on.
     #[must_use]
@@ -271,6 +283,7 @@ impl NodeView {
             cordoned_for: annotations.and_then(|all| all.get(ANNOTATION_CORDON)).cloned(),
             version: info.and_then(|info| OsVersion::of_kubelet(&info.kubelet_version)),
             version_source: VersionSource::Kubelet,
+            goes_back_to: None,
             boot_id: said(|info| &info.boot_id),
             arch: said(|info| &info.architecture),
             report: NodeReport::Missing,
@@ -284,6 +297,8 @@ impl NodeView {
     pub fn reported(mut self, os_node: &OSNode) -> Self {
         self.report = report_of(os_node, &self.uid);
         let NodeReport::Present(status) = &self.report else { return self };
+        let other = status.other_slot.as_ref().filter(|other| other.return_state == ReturnState::KnownGood);
+        self.goes_back_to = other.and_then(|other| other.version.as_ref()?.parse().ok());
         let is_of_this_boot = status.boot_id.is_some() && status.boot_id == self.boot_id;
         let booted = status.booted_version.as_ref().filter(|_| is_of_this_boot);
         if let Some(version) = booted.and_then(|text| text.parse().ok()) {
@@ -304,17 +319,7 @@ impl NodeView {
     /// Whether the node is known to run something else than `version`.
     #[must_use]
     pub fn contradicts(&self, version: &OsVersion) -> bool {
-        self.version.as_ref().is_some_and(|running| match self.version_source {
-            VersionSource::Agent => running != version,
-            VersionSource::Kubelet => *running != version.kubernetes(),
-        })
-    }
-
-    /// The version in the other slot, if the node can be sent back to it.
-    pub(super) fn version_to_go_back_to(&self) -> Option<OsVersion> {
-        let NodeReport::Present(status) = &self.report else { return None };
-        let other = status.other_slot.as_ref()?;
-        (other.return_state == ReturnState::KnownGood).then(|| other.version.as_ref()?.parse().ok())?
+        self.version.as_ref().is_some_and(|running| self.version_source.contradicts(running, version))
     }
 
     /// The node as the object of a write.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::fleet::{NodeView, Role};
+use super::fleet::Role;
 use super::govern::{Stand, Stands};
+use super::index::NodeRef;
 use super::line::{Place, TurnInLine};
 use super::order::{Soak, State, later};
 use super::outlook::{Wait, Waits};
@@ -18,7 +19,7 @@ use crate::api::{NodeCounts, Rounding, UpgradeReason, WindowScope};
 
 /// What a node has before it.
 struct Work<'f> {
-    node: &'f NodeView,
+    node: NodeRef<'f>,
     place: Place,
     /// How much longer until what it is about to boot is in its other slot.
     until_staged: SignedDuration,
@@ -35,7 +36,7 @@ pub(super) fn forecast<'f, 'w>(
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     waits: impl Iterator<Item = &'w Wait>,
-) -> Vec<(&'f NodeView, Timestamp)> {
+) -> Vec<(NodeRef<'f>, Timestamp)> {
     match &campaign.windows {
         Ok(windows) => within(windows, survey, campaign, stands, waits),
         Err(_) => Vec::new(),
@@ -56,15 +57,15 @@ pub(super) fn end<'f>(
         use UpgradeReason::{Draining, Soaking, WaitingForWindow};
         matches!(wait.reason, Draining | Soaking | WaitingForWindow)
     };
-    let mut moving = stands.of(campaign).filter(|(node, stand)| stand.moves(node) || is_back(node, stand));
+    let mut moving = stands.of(campaign).filter(|(node, stand)| stand.moves(*node) || is_back(*node, stand));
     // Nothing is granted while the catalog cannot be read, and nothing is staged while no window is open for it.
     let is_closed = matches!(campaign.stage_window, WindowState::Closed { .. });
     let has_to_stage =
         |stand: &Stand<'_>| matches!(stand, Stand::Unordered(_) | Stand::Ordered(_, State::Unstaged(_)));
     let held_up = campaign.view.catalog_error.is_some()
         || is_closed && stands.of(campaign).any(|(_, stand)| has_to_stage(stand));
-    let may_go_on = |node: &NodeView| waits.get(&node.name).is_none_or(|wait| goes_on(wait));
-    if campaign.run.is_none() || held_up || !moving.any(|(node, _)| may_go_on(&node)) {
+    let may_go_on = |node: NodeRef<'_>| waits.get(node.name()).is_none_or(|wait| goes_on(wait));
+    if campaign.run.is_none() || held_up || !moving.any(|(node, _)| may_go_on(node)) {
         return None;
     }
     let ends = forecast(survey, campaign, stands, waits.values().map(Arc::as_ref));
@@ -83,7 +84,7 @@ pub(super) fn duration<'f>(
     latest(&ends).map(|end| end.duration_since(survey.now))
 }
 
-fn latest(ends: &[(&NodeView, Timestamp)]) -> Option<Timestamp> {
+fn latest(ends: &[(NodeRef<'_>, Timestamp)]) -> Option<Timestamp> {
     ends.iter().map(|(_, end)| *end).max()
 }
 
@@ -93,9 +94,9 @@ fn within<'f, 'w>(
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     mut waits: impl Iterator<Item = &'w Wait>,
-) -> Vec<(&'f NodeView, Timestamp)> {
+) -> Vec<(NodeRef<'f>, Timestamp)> {
     let mut line: Vec<_> =
-        stands.of(campaign).filter_map(|(node, stand)| work(survey, campaign, node.view, stand)).collect();
+        stands.of(campaign).filter_map(|(node, stand)| work(survey, campaign, node, stand)).collect();
     line.sort_by_key(|work| (work.comes_back.is_none(), work.place));
     if waits.any(|wait| has_no_time(&wait.reason)) {
         line.retain(|work| work.comes_back.is_some());
@@ -172,12 +173,12 @@ impl Precedence {
 fn work<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
-    node: &'f NodeView,
+    node: NodeRef<'f>,
     stand: &Stand<'f>,
 ) -> Option<Work<'f>> {
     let hops = |order: super::order::OrderView<'_>| {
-        let running = node.version.as_ref()?;
-        let hops = &order.order()?.hops;
+        let running = node.version()?;
+        let hops = order.hops();
         let next = order.next_hop(running)?;
         hops.iter().position(|hop| hop.version == next.version).map(|at| hops.len() - at)
     };
@@ -206,15 +207,15 @@ fn work<'f>(
 }
 
 /// Whether a node is done but for the cordon, which comes off next.
-fn is_back(node: &NodeView, stand: &Stand<'_>) -> bool {
+fn is_back(node: NodeRef<'_>, stand: &Stand<'_>) -> bool {
     node.cordoned_for.is_some() && matches!(stand, Stand::UpToDate | Stand::Ordered(_, State::Done))
 }
 
 /// When the nodes that soak will have.
 fn soaked(survey: &Survey<'_>, campaign: &Campaign<'_>, stands: &Stands<'_>) -> Timestamp {
     let ends = stands.members(campaign).iter().filter_map(|member| {
-        let Soak::Since(since) = member.order?.soak(campaign, &member.node, survey.now) else { return None };
-        Some(later(since, campaign.soaks(&member.node)))
+        let Soak::Since(since) = member.order?.soak(campaign, member.node, survey.now) else { return None };
+        Some(later(since, campaign.soaks(member.node)))
     });
     ends.fold(survey.now, Ord::max)
 }
@@ -316,6 +317,7 @@ mod tests {
     use crate::api::{Canary, IntOrPercent, NodeSelector, RolloutSpec, Window as Spec, WindowKind};
     use crate::rollout::Fleet;
     use crate::rollout::fixtures::{node, upgrade};
+    use crate::rollout::index::Index;
 
     #[test]
     fn turns_come_one_after_the_other_however_many_may_be_away() {
@@ -332,7 +334,8 @@ mod tests {
                 operator_node: Some("operator".to_owned()),
                 ..Fleet::default()
             };
-            let survey = Survey::new(&fleet, "2026-11-24T12:00:00Z".parse().unwrap());
+            let index = Index::new(&fleet);
+            let survey = Survey::new(&fleet, &index, "2026-11-24T12:00:00Z".parse().unwrap());
             let stands = Stands::new(&survey);
             duration(&survey, &survey.campaigns[0], &stands).unwrap().as_mins()
         };
@@ -352,13 +355,17 @@ mod tests {
     #[test]
     fn a_node_on_its_way_back_holds_up_only_the_turns_after_its_own() {
         let at = |minutes| Some(Timestamp::UNIX_EPOCH + SignedDuration::from_mins(minutes));
-        let fleet = Fleet { upgrades: vec![upgrade("up").view()], ..Fleet::default() };
-        let survey = Survey::new(&fleet, Timestamp::UNIX_EPOCH);
-        let views = [node("a"), node("b"), node("s").control_plane(), node("t").control_plane()];
-        let views = views.map(|node| node.view());
-        let [first, second, server, other_server] = views.each_ref().map(|node| Work {
-            node,
-            place: Place::of(node, &survey.campaigns[0], &survey),
+        let nodes = [node("a"), node("b"), node("s").control_plane(), node("t").control_plane()];
+        let fleet = Fleet {
+            nodes: nodes.map(|node| Arc::new(node.view())).into(),
+            upgrades: vec![upgrade("up").view()],
+            ..Fleet::default()
+        };
+        let index = Index::new(&fleet);
+        let survey = Survey::new(&fleet, &index, Timestamp::UNIX_EPOCH);
+        let [first, second, server, other_server] = ["a", "b", "s", "t"].map(|name| Work {
+            node: index.node_named(name).unwrap(),
+            place: Place::of(index.node_named(name).unwrap(), &survey.campaigns[0], &survey),
             until_staged: SignedDuration::ZERO,
             reboots: 0,
             comes_back: None,

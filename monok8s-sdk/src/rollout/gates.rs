@@ -5,14 +5,15 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::budget::{self, Away};
-use super::fleet::{Management, NodeView, Readiness, Role};
+use super::fleet::{Management, Readiness, Role};
 use super::govern::Stands;
 use super::halt::{forbidden, names};
 use super::health;
+use super::index::NodeRef;
 use super::order::OrderView;
 use super::outlook::Wait;
 use super::pace::{self, Pace};
-use super::survey::{Campaign, NodeRef, Survey};
+use super::survey::{Campaign, Survey};
 use crate::api::UpgradeReason;
 use crate::version::OsVersion;
 
@@ -73,27 +74,29 @@ impl<'f> Turn<'_, 'f> {
 
     /// Where the hop leads from what the node runs.
     pub(super) fn direction(&self) -> Ordering {
-        self.node.version.as_ref().map_or(Ordering::Greater, |running| self.version.cmp(running))
+        self.node.version().map_or(Ordering::Greater, |running| self.version.cmp(running))
     }
 
     /// The other nodes of a role in this upgrade that will still move, and what they run.
-    fn movers(&self, role: Role) -> impl Iterator<Item = (&'f NodeView, &'f OsVersion)> {
+    fn movers(&self, role: Role) -> impl Iterator<Item = (NodeRef<'f>, &'f OsVersion)> {
         // Of the control plane there are few, and every worker asks for it.
         let few = (role == Role::ControlPlane).then(|| self.survey.control_plane());
         let many = (role != Role::ControlPlane).then(|| self.stands.of(self.campaign));
         let few = few.into_iter().flatten();
         let few = few.filter_map(|node| Some((node, self.stands.stand_of(self.campaign, node)?)));
         few.chain(many.into_iter().flatten())
-            .filter(move |(node, stand)| node.uid != self.node.uid && node.role == role && stand.moves(node))
-            .filter_map(|(node, _)| Some((node.view, node.view.version.as_ref()?)))
+            .filter(move |(node, stand)| {
+                node.number != self.node.number && node.role == role && stand.moves(*node)
+            })
+            .filter_map(|(node, _)| Some((node, node.version()?)))
     }
 
     pub(super) fn wait_for<'n>(
         reason: UpgradeReason,
-        nodes: impl Iterator<Item = &'n NodeView>,
+        nodes: impl Iterator<Item = NodeRef<'n>>,
         words: &str,
     ) -> Option<Wait> {
-        let all: BTreeSet<&str> = nodes.map(|node| node.name.as_str()).collect();
+        let all: BTreeSet<&str> = nodes.map(|node| node.name()).collect();
         let all: Vec<_> = all.into_iter().collect();
         (!all.is_empty()).then(|| Wait { reason, message: format!("waits for {} {words}", names(&all)) })
     }
@@ -107,12 +110,12 @@ fn paused(turn: &Turn<'_, '_>) -> Option<Wait> {
 /// A halt stops everything but what a person asked for on the node itself.
 fn halted(turn: &Turn<'_, '_>) -> Option<Wait> {
     turn.halt
-        .filter(|_| !turn.order.is_retried(turn.campaign.view) && !turn.order.rollback_is_wanted())
+        .filter(|_| !turn.order.is_retried(turn.campaign.view) && !turn.order.rollback_is_wanted)
         .cloned()
 }
 
 fn image_forbidden(turn: &Turn<'_, '_>) -> Option<Wait> {
-    let image = turn.order.order()?.hops.iter().find(|hop| hop.version == *turn.version)?;
+    let image = turn.order.hops().iter().find(|hop| hop.version == *turn.version)?;
     let wait = forbidden(turn.survey, turn.campaign, image)?;
     let asked_for =
         wait.reason == UpgradeReason::VersionQuarantined && turn.order.is_retried(turn.campaign.view);
@@ -130,8 +133,8 @@ fn other_reboot(turn: &Turn<'_, '_>) -> Option<Wait> {
 /// Every control-plane node finishes a hop before one starts the next, and no two of them ever run
 /// API servers more than one minor release apart.
 fn control_plane_in_step(turn: &Turn<'_, '_>) -> Option<Wait> {
-    let running = turn.node.version.as_ref()?;
-    if turn.node.role != Role::ControlPlane || turn.order.rollback_is_wanted() {
+    let running = turn.node.version()?;
+    if turn.node.role != Role::ControlPlane || turn.order.rollback_is_wanted {
         return None;
     }
     let direction = turn.direction();
@@ -146,25 +149,24 @@ fn control_plane_in_step(turn: &Turn<'_, '_>) -> Option<Wait> {
     waits.or_else(|| {
         let there = turn.version.minor();
         let apart = turn.survey.control_plane().filter(|other| {
-            let minor = other.version.as_ref().map(OsVersion::minor);
-            other.uid != turn.node.uid
+            let minor = other.version().map(OsVersion::minor);
+            other.number != turn.node.number
                 && other.management != Management::Excluded
                 && minor
                     .is_some_and(|minor| minor.major != there.major || minor.minor.abs_diff(there.minor) > 1)
         });
-        let apart = apart.map(|other| other.view);
         Turn::wait_for(UpgradeReason::ControlPlaneSkew, apart, "to come within one minor release of the hop")
     })
 }
 
 /// The control plane before the workers on the way up, after them on the way down.
 fn control_plane_first(turn: &Turn<'_, '_>) -> Option<Wait> {
-    if turn.order.rollback_is_wanted() {
+    if turn.order.rollback_is_wanted {
         return None;
     }
-    let within = turn.node.version.as_ref().map(OsVersion::minor) == Some(turn.version.minor());
+    let within = turn.node.version().map(OsVersion::minor) == Some(turn.version.minor());
     let (direction, first) = match (turn.node.role, turn.direction()) {
-        (Role::Worker, Ordering::Greater) if within && turn.campaign.is_canary(&turn.node) => {
+        (Role::Worker, Ordering::Greater) if within && turn.campaign.is_canary(turn.node) => {
             return None;
         }
         (Role::Worker, Ordering::Greater) => (Ordering::Greater, Role::ControlPlane),
@@ -183,8 +185,8 @@ fn control_plane_first(turn: &Turn<'_, '_>) -> Option<Wait> {
 fn api_server_skew(turn: &Turn<'_, '_>) -> Option<Wait> {
     let there = turn.version.minor();
     if turn.node.role == Role::ControlPlane {
-        let newer = turn.survey.nodes.iter().map(|node| node.view).filter(|other| {
-            let minor = other.version.as_ref().map(OsVersion::minor);
+        let newer = turn.survey.nodes().filter(|other| {
+            let minor = other.version().map(OsVersion::minor);
             other.role == Role::Worker
                 && other.management != Management::Excluded
                 && turn.direction() == Ordering::Less
@@ -196,7 +198,7 @@ fn api_server_skew(turn: &Turn<'_, '_>) -> Option<Wait> {
             "whose kubelet would be newer than this API server",
         );
     }
-    let here = turn.node.version.as_ref().map(OsVersion::minor);
+    let here = turn.node.version().map(OsVersion::minor);
     let lowest = turn.survey.lowest_api_server();
     if Some(there) <= here || lowest.is_some_and(|lowest| there <= lowest) {
         return None;
@@ -210,14 +212,13 @@ fn api_server_skew(turn: &Turn<'_, '_>) -> Option<Wait> {
 
 /// The operator's own node goes last in its role, so that its work is interrupted once.
 fn operator_last(turn: &Turn<'_, '_>) -> Option<Wait> {
-    if turn.survey.fleet.operator_node.as_deref() != Some(&turn.node.name) || turn.order.rollback_is_wanted()
-    {
+    if !turn.survey.is_the_operators(turn.node) || turn.order.rollback_is_wanted {
         return None;
     }
     let direction = turn.direction();
     let behind = turn.movers(turn.node.role).filter(|(other, at)| {
         // A control-plane node that is a hop ahead waits for this one.
-        let ahead = turn.node.version.as_ref().is_some_and(|running| at.cmp(&running) == direction);
+        let ahead = turn.node.version().is_some_and(|running| at.cmp(&running) == direction);
         turn.version.cmp(at) == direction && !(other.role == Role::ControlPlane && ahead)
     });
     Turn::wait_for(
@@ -233,7 +234,7 @@ fn one_control_plane_node(turn: &Turn<'_, '_>) -> Option<Wait> {
         return None;
     }
     let away = turn.survey.control_plane().filter(|other| {
-        other.uid != turn.node.uid
+        other.number != turn.node.number
             && match other.management {
                 // What a person took out may be cordoned for years, but a vote in etcd is a vote.
                 Management::Excluded => other.readiness == Readiness::NotReady,
@@ -242,7 +243,7 @@ fn one_control_plane_node(turn: &Turn<'_, '_>) -> Option<Wait> {
     });
     Turn::wait_for(
         UpgradeReason::WaitingForControlPlane,
-        away.map(|other| other.view),
+        away,
         "to be available: the control plane goes one node at a time",
     )
 }

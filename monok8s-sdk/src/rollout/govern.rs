@@ -2,10 +2,11 @@
 
 use std::rc::Rc;
 
-use super::fleet::{NodeView, Readiness};
+use super::fleet::Readiness;
+use super::index::NodeRef;
 use super::order::{OrderView, State};
 use super::route::{Routes, Way};
-use super::survey::{Campaign, NodeRef, Survey};
+use super::survey::{Campaign, Survey};
 use crate::api::{
     ConditionType, DowngradePolicy, ImageRef, Mode, ProgressPhase, UpgradePhase, UpgradeReason,
 };
@@ -112,7 +113,7 @@ fn find<'m, 'f>(members: &'m [Member<'f>], node: NodeRef<'_>) -> Option<&'m Memb
 impl Stand<'_> {
     /// Whether the node will get further by itself, so that others may wait for it. A dead node
     /// and one that waits for a person hold up nobody.
-    pub(super) fn moves(&self, node: &NodeView) -> bool {
+    pub(super) fn moves(&self, node: NodeRef<'_>) -> bool {
         match self {
             Self::Ordered(_, State::Committed) => true,
             Self::Unordered(_) | Self::Finishing(_) => node.readiness == Readiness::Ready,
@@ -141,8 +142,8 @@ fn claims<'f>(survey: &Survey<'f>, campaign: &Campaign<'f>) -> Vec<Claim<'f>> {
         Claim {
             node,
             order,
-            way: routes.as_mut().map(|routes| routes.way(node.view)),
-            moved_on: was_moved_on(campaign, &node, order),
+            way: routes.as_mut().map(|routes| routes.way(node)),
+            moved_on: was_moved_on(campaign, node, order),
         }
     };
     campaign.selected().iter().copied().map(claim).collect()
@@ -152,7 +153,7 @@ fn claims<'f>(survey: &Survey<'f>, campaign: &Campaign<'f>) -> Vec<Claim<'f>> {
 /// downgrades overrides all that were accepted before it; of the rest the highest version, and of
 /// several with that the one accepted first. By the number of the node: the index of the campaign.
 fn governors<'f>(survey: &Survey<'f>, claims: &[Vec<Claim<'f>>]) -> Vec<Option<usize>> {
-    let mut governors = vec![None; survey.nodes.len()];
+    let mut governors = vec![None; survey.nodes().len()];
     let target = |campaign: &Campaign<'f>| campaign.view.target().map(|target| &target.resolved.version);
     // In the order of acceptance.
     for (campaign, claims) in survey.campaigns.iter().zip(claims) {
@@ -186,7 +187,7 @@ fn stand<'f>(
             return (Stand::MovedOn(Some(governor.view.name())), None);
         }
     }
-    let current = order.map(|order| (order, order.state(&node, &campaign.rollout, survey.now)));
+    let current = order.map(|order| (order, order.state(node, &campaign.rollout, survey.now)));
     let stand = match (current, way) {
         (Some((_, state)), Way::Arrived) if !outweighs(&state) => return (Stand::UpToDate, Some(state)),
         (Some((order, state)), _) => Stand::Ordered(order, state),
@@ -219,10 +220,10 @@ fn outweighs(state: &State<'_>) -> bool {
 
 /// Whether something else moved a node on after this run had done with it. A run is not carried
 /// out twice, so the upgrade leaves such a node alone.
-fn was_moved_on(campaign: &Campaign<'_>, node: &NodeView, order: Option<OrderView<'_>>) -> bool {
+fn was_moved_on(campaign: &Campaign<'_>, node: NodeRef<'_>, order: Option<OrderView<'_>>) -> bool {
     let Some((target, _)) = campaign.view.target().zip(campaign.run) else { return false };
     let target = &target.resolved.version;
-    let Some(running) = node.version.as_ref().filter(|_| !node.runs(target)) else { return false };
+    let Some(running) = node.version().filter(|_| !node.runs(target)) else { return false };
     if order.is_some_and(OrderView::is_committed) {
         return false;
     }
@@ -231,8 +232,8 @@ fn was_moved_on(campaign: &Campaign<'_>, node: &NodeView, order: Option<OrderVie
         return true;
     }
     match order {
-        Some(order) if order.progress.phase() == ProgressPhase::Completed => {
-            newer && !order.rollback_is_wanted() || order.says(&ConditionType::Superseded)
+        Some(order) if order.phase == ProgressPhase::Completed => {
+            newer && !order.rollback_is_wanted || order.says(&ConditionType::Superseded)
         }
         Some(_) => false,
         None => was_there_when_completed(campaign, node),
@@ -240,8 +241,8 @@ fn was_moved_on(campaign: &Campaign<'_>, node: &NodeView, order: Option<OrderVie
 }
 
 /// A node that is older than a run which is complete was on the target then, or has an order.
-fn was_there_when_completed(campaign: &Campaign<'_>, node: &NodeView) -> bool {
+fn was_there_when_completed(campaign: &Campaign<'_>, node: NodeRef<'_>) -> bool {
     let phase = campaign.view.upgrade.status.as_ref().and_then(|status| status.phase.as_ref());
-    let older = node.created.zip(campaign.run_started_at()).is_some_and(|(node, run)| node <= run);
+    let older = node.view().created.zip(campaign.run_started_at()).is_some_and(|(node, run)| node <= run);
     phase == Some(&UpgradePhase::Completed) && older
 }

@@ -23,7 +23,7 @@ impl<'f> Failures<'f> {
                 Stand::Ordered(_, state) => wanted(state),
                 _ => false,
             });
-            failed.map(|(node, _)| node.view.name.as_str()).collect()
+            failed.map(|(node, _)| node.name()).collect()
         };
         let selected = campaign.selected().len();
         Self {

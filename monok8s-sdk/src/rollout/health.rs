@@ -27,7 +27,7 @@ pub(super) fn gate(turn: &Turn<'_, '_>) -> Option<Wait> {
 
 /// Why a node may not reboot now. A person who sends it back is not asked to wait for a healthy cluster.
 pub(super) fn wait(campaign: &Campaign<'_>, order: OrderView<'_>) -> Option<Wait> {
-    if order.rollback_is_wanted() {
+    if order.rollback_is_wanted {
         return None;
     }
     let seen = &campaign.view.health;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::fleet::{Evaluation, Fleet, NodeView, Readiness};
 use super::forecast::forecast;
 use super::govern::{Member, Stand, Stands};
+use super::index::Index;
 use super::judge::judge;
 use super::order::{OrderView, State};
 use super::outlook::{Outlook, Wait};
@@ -76,7 +77,8 @@ impl std::fmt::Display for Assessment {
 /// Where all upgrades and their nodes stand, by the UID of the upgrade. Pure, as [`super::plan`] is.
 #[must_use]
 pub fn inspect(fleet: &Fleet, now: Timestamp) -> BTreeMap<String, Inspection> {
-    let survey = Survey::new(fleet, now);
+    let index = Index::new(fleet);
+    let survey = Survey::new(fleet, &index, now);
     let stands = Stands::new(&survey);
     let mut draft = draft(&survey, &stands);
     let inspections = survey.campaigns.iter().map(|campaign| {
@@ -85,25 +87,25 @@ pub fn inspect(fleet: &Fleet, now: Timestamp) -> BTreeMap<String, Inspection> {
             .members(campaign)
             .iter()
             .filter_map(|Member { node, order, .. }| {
-                let wait = outlook.waits.get(&node.name)?;
-                Some((node.name.as_str(), told(wait, *order)))
+                let wait = outlook.waits.get(node.name())?;
+                Some((node.name(), told(wait, *order)))
             })
             .collect();
         let ends = forecast(&survey, campaign, &stands, waits.values());
         let ends: BTreeMap<&str, Timestamp> =
-            ends.into_iter().map(|(node, end)| (node.name.as_str(), end)).collect();
+            ends.into_iter().map(|(node, end)| (node.name(), end)).collect();
         let standing = |Member { node, order, stand, .. }: &Member<'_>| {
-            let wait = waits.get(node.name.as_str());
-            let (assessment, reason, message) = assess(campaign, node, stand, wait);
+            let wait = waits.get(node.name());
+            let (assessment, reason, message) = assess(campaign, node.view(), stand, wait);
             Standing {
-                node: node.name.clone(),
-                version: node.version.clone(),
+                node: node.name().to_owned(),
+                version: node.version().cloned(),
                 progress: order.map(|order| order.name().to_owned()),
-                hops: hops(node, stand),
+                hops: hops(node.view(), stand),
                 assessment,
                 reason,
                 message,
-                ends: ends.get(node.name.as_str()).copied(),
+                ends: ends.get(node.name()).copied(),
             }
         };
         let nodes = stands.members(campaign).iter().map(standing).collect();
@@ -119,7 +121,7 @@ fn hops(node: &NodeView, stand: &Stand<'_>) -> Vec<OsVersion> {
         Stand::Unordered(hops) => versions(hops),
         Stand::Ordered(order, State::Unstaged(_) | State::Staging(_) | State::Staged(_)) => {
             let ahead = || {
-                let hops = &order.order()?.hops;
+                let hops = order.hops();
                 let next = order.next_hop(node.version.as_ref()?)?;
                 hops.get(hops.iter().position(|hop| hop.version == next.version)?..)
             };
@@ -133,7 +135,7 @@ fn hops(node: &NodeView, stand: &Stand<'_>) -> Vec<OsVersion> {
 fn told(wait: &Wait, order: Option<OrderView<'_>>) -> Wait {
     let drains = matches!(wait.reason, UpgradeReason::Draining | UpgradeReason::DrainBlocked);
     let drained = order.filter(|_| drains).and_then(|order| {
-        find_condition(order.progress.conditions(), &ConditionType::Drained)
+        find_condition(order.conditions(), &ConditionType::Drained)
             .filter(|drained| drained.status == "False")
     });
     match drained {
@@ -225,12 +227,12 @@ fn ordered(
     match state {
         State::Blind => waits("waits until it says what it runs"),
         State::Unstaged(_) => waits("may stage next"),
-        State::Staging(version) => progressing(match order.progress.phase() {
+        State::Staging(version) => progressing(match order.phase {
             ProgressPhase::Downloading => format!("downloads {version}"),
             ProgressPhase::Verifying => format!("reads {version} back"),
             _ => format!("is about to download {version}"),
         }),
-        State::Staged(version) if order.boot().is_some() => {
+        State::Staged(version) if order.has_boot() => {
             progressing(format!("has leave to reboot into {version}"))
         }
         State::Staged(version) if wait.is_none() && node.cordoned_for.as_deref() == Some(order.uid()) => {
@@ -238,7 +240,7 @@ fn ordered(
         }
         State::Staged(version) => waits(&format!("has {version} in its other slot, and is next")),
         State::Committed => {
-            let confirming = order.progress.phase() == ProgressPhase::Confirming;
+            let confirming = order.phase == ProgressPhase::Confirming;
             progressing(if confirming { "is on trial".to_owned() } else { "reboots".to_owned() })
         }
         State::Settling => progressing("is back, and its Node object is yet to say so".to_owned()),
@@ -254,7 +256,7 @@ fn ordered(
             ),
         ),
         State::Unexplained => degraded(
-            find_condition(order.progress.conditions(), &ConditionType::Degraded)
+            find_condition(order.conditions(), &ConditionType::Degraded)
                 .map_or("is not what it says".to_owned(), |seen| seen.message.clone()),
         ),
         State::SentBack => {
@@ -269,7 +271,7 @@ fn why(order: OrderView<'_>, otherwise: &str) -> String {
     if let Some(timed_out) = order.gave_up() {
         return timed_out.message.clone();
     }
-    let status = order.progress.status.as_ref();
+    let status = order.progress().status.as_ref();
     let said = |word: Option<&String>| word.filter(|word| !word.is_empty()).cloned();
     let reason = said(status.and_then(|status| status.failure_reason.as_ref()));
     let message = said(status.and_then(|status| status.message.as_ref()));

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::fleet::{Evaluation, Management, NodeView, Scheduling, Target};
+use super::fleet::{Evaluation, Management, Scheduling, Target};
 use super::forecast;
 use super::govern::{Stand, Stands};
 use super::halt::{Failures, names};
 use super::health;
+use super::index::NodeRef;
 use super::order::{OrderView, State};
 use super::outlook::{Outlook, Wait, Waits};
 use super::refusals::{Unable, common_reason, explain, unable};
@@ -135,13 +136,13 @@ fn counts(campaign: &Campaign<'_>, stands: &Stands<'_>) -> NodeCounts {
             | Stand::Unordered(_)
             | Stand::Ordered(_, State::Blind | State::Unstaged(_) | State::LetGo) => &mut counts.pending,
             Stand::Ordered(_, State::Staging(_)) => &mut counts.staging,
-            Stand::Ordered(order, State::Staged(_)) if has_turn(*order, &node) => &mut counts.draining,
+            Stand::Ordered(order, State::Staged(_)) if has_turn(*order, node) => &mut counts.draining,
             Stand::Ordered(_, State::Staged(_)) => &mut counts.staged,
             Stand::Ordered(_, State::Committed | State::Settling) => &mut counts.rebooting,
             Stand::Ordered(_, state) => {
                 debug_assert!(is_failure(state));
                 if counts.failed_names.len() < 10 {
-                    counts.failed_names.push(node.name.clone());
+                    counts.failed_names.push(node.name().to_owned());
                 }
                 &mut counts.failed
             }
@@ -151,9 +152,9 @@ fn counts(campaign: &Campaign<'_>, stands: &Stands<'_>) -> NodeCounts {
     counts
 }
 
-fn has_turn(order: OrderView<'_>, node: &NodeView) -> bool {
+fn has_turn(order: OrderView<'_>, node: NodeRef<'_>) -> bool {
     let cordoned = node.scheduling == Scheduling::Cordoned;
-    order.boot().is_some() || (cordoned && node.cordoned_for.as_deref() == Some(order.uid()))
+    order.has_boot() || (cordoned && node.cordoned_for.as_deref() == Some(order.uid()))
 }
 
 fn is_failure(state: &State<'_>) -> bool {
@@ -405,9 +406,9 @@ fn planned<'f>(
 ) -> Verdict {
     let moves = stands.of(campaign).filter_map(|(node, stand)| match stand {
         Stand::Unordered(hops) => {
-            let from = node.version.as_ref().map(ToString::to_string).unwrap_or_default();
+            let from = node.version().map(ToString::to_string).unwrap_or_default();
             let hops: Vec<String> = hops.iter().map(|hop| hop.version.to_string()).collect();
-            Some(format!("{} ({from} to {})", node.name, hops.join(", then ")))
+            Some(format!("{} ({from} to {})", node.name(), hops.join(", then ")))
         }
         _ => None,
     });

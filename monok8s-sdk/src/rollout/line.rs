@@ -1,6 +1,7 @@
 //! The order in which nodes take their turns.
 
-use super::fleet::{NodeView, Readiness, Role};
+use super::fleet::{Readiness, Role};
+use super::index::NodeRef;
 use super::survey::{Campaign, Survey};
 
 /// A node's place in the line: the smallest goes first, and of several with the same the one whose name comes first,
@@ -24,9 +25,9 @@ impl Place {
     /// The control plane goes first on the way up and last on the way down, the operator's own
     /// node last within its role, and nodes that may never answer after those that will. Canaries come
     /// before the other workers, and groups by their names.
-    pub(super) fn of(node: &NodeView, campaign: &Campaign<'_>, survey: &Survey<'_>) -> Self {
+    pub(super) fn of(node: NodeRef<'_>, campaign: &Campaign<'_>, survey: &Survey<'_>) -> Self {
         let target = campaign.view.target().map(|target| &target.resolved.version);
-        let up = node.version.as_ref() <= target;
+        let up = node.version() <= target;
         let role = match (node.role, up) {
             (Role::ControlPlane, true) | (Role::Worker, false) => 0,
             (Role::Worker, true) | (Role::ControlPlane, false) => 1,
@@ -34,7 +35,7 @@ impl Place {
         let turn = TurnInLine {
             role,
             later: !campaign.is_canary(node),
-            operator: survey.fleet.operator_node.as_deref() == Some(&node.name),
+            operator: survey.is_the_operators(node),
             group: campaign.group_number(node),
         };
         Self { turn, dead: node.readiness == Readiness::NotReady }

@@ -26,6 +26,7 @@ mod gates;
 mod govern;
 mod halt;
 mod health;
+mod index;
 mod inspect;
 mod judge;
 mod line;
@@ -54,7 +55,7 @@ pub use fleet::{
 pub use health::Health;
 pub use inspect::{Assessment, Inspection, Standing, inspect};
 pub use outlook::{NewRun, Outlook, Wait, Waits};
-pub use plan::plan;
+pub use plan::{PlanMemory, plan, plan_with};
 pub use pods::{PodController, PodData, PodRun, PodView};
 pub use run::{frozen_target, run_digest};
 pub use windows::{WindowError, WindowState, Windows};

@@ -1,17 +1,19 @@
 //! One progress object, and where the node stands in it.
 
 use std::cmp::Ordering;
+use std::ops::Deref;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::action::ObjectRef;
 use super::drain;
-use super::fleet::{NodeView, Readiness, UpgradeView};
-use super::survey::{Campaign, NodeRef};
+use super::fleet::{Readiness, UpgradeView};
+use super::index::{NodeRef, OrderEntry, phase_began};
+use super::survey::Campaign;
 use crate::api::{
-    BootGrant, ConditionType, ImageRef, OSUpgradeProgress, OSUpgradeProgressStatus, OrderSpec, ProgressPhase,
-    RolloutSpec, condition_is_true, find_condition,
+    BootGrant, ConditionType, ImageRef, OSUpgradeProgressStatus, OrderSpec, ProgressPhase, RolloutSpec,
+    condition_is_true, find_condition,
 };
 use crate::version::OsVersion;
 
@@ -26,14 +28,14 @@ const SETTLING_TIME: SignedDuration = SignedDuration::from_secs(30);
 
 /// A progress object as read.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct OrderView<'f> {
-    pub(super) progress: &'f OSUpgradeProgress,
-    /// Its number among all orders.
-    pub(super) number: usize,
-    /// The Node that it is for, if that is there: not an earlier one of its name.
-    pub(super) node: Option<NodeRef<'f>>,
-    /// Which of the live upgrades owns it.
-    pub(super) campaign: Option<usize>,
+pub(super) struct OrderView<'f>(pub(super) &'f OrderEntry);
+
+impl Deref for OrderView<'_> {
+    type Target = OrderEntry;
+
+    fn deref(&self) -> &OrderEntry {
+        self.0
+    }
 }
 
 /// Where a node stands in an order that is meant for it.
@@ -44,9 +46,9 @@ pub(super) enum State<'f> {
     /// It may not be staged yet.
     Unstaged(&'f ImageRef),
     /// It has leave to stage, and has not done so.
-    Staging(OsVersion),
+    Staging(&'f OsVersion),
     /// The version is in the other slot, and may be booted with leave.
-    Staged(OsVersion),
+    Staged(&'f OsVersion),
     /// It has committed to a reboot, or says something only a newer release understands.
     Committed,
     /// It says that it is done; its Node object does not say so yet.
@@ -79,56 +81,46 @@ pub(super) enum Soak {
 }
 
 impl<'f> OrderView<'f> {
-    pub(super) fn new(
-        progress: &'f OSUpgradeProgress,
-        named: Option<NodeRef<'f>>,
-        campaigns: &[Campaign<'f>],
-    ) -> Self {
-        let order = progress.spec.order.as_ref();
-        let node = named.filter(|node| order.is_none_or(|order| order.node_uid == node.uid));
-        let owners = progress.metadata.owner_references.iter().flatten();
-        let mut owners = owners.filter(|owner| owner.kind == "OSUpgrade");
-        let owner = owners.next().map(|owner| owner.uid.as_str());
-        let campaign = owner.and_then(|uid| campaigns.iter().position(|campaign| campaign.view.uid() == uid));
-        Self { progress, number: 0, node, campaign }
-    }
-
     pub(super) fn uid(self) -> &'f str {
-        self.progress.metadata.uid.as_deref().unwrap_or_default()
+        self.progress().metadata.uid.as_deref().unwrap_or_default()
     }
 
     pub(super) fn name(self) -> &'f str {
-        self.progress.metadata.name.as_deref().unwrap_or_default()
+        self.progress().metadata.name.as_deref().unwrap_or_default()
     }
 
     pub(super) fn object(self) -> ObjectRef {
         ObjectRef {
             name: self.name().to_owned(),
             uid: self.uid().to_owned(),
-            resource_version: self.progress.metadata.resource_version.clone().unwrap_or_default(),
+            resource_version: self.progress().metadata.resource_version.clone().unwrap_or_default(),
         }
     }
 
     /// The order; `None` for a hand-made object.
     pub(super) fn order(self) -> Option<&'f OrderSpec> {
-        self.progress.spec.order.as_ref()
-    }
-
-    fn status(self) -> Option<&'f OSUpgradeProgressStatus> {
-        self.progress.status.as_ref()
+        self.progress().spec.order.as_ref()
     }
 
     pub(super) fn boot(self) -> Option<&'f BootGrant> {
-        self.order()?.boot.as_ref()
+        if self.has_boot() { self.order()?.boot.as_ref() } else { None }
+    }
+
+    pub(super) fn conditions(self) -> &'f [Condition] {
+        if self.has_conditions() { self.progress().conditions() } else { &[] }
+    }
+
+    fn status(self) -> Option<&'f OSUpgradeProgressStatus> {
+        self.progress().status.as_ref()
     }
 
     pub(super) fn has_grants(self) -> bool {
-        self.order().is_some_and(|order| order.stage.is_some() || order.boot.is_some())
+        self.stage().is_some() || self.has_boot()
     }
 
     /// Whether the node says that it is done.
     pub(super) fn is_done(self) -> bool {
-        self.progress.phase() == ProgressPhase::Completed
+        self.phase == ProgressPhase::Completed
     }
 
     /// Whether an agent could still act on a grant.
@@ -139,19 +131,18 @@ impl<'f> OrderView<'f> {
     /// Whether an agent could still act on leave to reboot. On an order that is done it is a memory, as no agent takes it
     /// twice; where a person asks for another attempt it is taken back all the same.
     pub(super) fn has_leave_in_use(self) -> bool {
-        let is_asked = self.rollback_is_wanted() || self.retry_is_pending();
-        self.boot().is_some() && (!self.is_done() || is_asked)
+        let is_asked = self.rollback_is_wanted || self.retry_is_pending;
+        self.has_boot() && (!self.is_done() || is_asked)
     }
 
     pub(super) fn says(self, condition: &ConditionType) -> bool {
-        condition_is_true(self.progress.conditions(), condition)
+        condition_is_true(self.conditions(), condition)
     }
 
     /// Whether the node may be past the point where a grant can be taken back. A phase of a newer
     /// release counts: to treat a running reboot as a download would uncordon it.
     pub(super) fn is_committed(self) -> bool {
-        let phase = self.progress.phase();
-        phase.is_committed() || matches!(phase, ProgressPhase::Unknown(_))
+        self.phase.is_committed() || matches!(self.phase, ProgressPhase::Unknown(_))
     }
 
     /// Whether there is a grant that could still be used.
@@ -162,38 +153,29 @@ impl<'f> OrderView<'f> {
     /// Whether a person asks for another attempt on this very node, or got one. The nonce of the
     /// upgrade, which a new order may carry, is meant for the run and not for the node.
     pub(super) fn is_retried(self, upgrade: &UpgradeView) -> bool {
-        let failed = matches!(self.progress.phase(), ProgressPhase::Failed | ProgressPhase::RolledBack);
-        let nonce = self.progress.retry_nonce();
-        let asked = !nonce.is_empty() && nonce != upgrade.upgrade.spec.retry_nonce();
-        asked && (!failed || self.retry_is_pending())
+        let failed = matches!(self.phase, ProgressPhase::Failed | ProgressPhase::RolledBack);
+        let asked =
+            self.has_retry_nonce && self.progress().retry_nonce() != upgrade.upgrade.spec.retry_nonce();
+        asked && (!failed || self.retry_is_pending)
     }
 
-    fn retry_is_pending(self) -> bool {
-        let observed = self.status().and_then(|status| status.observed_retry_nonce.as_deref());
-        let nonce = self.progress.retry_nonce();
-        !nonce.is_empty() && nonce != observed.unwrap_or_default()
+    /// Where the last hop leads.
+    pub(super) fn target(self) -> Option<&'f OsVersion> {
+        self.hops().last().map(|hop| &hop.version)
     }
 
-    fn rollback_nonce(self) -> &'f str {
-        self.progress.spec.rollback_nonce.as_deref().unwrap_or_default()
-    }
-
-    /// Whether a person asks for the other slot, and the node has not answered for good.
-    pub(super) fn rollback_is_wanted(self) -> bool {
-        let observed = self.status().and_then(|status| status.observed_rollback_nonce.as_deref());
-        let nonce = self.rollback_nonce();
-        !nonce.is_empty() && (nonce != observed.unwrap_or_default() || !self.progress.phase().is_final())
+    fn phase_began(self, phase: &ProgressPhase) -> Option<Timestamp> {
+        phase_began(self.progress(), phase)
     }
 
     /// The hop to take from `running`: the first one that lies ahead, as the agent counts too.
     pub(super) fn next_hop(self, running: &OsVersion) -> Option<&'f ImageRef> {
-        let hops = &self.order()?.hops;
-        let direction = hops.last()?.version.cmp(running);
-        hops.iter().find(|hop| direction != Ordering::Equal && hop.version.cmp(running) == direction)
-    }
-
-    pub(super) fn target(self) -> Option<&'f OsVersion> {
-        self.order()?.hops.last().map(|hop| &hop.version)
+        let direction = self.target()?.cmp(running);
+        match self.hops() {
+            _ if direction == Ordering::Equal => None,
+            [only] => Some(only),
+            hops => hops.iter().find(|hop| hop.version.cmp(running) == direction),
+        }
     }
 
     /// When the node committed, as far as its clock can be trusted: inside the grant.
@@ -208,18 +190,13 @@ impl<'f> OrderView<'f> {
         }
     }
 
-    fn phase_began(self, phase: &ProgressPhase) -> Option<Timestamp> {
-        let timeline = &self.status()?.timeline;
-        timeline.iter().rev().find(|entry| entry.phase == *phase).map(|entry| entry.since.0)
-    }
-
     /// Whether the node soaks, once it is back: since the operator saw it, which its condition remembers.
-    pub(super) fn soak(self, campaign: &Campaign<'_>, node: &NodeView, now: Timestamp) -> Soak {
+    pub(super) fn soak(self, campaign: &Campaign<'_>, node: NodeRef<'_>, now: Timestamp) -> Soak {
         let lasts = campaign.soaks(node);
         if lasts.is_zero() || !self.is_done() {
             return Soak::Never;
         }
-        let seen = find_condition(self.progress.conditions(), &ConditionType::Soaking);
+        let seen = find_condition(self.conditions(), &ConditionType::Soaking);
         match seen.filter(|seen| seen.last_transition_time.0 <= now) {
             Some(seen) if seen.status == "True" => {
                 let since = seen.last_transition_time.0;
@@ -240,28 +217,7 @@ impl<'f> OrderView<'f> {
 
     /// Whether it is said of the node that it soaks, or has soaked.
     pub(super) fn soaks_already(self) -> bool {
-        find_condition(self.progress.conditions(), &ConditionType::Soaking).is_some()
-    }
-
-    /// How long the node took from its commit until it was done, if it is; by its own clock, of which
-    /// only what is possible is believed.
-    pub(super) fn reboot_took(self) -> Option<SignedDuration> {
-        const LONGEST: SignedDuration = SignedDuration::from_mins(30);
-        if self.progress.phase() != ProgressPhase::Completed {
-            return None;
-        }
-        let committed = self.phase_began(&ProgressPhase::Rebooting)?;
-        let took = self.phase_began(&ProgressPhase::Completed)?.duration_since(committed);
-        (took.is_positive() && took < LONGEST).then_some(took)
-    }
-
-    /// How long the node took from the start of its download until its slot was read back, if it did; by its own
-    /// clock, of which only what is possible is believed.
-    pub(super) fn stage_took(self) -> Option<SignedDuration> {
-        const LONGEST: SignedDuration = SignedDuration::from_hours(6);
-        let began = self.phase_began(&ProgressPhase::Downloading)?;
-        let took = self.phase_began(&ProgressPhase::Staged)?.duration_since(began);
-        (took.is_positive() && took < LONGEST).then_some(took)
+        find_condition(self.conditions(), &ConditionType::Soaking).is_some()
     }
 
     /// When the attempt that is under way began: the later of the operator's word and the node's
@@ -281,7 +237,7 @@ impl<'f> OrderView<'f> {
     /// The condition `TimedOut`: True once the attempt was given up; False while its time runs, where the grant does not
     /// tell when that began.
     fn stamp(self) -> Option<&'f Condition> {
-        find_condition(self.progress.conditions(), &ConditionType::TimedOut)
+        find_condition(self.conditions(), &ConditionType::TimedOut)
     }
 
     /// What is said of an attempt that was given up for its time.
@@ -293,17 +249,16 @@ impl<'f> OrderView<'f> {
     /// was staged. A grant of the future is of another clock, and its time might never be over.
     fn stage_granted_at(self, now: Timestamp) -> Option<Timestamp> {
         let granted = self.order()?.stage_granted_at.as_ref()?.0;
-        let is_first = self.progress.retry_nonce().is_empty() && !self.has_been_staged();
+        let is_first = !self.has_retry_nonce && !self.has_been_staged();
         (is_first && granted <= now).then_some(granted)
     }
 
     /// Whether the node was staged before for the grant that it has. A timeline tells hops where there are several.
     fn has_been_staged(self) -> bool {
         let timeline = self.status().map_or(&[][..], |status| status.timeline.as_slice());
-        let stage = self.order().and_then(|order| order.stage.as_ref());
         timeline.iter().any(|entry| {
             matches!(entry.phase, ProgressPhase::Staged | ProgressPhase::Draining)
-                && entry.hop.as_deref().is_none_or(|hop| stage.is_some_and(|stage| names(hop, stage)))
+                && entry.hop.as_deref().is_none_or(|hop| self.stage().is_some_and(|stage| names(hop, stage)))
         })
     }
 
@@ -319,13 +274,13 @@ impl<'f> OrderView<'f> {
         match state {
             State::Committed => self.committed_at().map(|at| later(at, reboot)),
             State::Staging(_) => self.staging_began(now).map(|at| later(at, staging)),
-            State::Staged(_) if self.boot().is_none() => drain::deadline_to_abort(self, rollout),
+            State::Staged(_) if !self.has_boot() => drain::deadline_to_abort(self, rollout),
             State::Staged(_) => {
-                let granted = find_condition(self.progress.conditions(), &ConditionType::BootGranted)?;
+                let granted = find_condition(self.conditions(), &ConditionType::BootGranted)?;
                 (granted.status == "True").then(|| later(granted.last_transition_time.0, reboot))
             }
             State::Settling => {
-                let seen = find_condition(self.progress.conditions(), &ConditionType::Degraded)?;
+                let seen = find_condition(self.conditions(), &ConditionType::Degraded)?;
                 Some(later(seen.last_transition_time.0, SETTLING_TIME))
             }
             _ => None,
@@ -333,7 +288,7 @@ impl<'f> OrderView<'f> {
     }
 
     /// Where the node stands, deadlines included.
-    pub(super) fn state(self, node: &NodeView, rollout: &RolloutSpec, now: Timestamp) -> State<'f> {
+    pub(super) fn state(self, node: NodeRef<'f>, rollout: &RolloutSpec, now: Timestamp) -> State<'f> {
         let state = self.plain_state(node);
         let over = self.deadline(&state, rollout, now).is_some_and(|deadline| deadline <= now);
         match state {
@@ -350,10 +305,10 @@ impl<'f> OrderView<'f> {
 
     /// Whether something says that the node does not run the target. One that is merely not ready
     /// yet has not gone back.
-    pub(super) fn is_contradicted(self, node: &NodeView) -> bool {
-        let installed = self.status().and_then(|status| status.installed.as_ref());
+    pub(super) fn is_contradicted(self, node: NodeRef<'_>) -> bool {
+        let installed = self.installed();
         self.target().is_none_or(|target| {
-            node.contradicts(target) || installed.is_some_and(|installed| installed.version != *target)
+            node.contradicts(target) || installed.is_some_and(|installed| installed != target)
         })
     }
 
@@ -361,7 +316,7 @@ impl<'f> OrderView<'f> {
     /// since. The nonce that an order was made with is no new one, however long the node leaves it unanswered.
     fn timed_out_before(self, now: Timestamp) -> bool {
         let Some(timed_out) = self.gave_up() else { return false };
-        if self.retry_is_pending() && timed_out.observed_generation < self.progress.metadata.generation {
+        if self.retry_is_pending && timed_out.observed_generation < self.progress().metadata.generation {
             return false;
         }
         let began = self.phase_began(&ProgressPhase::Downloading).filter(|at| *at <= now);
@@ -369,54 +324,52 @@ impl<'f> OrderView<'f> {
     }
 
     /// Where the node stands by what is written, whatever the time.
-    fn plain_state(self, node: &NodeView) -> State<'f> {
-        let phase = self.progress.phase();
+    fn plain_state(self, node: NodeRef<'f>) -> State<'f> {
         if self.is_committed() {
             return State::Committed;
         }
-        if phase == ProgressPhase::Superseded
-            || (self.says(&ConditionType::Superseded) && phase != ProgressPhase::Completed)
+        if self.phase == ProgressPhase::Superseded
+            || (self.says(&ConditionType::Superseded) && !self.is_done())
         {
             return State::LetGo;
         }
-        if !self.rollback_nonce().is_empty() && !self.retry_is_pending() {
+        if self.has_rollback_nonce && !self.retry_is_pending {
             return self.sent_back(node);
         }
-        match phase {
+        match self.phase {
             ProgressPhase::Completed => self.completed(node),
-            ProgressPhase::Failed if !self.retry_is_pending() => State::Failed,
-            ProgressPhase::RolledBack if !self.retry_is_pending() => State::RolledBack,
-            _ => self.under_way(node, &phase),
+            ProgressPhase::Failed if !self.retry_is_pending => State::Failed,
+            ProgressPhase::RolledBack if !self.retry_is_pending => State::RolledBack,
+            _ => self.under_way(node),
         }
     }
 
-    fn completed(self, node: &NodeView) -> State<'f> {
+    fn completed(self, node: NodeRef<'_>) -> State<'f> {
         match (self.is_contradicted(node), node.readiness) {
             (false, Readiness::Ready) => State::Done,
             _ => State::Settling,
         }
     }
 
-    fn under_way(self, node: &NodeView, phase: &ProgressPhase) -> State<'f> {
-        let Some((order, running)) = self.order().zip(node.version.as_ref()) else { return State::Blind };
+    fn under_way(self, node: NodeRef<'_>) -> State<'f> {
+        let Some(running) = node.version().filter(|_| self.run.is_some()) else { return State::Blind };
         let Some(next) = self.next_hop(running) else {
             // On the target already, by other means: the node's own word will follow.
             return State::Done;
         };
-        let hop = self.status().and_then(|status| status.hop.as_deref());
-        let staged = matches!(phase, ProgressPhase::Staged | ProgressPhase::Draining)
-            && hop.is_none_or(|hop| names(hop, &next.version));
-        match &order.stage {
-            Some(stage) if *stage == next.version && staged => State::Staged(stage.clone()),
-            Some(stage) if *stage == next.version => State::Staging(stage.clone()),
+        let staged = matches!(self.phase, ProgressPhase::Staged | ProgressPhase::Draining)
+            && self.hop.as_deref().is_none_or(|hop| names(hop, &next.version));
+        match self.stage() {
+            Some(stage) if *stage == next.version && staged => State::Staged(stage),
+            Some(stage) if *stage == next.version => State::Staging(stage),
             _ => State::Unstaged(next),
         }
     }
 
     /// A node that goes to its other slot has nothing to stage: what is there is known to be good.
-    fn sent_back(self, node: &NodeView) -> State<'f> {
-        match node.version_to_go_back_to() {
-            Some(version) if self.rollback_is_wanted() => State::Staged(version),
+    fn sent_back(self, node: NodeRef<'f>) -> State<'f> {
+        match &node.view().goes_back_to {
+            Some(version) if self.rollback_is_wanted => State::Staged(version),
             _ => State::SentBack,
         }
     }

@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::fleet::{NodeView, Readiness, Role};
+use super::fleet::{Readiness, Role};
 use super::gates::Turn;
 use super::govern::{Member, Stand, Stands};
 use super::halt::names;
+use super::index::NodeRef;
 use super::order::{Soak, State};
 use super::outlook::Wait;
-use super::survey::{Campaign, NodeRef, Survey};
+use super::survey::{Campaign, Survey};
 use super::windows::WindowState;
 use crate::api::UpgradeReason;
 use crate::version::OsVersion;
@@ -27,19 +28,19 @@ pub(super) struct Pace<'a, 'f> {
     /// When the first of the two is over.
     pub(super) ends: Option<Timestamp>,
     /// The nodes that will still move, by their group.
-    movers: BTreeMap<&'f str, Vec<(&'f NodeView, &'f OsVersion)>>,
+    movers: BTreeMap<&'f str, Vec<(NodeRef<'f>, &'f OsVersion)>>,
     /// The nodes that go first.
     canaries: Vec<&'a Member<'f>>,
 }
 
 impl<'a, 'f> Pace<'a, 'f> {
     pub(super) fn of(survey: &Survey<'f>, campaign: &Campaign<'f>, stands: &'a Stands<'f>) -> Self {
-        let canaries = stands.members(campaign).iter().filter(|member| campaign.is_canary(&member.node));
+        let canaries = stands.members(campaign).iter().filter(|member| campaign.is_canary(member.node));
         let mut pace = Self { canaries: canaries.collect(), ..Self::default() };
         if campaign.rollout.group_by.is_some() {
-            for (node, _) in stands.of(campaign).filter(|(node, stand)| stand.moves(node)) {
-                let movers = pace.movers.entry(campaign.group_of(node.view)).or_default();
-                movers.extend(node.view.version.as_ref().map(|version| (node.view, version)));
+            for (node, _) in stands.of(campaign).filter(|(node, stand)| stand.moves(*node)) {
+                let movers = pace.movers.entry(campaign.group_of(node)).or_default();
+                movers.extend(node.version().map(|version| (node, version)));
             }
         }
         if campaign.soaks_longest().is_zero() {
@@ -47,7 +48,7 @@ impl<'a, 'f> Pace<'a, 'f> {
         }
         let (mut nodes, mut canaries) = (Soaking::default(), Soaking::default());
         for member in stands.governed(campaign) {
-            let node = member.node.view;
+            let node = member.node;
             let order = match member.stand {
                 Stand::UpToDate | Stand::Ordered(_, State::Done) => member.order,
                 Stand::Ordered(_, State::Settling) => member.order.filter(|order| order.soaks_already()),
@@ -74,12 +75,12 @@ struct Soaking<'f> {
 }
 
 impl<'f> Soaking<'f> {
-    fn add(&mut self, node: &'f NodeView, since: Timestamp, lasts: SignedDuration, now: Timestamp) {
+    fn add(&mut self, node: NodeRef<'f>, since: Timestamp, lasts: SignedDuration, now: Timestamp) {
         let until = since.checked_add(lasts).unwrap_or(Timestamp::MAX);
         // As times are written in objects, so that the message is the same in the next plan.
         let until = Timestamp::from_second(until.as_second()).unwrap_or(until);
         if until > now {
-            self.nodes.push(node.name.as_str());
+            self.nodes.push(node.name());
             self.until = self.until.max(Some(until));
         }
     }
@@ -93,7 +94,7 @@ impl<'f> Soaking<'f> {
 
 /// No reboot is started in a window that closes before the node is likely to be back.
 pub(super) fn window(turn: &Turn<'_, '_>) -> Option<Wait> {
-    if turn.order.rollback_is_wanted() {
+    if turn.order.rollback_is_wanted {
         return None;
     }
     let (closes, now) = match turn.campaign.reboot_window {
@@ -144,11 +145,11 @@ enum Canary {
 /// unless the release rises. One that failed holds the others back, which is what it is for; one that is dead
 /// does so as long as no other canary has shown anything.
 pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
-    let is_bound = !turn.pace.canaries.is_empty() && !turn.campaign.is_canary(&turn.node);
-    if !is_bound || turn.order.rollback_is_wanted() {
+    let is_bound = !turn.pace.canaries.is_empty() && !turn.campaign.is_canary(turn.node);
+    if !is_bound || turn.order.rollback_is_wanted {
         return None;
     }
-    let rises = turn.node.version.as_ref().map(OsVersion::minor) != Some(turn.version.minor());
+    let rises = turn.node.version().map(OsVersion::minor) != Some(turn.version.minor());
     if turn.node.role == Role::ControlPlane && (rises || turn.direction() == Ordering::Less) {
         return None;
     }
@@ -156,13 +157,13 @@ pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
     for member in &turn.pace.canaries {
         match canary(turn, member.node, &member.stand) {
             Canary::Done => done += 1,
-            Canary::Pending => pending.push(member.node.view),
-            Canary::Failed => failed.push(member.node.view),
-            Canary::Dead => dead.push(member.node.view),
+            Canary::Pending => pending.push(member.node),
+            Canary::Failed => failed.push(member.node),
+            Canary::Dead => dead.push(member.node),
             Canary::Elsewhere => {}
         }
     }
-    let waits = |reason, nodes: Vec<&NodeView>, words| Turn::wait_for(reason, nodes.into_iter(), words);
+    let waits = |reason, nodes: Vec<NodeRef<'_>>, words| Turn::wait_for(reason, nodes.into_iter(), words);
     waits(UpgradeReason::CanaryFailed, failed, "which failed as canaries, to be retried")
         .or_else(|| waits(UpgradeReason::WaitingForCanary, pending, "to go first as canaries"))
         .or_else(|| {
@@ -184,20 +185,19 @@ fn canary(turn: &Turn<'_, '_>, node: NodeRef<'_>, stand: &Stand<'_>) -> Canary {
         }
         Stand::Ordered(_, State::Failed) if node.readiness == Readiness::Ready => return Canary::Failed,
         Stand::Ordered(order, _) => {
-            node.version.as_ref().and_then(|running| order.next_hop(running)).map(|hop| &hop.version)
+            node.version().and_then(|running| order.next_hop(running)).map(|hop| &hop.version)
         }
         Stand::Unordered(hops) => hops.first().map(|hop| &hop.version),
         Stand::UpToDate | Stand::Unknown | Stand::Finishing(_) => None,
     };
     // The control plane waits only for those that do not wait for it.
     let there = turn.version.minor();
-    let waits_for_it = next.is_some_and(|next| {
-        next.minor() != there || node.version.as_ref().map(OsVersion::minor) != Some(there)
-    });
+    let waits_for_it =
+        next.is_some_and(|next| next.minor() != there || node.version().map(OsVersion::minor) != Some(there));
     if turn.node.role == Role::ControlPlane && waits_for_it {
         return Canary::Elsewhere;
     }
-    let behind = node.version.as_ref().is_none_or(|at| turn.version.cmp(at) == turn.direction());
+    let behind = node.version().is_none_or(|at| turn.version.cmp(at) == turn.direction());
     match (turn.in_work.contains_key(&node.number), behind, node.readiness) {
         (true, ..) | (false, true, Readiness::Ready) => Canary::Pending,
         (false, true, Readiness::NotReady) => Canary::Dead,
@@ -208,17 +208,17 @@ fn canary(turn: &Turn<'_, '_>, node: NodeRef<'_>, stand: &Stand<'_>) -> Canary {
 /// Groups go one after the other, by the order of their names, and two are never in work at once.
 pub(super) fn group_turn(turn: &Turn<'_, '_>) -> Option<Wait> {
     let key = turn.campaign.rollout.group_by.as_deref()?;
-    if turn.order.rollback_is_wanted() {
+    if turn.order.rollback_is_wanted {
         return None;
     }
-    let own = turn.campaign.group_of(&turn.node);
-    let others = turn.in_work.values().map(|node| node.view);
-    let others = others.filter(|node| turn.campaign.group_of(node) != own);
+    let own = turn.campaign.group_of(turn.node);
+    let others = turn.in_work.values().copied();
+    let others = others.filter(|node| turn.campaign.group_of(*node) != own);
     let words = format!("of another {key}, which is in work");
     Turn::wait_for(UpgradeReason::WaitingForGroup, others, &words).or_else(|| {
         let mut earlier = turn.pace.movers.range(..own);
         earlier.find_map(|(group, movers)| {
-            let movers = movers.iter().filter(|(node, at)| goes_before(turn, node, at));
+            let movers = movers.iter().filter(|(node, at)| goes_before(turn, *node, at));
             let words = format!("of the earlier {key} {group:?}");
             Turn::wait_for(UpgradeReason::WaitingForGroup, movers.map(|(node, _)| *node), &words)
         })
@@ -226,19 +226,19 @@ pub(super) fn group_turn(turn: &Turn<'_, '_>) -> Option<Wait> {
 }
 
 /// Whether a node of an earlier group does the same hop before this one.
-fn goes_before(turn: &Turn<'_, '_>, node: &NodeView, at: &OsVersion) -> bool {
+fn goes_before(turn: &Turn<'_, '_>, node: NodeRef<'_>, at: &OsVersion) -> bool {
     let is_canary = |node| turn.campaign.is_canary(node);
     // A control-plane node that is a hop ahead waits for this one; the operator's own goes after all groups.
-    let ahead = turn.node.version.as_ref().is_some_and(|running| at.cmp(running) == turn.direction());
+    let ahead = turn.node.version().is_some_and(|running| at.cmp(running) == turn.direction());
     node.role == turn.node.role
-        && is_canary(node) == is_canary(&turn.node)
+        && is_canary(node) == is_canary(turn.node)
         && turn.version.cmp(at) == turn.direction()
         && !(node.role == Role::ControlPlane && ahead)
-        && turn.survey.fleet.operator_node.as_deref() != Some(node.name.as_str())
+        && !turn.survey.is_the_operators(node)
 }
 
 /// After each node the fleet is left alone for a while.
 pub(super) fn soaking(turn: &Turn<'_, '_>) -> Option<Wait> {
-    let goes_on = turn.has_begun || turn.order.rollback_is_wanted();
+    let goes_on = turn.has_begun || turn.order.rollback_is_wanted;
     turn.pace.soaking.clone().filter(|_| !goes_on)
 }

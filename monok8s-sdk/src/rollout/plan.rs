@@ -6,16 +6,31 @@ use super::action::Plan;
 use super::draft::Draft;
 use super::fleet::Fleet;
 use super::govern::Stands;
+use super::index::Index;
 use super::judge::judge;
 use super::survey::Survey;
 use super::sweep::{self, Wanted};
 use super::{boot, report, stage};
 
+/// What was found of the objects of a fleet, for the next plan of it.
+#[derive(Clone, Debug, Default)]
+pub struct PlanMemory {
+    index: Index,
+}
+
 /// What to do now, over all upgrades at once. Pure: the same fleet and time always give the same
 /// plan, and the plan of a fleet that is where it should be has no actions.
 #[must_use]
 pub fn plan(fleet: &Fleet, now: Timestamp) -> Plan {
-    let survey = Survey::new(fleet, now);
+    plan_with(&mut PlanMemory::default(), fleet, now)
+}
+
+/// The same plan as [`plan()`] makes, sooner: what was found of an object for the plan before is not looked for again
+/// as long as the fleet has the same `Arc` of it. The memory keeps the objects of the last fleet.
+#[must_use]
+pub fn plan_with(memory: &mut PlanMemory, fleet: &Fleet, now: Timestamp) -> Plan {
+    memory.index.follow(fleet);
+    let survey = Survey::new(fleet, &memory.index, now);
     let stands = Stands::new(&survey);
     let mut draft = draft(&survey, &stands);
     let outlooks = survey

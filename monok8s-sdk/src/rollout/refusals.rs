@@ -27,7 +27,7 @@ pub(super) fn unable<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>) -> Vec<Un
             }
             _ => return None,
         };
-        Some(Unable { node: &node.view.name, reason, message })
+        Some(Unable { node: node.name(), reason, message })
     });
     unable.collect()
 }

@@ -6,10 +6,10 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use super::action::Action;
 use super::draft::Draft;
 use super::drain;
-use super::fleet::NodeView;
 use super::govern::{Stand, Stands};
+use super::index::NodeRef;
 use super::order::{GRANT_LIFETIME, OrderView, Soak, State, later};
-use super::survey::{Campaign, NodeRef, Survey};
+use super::survey::{Campaign, Survey};
 use super::sweep::Wanted;
 use crate::api::{ConditionType, ProgressPhase, Truth, find_condition};
 
@@ -33,15 +33,15 @@ pub(super) fn report<'f>(
     wanted: &Wanted<'_, 'f>,
     draft: &mut Draft<'f>,
 ) {
-    for order in survey.orders.iter().copied().filter(|order| order.order().is_some()) {
+    for order in survey.orders().filter(|order| order.run.is_some()) {
         let mut findings: Vec<_> = granted(order, survey.now, draft).into_iter().collect();
         let wants = wanted.get(order);
         let wants = wants.and_then(|(campaign, member)| Some((campaign, member.node, member.ordered()?.1)));
         if let Some((campaign, node, state)) = wants {
             findings.extend(timed_out(order, state, survey.now));
-            findings.extend(degraded(state, &node, order));
-            findings.extend(drain::finding(survey, campaign, node.view, (order, state), draft));
-            findings.extend(soaking(state, order, campaign, &node, survey.now));
+            findings.extend(degraded(state, node, order));
+            findings.extend(drain::finding(survey, campaign, node, (order, state), draft));
+            findings.extend(soaking(state, order, campaign, node, survey.now));
             let deadline = order.deadline(state, &campaign.rollout, survey.now);
             if let Some(deadline) = deadline.filter(|deadline| *deadline > survey.now) {
                 draft.wake_at(deadline);
@@ -92,7 +92,7 @@ fn timed_out(order: OrderView<'_>, state: &State<'_>, now: Timestamp) -> Option<
             let message = "the node committed to a reboot and did not finish it within rebootTimeoutSeconds";
             timed_out(Truth::True, "RebootTimedOut", message)
         }
-        State::Failed => match order.progress.phase() {
+        State::Failed => match order.phase {
             ProgressPhase::Failed => None,
             ProgressPhase::Staged | ProgressPhase::Draining if drain_timed_out(order).is_some() => {
                 timed_out(Truth::True, DRAIN_TIMED_OUT, &drain_timed_out(order)?)
@@ -115,7 +115,7 @@ const DRAIN_TIMED_OUT: &str = "DrainTimedOut";
 
 /// What a drain waited for until its time was over.
 fn drain_timed_out(order: OrderView<'_>) -> Option<String> {
-    let find = |kind| find_condition(order.progress.conditions(), &kind);
+    let find = |kind| find_condition(order.conditions(), &kind);
     let before = find(ConditionType::TimedOut).filter(|before| before.reason == DRAIN_TIMED_OUT);
     let ends = || {
         let drained = find(ConditionType::Drained).filter(|drained| drained.status == "False")?;
@@ -125,10 +125,9 @@ fn drain_timed_out(order: OrderView<'_>) -> Option<String> {
 }
 
 /// False while the Node object may merely be late: its transition time is when that began.
-fn degraded(state: &State<'_>, node: &NodeView, order: OrderView<'_>) -> Option<Finding> {
+fn degraded(state: &State<'_>, node: NodeRef<'_>, order: OrderView<'_>) -> Option<Finding> {
     let target = order.target()?;
-    let running =
-        || node.version.as_ref().map_or_else(|| "something unknown".to_owned(), ToString::to_string);
+    let running = || node.version().map_or_else(|| "something unknown".to_owned(), ToString::to_string);
     match state {
         State::Settling if order.is_contradicted(node) => {
             let message =
@@ -149,7 +148,7 @@ fn soaking(
     state: &State<'_>,
     order: OrderView<'_>,
     campaign: &Campaign<'_>,
-    node: &NodeView,
+    node: NodeRef<'_>,
     now: Timestamp,
 ) -> Option<Finding> {
     match (order.soak(campaign, node, now), state) {
@@ -169,8 +168,8 @@ fn soaking(
 /// Said when nothing of the order can be acted on any more; and never taken back, because it
 /// tells the upgrade later that the node was moved on.
 fn superseded(survey: &Survey<'_>, stands: &Stands<'_>, order: OrderView<'_>) -> Option<Finding> {
-    let node = order.node;
-    let before = find_condition(order.progress.conditions(), &ConditionType::Superseded);
+    let node = survey.node_of(order);
+    let before = find_condition(order.conditions(), &ConditionType::Superseded);
     if let Some(before) = before.filter(|before| before.status == "True") {
         let reason = REASONS.into_iter().find(|reason| *reason == before.reason).unwrap_or(LET_GO);
         return Some((ConditionType::Superseded, Truth::True, reason, before.message.clone()));
@@ -180,7 +179,7 @@ fn superseded(survey: &Survey<'_>, stands: &Stands<'_>, order: OrderView<'_>) ->
         let (node, campaign) = node.zip(survey.campaign_of(order))?;
         (node.contradicts(target) && stands.another_governs(campaign, node)).then_some(())
     };
-    match order.progress.phase() {
+    match order.phase {
         // Nothing is ever heard again of a Node that is gone, whatever its order says.
         _ if node.is_some() && (order.is_committed() || order.has_grants_in_use()) => return None,
         ProgressPhase::Failed | ProgressPhase::RolledBack => return None,
@@ -211,7 +210,7 @@ fn governor<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, node: NodeRef<'_>)
 fn conditions(order: OrderView<'_>, mut findings: Vec<Finding>, now: Timestamp) -> Vec<Condition> {
     findings.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
     let condition = |(kind, truth, reason, message): Finding| {
-        let before = find_condition(order.progress.conditions(), &kind);
+        let before = find_condition(order.conditions(), &kind);
         let since = before.filter(|before| before.status == truth.as_str() && !is_of_the_future(before, now));
         Condition {
             type_: kind.into(),
@@ -219,7 +218,7 @@ fn conditions(order: OrderView<'_>, mut findings: Vec<Finding>, now: Timestamp) 
             reason: reason.to_owned(),
             message,
             last_transition_time: since.map_or(Time(now), |before| before.last_transition_time.clone()),
-            observed_generation: order.progress.metadata.generation,
+            observed_generation: order.progress().metadata.generation,
         }
     };
     findings.into_iter().map(condition).collect()
@@ -232,7 +231,7 @@ fn is_of_the_future(condition: &Condition, now: Timestamp) -> bool {
 }
 
 fn ours(order: OrderView<'_>) -> impl Iterator<Item = &Condition> + Clone {
-    let all = order.progress.conditions().iter();
+    let all = order.conditions().iter();
     all.filter(|condition| OURS.iter().any(|kind| kind.as_str() == condition.type_))
 }
 

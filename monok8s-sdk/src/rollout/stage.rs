@@ -60,7 +60,7 @@ fn create<'f>(
                 draft.waits(campaign, node, Wait { reason: UpgradeReason::WaitingForUpgrade, message });
             }
             Stand::Unordered(hops) => {
-                draft.push(Action::CreateProgress(Box::new(new_progress(campaign, run, &node, hops))));
+                draft.push(Action::CreateProgress(Box::new(new_progress(campaign, run, node.view(), hops))));
             }
             Stand::Finishing(other) => {
                 let message = format!("{} has the node in a reboot", other.name());
@@ -127,7 +127,7 @@ fn grant<'f>(
             _ => {}
         }
     }
-    unstaged.sort_by_cached_key(|(node, ..)| Place::of(node.view, campaign, survey));
+    unstaged.sort_by_cached_key(|(node, ..)| Place::of(*node, campaign, survey));
     for (node, order, image) in unstaged {
         let retried = order.is_retried(campaign.view);
         let forbidden = forbidden(survey, campaign, image);
@@ -145,7 +145,7 @@ fn grant<'f>(
         match wait {
             Some(wait) => draft.waits(campaign, node, wait),
             // What is left of the hop before is taken back first.
-            None if order.boot().is_some() => {}
+            None if order.has_boot() => {}
             None => {
                 free -= 1;
                 let version = image.version.clone();

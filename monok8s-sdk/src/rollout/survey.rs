@@ -1,51 +1,30 @@
 //! The fleet, indexed: which order is whose, which nodes are unavailable, which upgrades are live.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::{Deref, Range};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
-use foldhash::fast::RandomState;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::fleet::{Fleet, Management, NodeReport, NodeView, Readiness, Role, Scheduling, UpgradeView};
+use super::index::{Index, NodeRef};
 use super::order::OrderView;
 use super::outlook::NewRun;
 use super::run;
 use super::windows::{WindowError, WindowState, Windows};
 use crate::api::{
-    ANNOTATION_HOLD, DowngradePolicy, InvalidSelector, Mode, OSUpgradeProgress, RolloutSpec, Selector,
-    WindowScope, annotation_is_on,
+    ANNOTATION_HOLD, DowngradePolicy, InvalidSelector, Mode, RolloutSpec, Selector, WindowScope,
+    annotation_is_on,
 };
 use crate::digest::Sha256Digest;
 use crate::version::{Minor, OsVersion};
-
-/// A Node of the fleet, and its number: they are numbered by name. What is known of a node is found by that, as a look
-/// by name would cost more than all that is decided about it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct NodeRef<'f> {
-    pub(super) view: &'f NodeView,
-    pub(super) number: usize,
-}
-
-impl Deref for NodeRef<'_> {
-    type Target = NodeView;
-
-    fn deref(&self) -> &NodeView {
-        self.view
-    }
-}
 
 /// The fleet, indexed.
 pub(super) struct Survey<'f> {
     pub(super) fleet: &'f Fleet,
     pub(super) now: Timestamp,
-    /// All nodes, by name.
-    pub(super) nodes: Vec<NodeRef<'f>>,
-    /// All progress objects, numbered as they stand here: by their nodes, and those for nodes that are not there first.
-    pub(super) orders: Vec<OrderView<'f>>,
-    /// Which of them are for each node.
-    by_node: Vec<Range<usize>>,
+    index: &'f Index,
     control_plane: Vec<NodeRef<'f>>,
+    /// The node that the operator runs on.
+    operator: Option<NodeRef<'f>>,
     /// How many nodes are managed.
     pub(super) managed: usize,
     lowest_api_server: Option<Minor>,
@@ -72,8 +51,8 @@ pub(super) struct Campaign<'f> {
     pub(super) next_run: Option<NewRun>,
     /// The managed nodes that match, by name.
     pub(super) selected: Result<Vec<NodeRef<'f>>, InvalidSelector>,
-    /// The names of the workers that go first. The operator's own node is none of them: it goes last.
-    pub(super) canaries: BTreeSet<&'f str>,
+    /// The numbers of the workers that go first. The operator's own node is none of them: it goes last.
+    canaries: BTreeSet<usize>,
     /// The groups of the nodes that match, by name; none if they take no turns.
     groups: Vec<&'f str>,
     /// Whether a node may be staged now.
@@ -90,29 +69,46 @@ const REBOOT_TAKES: SignedDuration = SignedDuration::from_mins(10);
 const STAGE_TAKES: SignedDuration = SignedDuration::from_mins(5);
 
 impl<'f> Survey<'f> {
-    pub(super) fn new(fleet: &'f Fleet, now: Timestamp) -> Self {
-        let nodes = numbered(fleet);
+    pub(super) fn new(fleet: &'f Fleet, index: &'f Index, now: Timestamp) -> Self {
+        let operator = fleet.operator_node.as_deref().and_then(|name| index.node_named(name));
         let live = fleet.upgrades.iter().filter(|view| view.upgrade.metadata.deletion_timestamp.is_none());
-        let mut campaigns: Vec<_> = live.map(|view| Campaign::new(view, fleet, &nodes, now)).collect();
+        let mut campaigns: Vec<_> = live.map(|view| Campaign::new(view, index, operator, now)).collect();
         campaigns.sort_by(|a, b| a.age().cmp(&b.age()));
         campaigns.iter_mut().enumerate().for_each(|(index, campaign)| campaign.index = index);
-        let orders = orders(fleet, &nodes, &campaigns);
-        let control_plane: Vec<_> =
-            nodes.iter().copied().filter(|node| node.role == Role::ControlPlane).collect();
+        let control_plane: Vec<_> = index.nodes().filter(|node| node.role == Role::ControlPlane).collect();
         Self {
             fleet,
             now,
-            by_node: by_node(&nodes, &orders),
             lowest_api_server: lowest_api_server(fleet, &control_plane),
             control_plane,
-            managed: nodes.iter().filter(|node| node.management == Management::Managed).count(),
-            failures: failures(&nodes),
+            managed: index.nodes().filter(|node| node.management == Management::Managed).count(),
+            failures: failures(index),
             campaigns,
-            reboot_takes: median(orders.iter().filter_map(|order| order.reboot_took()), REBOOT_TAKES),
-            stage_takes: median(orders.iter().filter_map(|order| order.stage_took()), STAGE_TAKES),
-            nodes,
-            orders,
+            operator,
+            reboot_takes: median(index.orders().filter_map(|order| order.reboot_took), REBOOT_TAKES),
+            stage_takes: median(index.orders().filter_map(|order| order.stage_took), STAGE_TAKES),
+            index,
         }
+    }
+
+    /// All nodes, by name.
+    pub(super) fn nodes(&self) -> impl ExactSizeIterator<Item = NodeRef<'f>> {
+        self.index.nodes()
+    }
+
+    /// All progress objects, by node.
+    pub(super) fn orders(&self) -> impl ExactSizeIterator<Item = OrderView<'f>> {
+        self.index.orders()
+    }
+
+    /// Every progress object for this very node, hand-made ones included.
+    pub(super) fn orders_of(&self, node: NodeRef<'_>) -> impl Iterator<Item = OrderView<'f>> {
+        self.index.orders_of(node)
+    }
+
+    /// The Node that an order is for, if that is there: not an earlier one of its name.
+    pub(super) fn node_of(&self, order: OrderView<'_>) -> Option<NodeRef<'f>> {
+        self.index.node_of(order)
     }
 
     /// Whether a node is `NotReady`, cordoned or about to reboot.
@@ -122,30 +118,27 @@ impl<'f> Survey<'f> {
             || self.orders_of(node).any(|order| order.is_committed() || order.may_yet_commit())
     }
 
-    /// Every progress object for this very node, hand-made ones included.
-    pub(super) fn orders_of(&self, node: NodeRef<'_>) -> impl Iterator<Item = OrderView<'f>> {
-        let orders = self.by_node.get(node.number).and_then(|range| self.orders.get(range.clone()));
-        orders.unwrap_or_default().iter().copied()
-    }
-
     /// The live upgrade that an order is for, if it is for the run that is under way.
     pub(super) fn campaign_of(&self, order: OrderView<'_>) -> Option<&Campaign<'f>> {
-        let campaign = self.campaigns.get(order.campaign?)?;
-        (campaign.run == Some(order.order()?.run)).then_some(campaign)
+        order.run?;
+        self.campaigns.iter().find(|campaign| campaign.owns(order) && campaign.run == order.run)
     }
 
     /// The order of the run under way for this very node.
     pub(super) fn current_order(&self, campaign: &Campaign<'_>, node: NodeRef<'_>) -> Option<OrderView<'f>> {
-        let run = campaign.run?;
-        self.orders_of(node).find(|order| {
-            order.campaign == Some(campaign.index) && order.order().is_some_and(|ordered| ordered.run == run)
-        })
+        campaign.run?;
+        self.orders_of(node).find(|order| campaign.owns(*order) && order.run == campaign.run)
     }
 
     /// The nodes that run the control plane. One that was taken out by its annotation is still a
     /// vote in etcd, so it is here.
     pub(super) fn control_plane(&self) -> impl Iterator<Item = NodeRef<'f>> {
         self.control_plane.iter().copied()
+    }
+
+    /// Whether the operator itself runs on a node.
+    pub(super) fn is_the_operators(&self, node: NodeRef<'_>) -> bool {
+        self.operator.is_some_and(|operator| operator.number == node.number)
     }
 
     /// The minor release of the oldest API server that is live; `None` if nobody knows.
@@ -164,15 +157,15 @@ impl<'f> Survey<'f> {
 }
 
 impl<'f> Campaign<'f> {
-    fn new(view: &'f UpgradeView, fleet: &Fleet, nodes: &[NodeRef<'f>], now: Timestamp) -> Self {
+    fn new(view: &'f UpgradeView, index: &'f Index, operator: Option<NodeRef<'f>>, now: Timestamp) -> Self {
         let next_run = view.target().and_then(|target| run::new_run(view, target, now));
         let run = match (view.target(), &next_run) {
             (Some(_), None) => run::current_run(view),
             _ => None,
         };
-        let selected = view.upgrade.selector().map(|selector| select(nodes, &selector));
+        let selected = view.upgrade.selector().map(|selector| select(index, &selector));
         let rollout = view.upgrade.spec.rollout();
-        let canaries = canaries(fleet, &rollout, selected.as_deref().unwrap_or_default());
+        let canaries = canaries(operator, &rollout, selected.as_deref().unwrap_or_default());
         let groups = groups(&rollout, selected.as_deref().unwrap_or_default());
         let windows = Windows::new(&rollout.windows);
         let window =
@@ -192,6 +185,11 @@ impl<'f> Campaign<'f> {
         }
     }
 
+    /// Whether a progress object belongs to the upgrade, in whatever run.
+    pub(super) fn owns(&self, order: OrderView<'_>) -> bool {
+        order.owner() == Some(self.view.uid())
+    }
+
     pub(super) fn selected(&self) -> &[NodeRef<'f>] {
         self.selected.as_deref().unwrap_or_default()
     }
@@ -200,8 +198,8 @@ impl<'f> Campaign<'f> {
         self.selected().binary_search_by_key(&node.number, |known| known.number).is_ok()
     }
 
-    pub(super) fn is_canary(&self, node: &NodeView) -> bool {
-        self.canaries.contains(node.name.as_str())
+    pub(super) fn is_canary(&self, node: NodeRef<'_>) -> bool {
+        self.canaries.contains(&node.number)
     }
 
     /// How long the fleet is left alone after a node.
@@ -215,13 +213,13 @@ impl<'f> Campaign<'f> {
     }
 
     /// How long it is left alone after this one as a canary.
-    pub(super) fn canary_soak(&self, node: &NodeView) -> SignedDuration {
+    pub(super) fn canary_soak(&self, node: NodeRef<'_>) -> SignedDuration {
         let canary = self.rollout.canary.as_ref().filter(|_| self.is_canary(node));
         seconds(canary.and_then(|canary| canary.soak_seconds))
     }
 
     /// How long it is left alone after this one.
-    pub(super) fn soaks(&self, node: &NodeView) -> SignedDuration {
+    pub(super) fn soaks(&self, node: NodeRef<'_>) -> SignedDuration {
         self.soak().max(self.canary_soak(node))
     }
 
@@ -232,13 +230,14 @@ impl<'f> Campaign<'f> {
     }
 
     /// The group of a node; one without the label is in the first.
-    pub(super) fn group_of<'n>(&self, node: &'n NodeView) -> &'n str {
+    pub(super) fn group_of<'n>(&self, node: NodeRef<'n>) -> &'n str {
         let key = self.rollout.group_by.as_ref();
-        key.map(|key| group(key, node)).unwrap_or_default()
+        key.map(|key| group(key, node.view())).unwrap_or_default()
     }
 
     /// The number of that group, by name.
-    pub(super) fn group_number(&self, node: &NodeView) -> usize {
+    pub(super) fn group_number(&self, node: NodeRef<'_>) -> usize {
+        // As long as there are none, no label is looked up.
         self.groups.partition_point(|group| *group < self.group_of(node))
     }
 
@@ -287,54 +286,25 @@ impl<'f> Campaign<'f> {
     }
 }
 
-fn numbered(fleet: &Fleet) -> Vec<NodeRef<'_>> {
-    let mut views: Vec<&NodeView> = fleet.nodes.iter().map(Arc::as_ref).collect();
-    views.sort_by_key(|view| view.name.as_str());
-    views.into_iter().enumerate().map(|(number, view)| NodeRef { view, number }).collect()
-}
-
-fn orders<'f>(fleet: &'f Fleet, nodes: &[NodeRef<'f>], campaigns: &[Campaign<'f>]) -> Vec<OrderView<'f>> {
-    let names: HashMap<&str, NodeRef<'f>, RandomState> =
-        nodes.iter().map(|node| (node.view.name.as_str(), *node)).collect();
-    let named = |progress: &OSUpgradeProgress| names.get(progress.spec.node_name.as_str()).copied();
-    let orders = fleet.progresses.iter();
-    let mut orders: Vec<_> =
-        orders.map(|progress| OrderView::new(progress, named(progress), campaigns)).collect();
-    orders.sort_by_key(|order| order.node.map(|node| node.number));
-    orders.iter_mut().enumerate().for_each(|(number, order)| order.number = number);
-    orders
-}
-
-fn by_node(nodes: &[NodeRef<'_>], orders: &[OrderView<'_>]) -> Vec<Range<usize>> {
-    let number = |order: &OrderView<'_>| order.node.map(|node| node.number);
-    let mut by_node = vec![0..0; nodes.len()];
-    for orders in orders.chunk_by(|a, b| number(a) == number(b)) {
-        let [first, ..] = orders else { continue };
-        if let Some(range) = number(first).and_then(|node| by_node.get_mut(node)) {
-            *range = first.number..first.number + orders.len();
-        }
-    }
-    by_node
-}
-
 fn lowest_api_server(fleet: &Fleet, control_plane: &[NodeRef<'_>]) -> Option<Minor> {
     let live = control_plane.iter().filter(|node| node.readiness == Readiness::Ready);
-    let lowest = live.filter_map(|node| node.version.as_ref()).min();
+    let lowest = live.filter_map(|node| node.version()).min();
     lowest.or(fleet.api_server.as_ref()).map(OsVersion::minor)
 }
 
 /// Of several failures of an artifact on one node the last one counts.
-fn failures<'f>(nodes: &[NodeRef<'f>]) -> BTreeMap<&'f Sha256Digest, Vec<(&'f str, Timestamp)>> {
+fn failures(index: &Index) -> BTreeMap<&Sha256Digest, Vec<(&str, Timestamp)>> {
     let mut failures: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for node in nodes.iter().map(|node| node.view).filter(|node| node.management == Management::Managed) {
-        let NodeReport::Present(report) = &node.report else { continue };
+    let failed = index.nodes().filter(|node| node.has_failed_images);
+    for node in failed.filter(|node| node.management == Management::Managed) {
+        let NodeReport::Present(report) = &node.view().report else { continue };
         let mut last: BTreeMap<_, Timestamp> = BTreeMap::new();
         for failed in &report.failed_images {
             let at = last.entry(&failed.checksum).or_insert(failed.at.0);
             *at = failed.at.0.max(*at);
         }
         for (checksum, at) in last {
-            failures.entry(checksum).or_default().push((node.name.as_str(), at));
+            failures.entry(checksum).or_default().push((node.name(), at));
         }
     }
     failures
@@ -350,13 +320,16 @@ fn median(taken: impl Iterator<Item = SignedDuration>, otherwise: SignedDuration
     taken.get(taken.len() / 2).copied().unwrap_or(otherwise)
 }
 
-fn canaries<'f>(fleet: &Fleet, rollout: &RolloutSpec, selected: &[NodeRef<'f>]) -> BTreeSet<&'f str> {
+fn canaries(
+    operator: Option<NodeRef<'_>>,
+    rollout: &RolloutSpec,
+    selected: &[NodeRef<'_>],
+) -> BTreeSet<usize> {
     let selector = rollout.canary.as_ref().and_then(|canary| canary.node_selector.parse().ok());
     let Some(selector) = selector else { return BTreeSet::new() };
-    let workers = selected.iter().filter(|node| {
-        node.role == Role::Worker && fleet.operator_node.as_deref() != Some(node.name.as_str())
-    });
-    workers.filter(|node| selector.matches(&node.labels)).map(|node| node.view.name.as_str()).collect()
+    let operator = operator.map(|node| node.number);
+    let workers = selected.iter().filter(|node| node.role == Role::Worker && operator != Some(node.number));
+    workers.filter(|node| selector.matches(&node.view().labels)).map(|node| node.number).collect()
 }
 
 fn group<'n>(key: &str, node: &'n NodeView) -> &'n str {
@@ -365,11 +338,11 @@ fn group<'n>(key: &str, node: &'n NodeView) -> &'n str {
 
 fn groups<'f>(rollout: &RolloutSpec, selected: &[NodeRef<'f>]) -> Vec<&'f str> {
     let Some(key) = &rollout.group_by else { return Vec::new() };
-    let groups: BTreeSet<&str> = selected.iter().map(|node| group(key, node.view)).collect();
+    let groups: BTreeSet<&str> = selected.iter().map(|node| group(key, node.view())).collect();
     groups.into_iter().collect()
 }
 
-fn select<'f>(nodes: &[NodeRef<'f>], selector: &Selector) -> Vec<NodeRef<'f>> {
-    let managed = nodes.iter().filter(|node| node.management == Management::Managed);
-    managed.filter(|node| selector.matches(&node.labels)).copied().collect()
+fn select<'f>(index: &'f Index, selector: &Selector) -> Vec<NodeRef<'f>> {
+    let managed = index.nodes().filter(|node| node.management == Management::Managed);
+    managed.filter(|node| selector.matches(&node.view().labels)).collect()
 }

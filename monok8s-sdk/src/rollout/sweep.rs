@@ -2,7 +2,7 @@
 
 use super::action::Action;
 use super::draft::Draft;
-use super::fleet::{Management, NodeReport};
+use super::fleet::Management;
 use super::govern::{Member, Stand, Stands};
 use super::order::{OrderView, State};
 use super::run;
@@ -20,7 +20,7 @@ impl<'a, 'f> Wanted<'a, 'f> {
             .campaigns
             .iter()
             .flat_map(|campaign| stands.governed(campaign).map(move |member| (campaign, member)));
-        let mut by_order = vec![None; survey.orders.len()];
+        let mut by_order = vec![None; survey.orders().len()];
         for (campaign, member) in governed {
             let order = match member.stand {
                 Stand::Ordered(_, State::LetGo) => None,
@@ -46,9 +46,7 @@ impl<'a, 'f> Wanted<'a, 'f> {
 
 /// Takes back the grants that nobody stands behind any more.
 pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut Draft<'_>) {
-    for order in
-        survey.orders.iter().copied().filter(|order| order.order().is_some() && !order.is_committed())
-    {
+    for order in survey.orders().filter(|order| order.run.is_some() && !order.is_committed()) {
         if !wanted.contains(order) && order.has_grants_in_use() {
             draft.push(Action::Supersede { progress: order.object() });
         } else if order.has_leave_in_use() && !draft.admitted.contains(&order.number) {
@@ -59,7 +57,7 @@ pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut
 
 /// Takes off the cordons of ours that nothing needs any more, wherever they are.
 pub(super) fn uncordon(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut Draft<'_>) {
-    for node in survey.nodes.iter().copied() {
+    for node in survey.nodes() {
         let Some(uid) = node.cordoned_for.as_deref() else { continue };
         let needed = survey.orders_of(node).find(|order| order.uid() == uid).is_some_and(|order| {
             order.has_leave_in_use()
@@ -87,12 +85,12 @@ pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft<'_>) {
         let Some(current) = run::current_run(campaign.view) else { continue };
         let is_over = |order: OrderView<'_>| {
             let may_act = order.is_committed() || order.has_grants_in_use();
-            !may_act || order.node.is_none()
+            !may_act || survey.node_of(order).is_none()
         };
-        let forgotten = survey.orders.iter().filter(|order| {
-            order.campaign == Some(campaign.index)
-                && order.order().is_some_and(|ordered| ordered.run <= current - kept_runs)
-                && is_over(**order)
+        let forgotten = survey.orders().filter(|order| {
+            campaign.owns(*order)
+                && order.run.is_some_and(|run| run <= current - kept_runs)
+                && is_over(*order)
         });
         for order in forgotten {
             draft.push(Action::DeleteProgress { progress: order.object() });
@@ -102,8 +100,8 @@ pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft<'_>) {
 
 /// Every managed node has an `OSNode`.
 pub(super) fn create_os_nodes(survey: &Survey<'_>, draft: &mut Draft<'_>) {
-    let managed = survey.nodes.iter().filter(|node| node.management == Management::Managed);
-    for node in managed.filter(|node| node.report == NodeReport::Missing) {
+    let managed = survey.nodes().filter(|node| node.management == Management::Managed);
+    for node in managed.filter(|node| !node.has_os_node) {
         draft.push(Action::CreateOsNode { node: node.object() });
     }
 }

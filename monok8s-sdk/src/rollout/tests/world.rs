@@ -5,10 +5,12 @@ mod agents;
 mod host;
 mod people;
 mod pods;
+mod seen;
 
 use super::rules;
 use host::Host;
 pub(super) use pods::pod;
+use seen::Seen;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,7 +28,7 @@ use crate::rollout::fixtures::{image, node};
 use crate::rollout::report::OURS;
 use crate::rollout::{
     Action, Evaluation, Eviction, EvictionAnswer, Fleet, Health, NodeView, ObjectRef, Plan, PodView, Target,
-    UpgradeView, frozen_target, plan,
+    UpgradeView, frozen_target,
 };
 use crate::version::OsVersion;
 
@@ -82,6 +84,7 @@ pub(super) struct World {
     /// What every upgrade's health checks come to.
     pub(super) health: Vec<Health>,
     evictions: BTreeMap<String, Eviction>,
+    seen: Seen,
     clock: u64,
 }
 
@@ -111,6 +114,7 @@ impl World {
             blocked: BTreeSet::new(),
             health: Vec::new(),
             evictions: BTreeMap::new(),
+            seen: Seen::default(),
             clock: 1,
         }
     }
@@ -228,7 +232,7 @@ impl World {
     /// The operator observes, plans, and writes the first `writes` of its plan, then the statuses
     /// if it got that far. Returns what it planned, and whether it wrote anything.
     pub(super) fn operator(&mut self, writes: usize) -> (Plan, bool) {
-        let plan = plan(&self.observe(), self.now);
+        let plan = self.seen.plan(self.observe(), self.now);
         let wrote = self.execute(&plan, writes);
         (plan, wrote)
     }
