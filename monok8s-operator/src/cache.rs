@@ -13,7 +13,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
 use monok8s_sdk::api::{OSNode, OSUpgrade, OSUpgradeProgress, is_of_kstatus};
-use monok8s_sdk::rollout::NodeView;
+use monok8s_sdk::rollout::{NodeView, OSNodeView};
 
 /// A kind whose objects are kept, without what nobody looks at: it is often the larger half of them.
 pub trait Kept: Resource<DynamicType = ()> {
@@ -33,20 +33,22 @@ impl Kept for OSUpgrade {
 }
 
 impl Kept for OSNode {
-    type Form = Self;
+    type Form = OSNodeView;
 
-    fn reduced(self) -> Self {
-        compact(self)
+    fn reduced(self) -> OSNodeView {
+        OSNodeView::new(&self)
     }
 }
 
-/// Keeps the operator's own conditions: those of the agent say what the phase says.
+/// Keeps the operator's own conditions: those of the agent say what the phase says. In which boot that was is for
+/// people.
 impl Kept for OSUpgradeProgress {
     type Form = Self;
 
     fn reduced(mut self) -> Self {
         if let Some(status) = &mut self.status {
             status.conditions.retain(|condition| !is_of_kstatus(condition));
+            status.timeline.iter_mut().for_each(|entry| entry.boot_id = None);
         }
         compact(self)
     }

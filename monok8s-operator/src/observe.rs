@@ -8,7 +8,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use monok8s_sdk::api::{OSNode, OSUpgrade, OSUpgradeProgress, upgrade_name_of};
-use monok8s_sdk::rollout::NodeView;
+use monok8s_sdk::rollout::{NodeView, OSNodeView};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
@@ -110,7 +110,7 @@ pub struct Observed {
     /// All progress objects.
     pub progresses: Snapshot<OSUpgradeProgress>,
     /// All reports of agents.
-    pub os_nodes: Snapshot<OSNode>,
+    pub os_nodes: Snapshot<OSNodeView>,
 }
 
 impl Observed {
@@ -169,7 +169,7 @@ pub struct KnownNodes {
 #[derive(Debug)]
 struct KnownNode {
     alone: Arc<NodeView>,
-    report: Option<Arc<OSNode>>,
+    report: Option<Arc<OSNodeView>>,
     view: Arc<NodeView>,
 }
 
@@ -178,10 +178,10 @@ impl KnownNodes {
     fn follow(
         &mut self,
         nodes: &[Arc<NodeView>],
-        reports: &[Arc<OSNode>],
+        reports: &[Arc<OSNodeView>],
     ) -> impl Iterator<Item = &Arc<NodeView>> {
-        let reports: BTreeMap<&str, &Arc<OSNode>> =
-            reports.iter().filter_map(|report| Some((report.metadata.name.as_deref()?, report))).collect();
+        let reports: BTreeMap<&str, &Arc<OSNodeView>> =
+            reports.iter().map(|report| (report.name.as_str(), report)).collect();
         let mut before = std::mem::take(&mut self.by_name);
         for node in nodes {
             let report = reports.get(node.name.as_str()).copied();
@@ -194,7 +194,7 @@ impl KnownNodes {
 }
 
 impl KnownNode {
-    fn new(alone: &Arc<NodeView>, report: Option<&Arc<OSNode>>) -> Self {
+    fn new(alone: &Arc<NodeView>, report: Option<&Arc<OSNodeView>>) -> Self {
         let view = match report {
             Some(report) => Arc::new(alone.as_ref().clone().reported(report)),
             None => Arc::clone(alone),
@@ -202,7 +202,7 @@ impl KnownNode {
         Self { alone: Arc::clone(alone), report: report.cloned(), view }
     }
 
-    fn is_of(&self, alone: &Arc<NodeView>, report: Option<&Arc<OSNode>>) -> bool {
+    fn is_of(&self, alone: &Arc<NodeView>, report: Option<&Arc<OSNodeView>>) -> bool {
         let same_report = match (&self.report, report) {
             (None, None) => true,
             (Some(before), Some(now)) => Arc::ptr_eq(before, now),
@@ -273,14 +273,14 @@ mod tests {
 
     #[test]
     fn only_what_has_changed_is_looked_at_again() {
-        let observed = |nodes: &[&Arc<NodeView>], reports: &[&Arc<OSNode>]| Observed {
+        let observed = |nodes: &[&Arc<NodeView>], reports: &[&Arc<OSNodeView>]| Observed {
             nodes: Snapshot { objects: nodes.iter().copied().cloned().collect(), unreadable: vec![] },
             upgrades: Snapshot { objects: vec![], unreadable: vec![] },
             progresses: Snapshot { objects: vec![], unreadable: vec![] },
             os_nodes: Snapshot { objects: reports.iter().copied().cloned().collect(), unreadable: vec![] },
         };
         let (a, b, mut known) = (cordoned_for("a"), cordoned_for("b"), KnownNodes::default());
-        let report = Arc::new(OSNode::new("node-of-b", OSNodeSpec {}));
+        let report = Arc::new(OSNodeView::new(&OSNode::new("node-of-b", OSNodeSpec {})));
         let first = observed(&[&a, &b], &[]).node_views(&mut known);
         let again = observed(&[&a, &b], &[]).node_views(&mut known);
         assert!(first.iter().zip(&again).all(|(first, again)| Arc::ptr_eq(first, again)));

@@ -116,7 +116,7 @@ pub struct NodeView {
     /// When it was created.
     pub created: Option<Timestamp>,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Whether it runs the control plane. A node that also runs workloads is still `ControlPlane`.
     pub role: Role,
     /// Whether upgrades apply to it.
@@ -141,6 +141,17 @@ pub struct NodeView {
     pub arch: Option<String>,
     /// Its `OSNode`.
     pub report: NodeReport,
+}
+
+/// An `OSNode`, reduced to what a rollout depends on. Made by [`OSNodeView::new`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct OSNodeView {
+    /// Its name, which is that of its Node.
+    pub name: String,
+    /// The UID of the Node that owns it.
+    pub node_uid: Option<String>,
+    /// What the agent says; empty until its first word.
+    pub status: Arc<OSNodeStatus>,
 }
 
 /// What a node runs in the cluster.
@@ -207,7 +218,7 @@ pub enum NodeReport {
     /// There is one of an earlier Node of that name, which will be garbage-collected.
     Foreign,
     /// What the agent says; empty until its first word.
-    Present(Box<OSNodeStatus>),
+    Present(Arc<OSNodeStatus>),
 }
 
 impl UpgradeView {
@@ -251,7 +262,7 @@ impl NodeView {
     pub fn new(node: &Node, os_node: Option<&OSNode>) -> Self {
         let alone = Self::alone(node);
         match os_node {
-            Some(os_node) => alone.reported(os_node),
+            Some(os_node) => alone.reported(&OSNodeView::new(os_node)),
             None => alone,
         }
     }
@@ -287,15 +298,15 @@ impl NodeView {
             boot_id: said(|info| &info.boot_id),
             arch: said(|info| &info.architecture),
             report: NodeReport::Missing,
-            labels,
+            labels: Arc::new(labels),
         }
     }
 
     /// The same node with what its agent reports. That is its version too, if it was reported in the boot that the
     /// kubelet reports.
     #[must_use]
-    pub fn reported(mut self, os_node: &OSNode) -> Self {
-        self.report = report_of(os_node, &self.uid);
+    pub fn reported(mut self, os_node: &OSNodeView) -> Self {
+        self.report = os_node.of(&self.uid);
         let NodeReport::Present(status) = &self.report else { return self };
         let other = status.other_slot.as_ref().filter(|other| other.return_state == ReturnState::KnownGood);
         self.goes_back_to = other.and_then(|other| other.version.as_ref()?.parse().ok());
@@ -351,11 +362,24 @@ fn readiness(status: Option<&NodeStatus>) -> Readiness {
     }
 }
 
-fn report_of(os_node: &OSNode, node_uid: &str) -> NodeReport {
-    let mut owners = os_node.metadata.owner_references.iter().flatten().filter(|owner| owner.kind == "Node");
-    // One without an owner was made by hand; it is as good as ours.
-    if owners.next().is_some_and(|owner| owner.uid != node_uid) {
-        return NodeReport::Foreign;
+impl OSNodeView {
+    /// Reduces an `OSNode` to what a rollout depends on.
+    #[must_use]
+    pub fn new(os_node: &OSNode) -> Self {
+        let mut owners = os_node.metadata.owner_references.iter().flatten();
+        let owner = owners.find(|owner| owner.kind == "Node");
+        Self {
+            name: os_node.metadata.name.clone().unwrap_or_default(),
+            node_uid: owner.map(|owner| owner.uid.clone()),
+            status: Arc::new(os_node.status.clone().unwrap_or_default()),
+        }
     }
-    NodeReport::Present(Box::new(os_node.status.clone().unwrap_or_default()))
+
+    /// What it is to the Node of that UID. One without an owner was made by hand; it is as good as ours.
+    fn of(&self, node_uid: &str) -> NodeReport {
+        match &self.node_uid {
+            Some(owner) if owner != node_uid => NodeReport::Foreign,
+            _ => NodeReport::Present(Arc::clone(&self.status)),
+        }
+    }
 }

@@ -103,6 +103,8 @@ impl Index {
     /// Takes in what has changed since: an object that is the same is in the same place.
     pub(super) fn follow(&mut self, fleet: &Fleet) {
         if self.follow_nodes(fleet).is_none() || self.follow_orders(fleet).is_none() {
+            // One after the other: a large fleet has one index at a time.
+            *self = Self::default();
             *self = Self::new(fleet);
         }
     }
@@ -160,6 +162,7 @@ impl Index {
         progresses.sort_by_key(|(node, ..)| *node);
         self.order_numbers = places(progresses.iter().map(|(_, place, _)| *place));
         self.by_node = vec![0..0; self.nodes.len()];
+        self.orders.reserve_exact(fleet.progresses.len());
         for (number, (node, _, progress)) in progresses.into_iter().enumerate() {
             if let Some(range) = node.and_then(|node| self.by_node.get_mut(node)) {
                 *range = if range.end == 0 { number..number + 1 } else { range.start..number + 1 };

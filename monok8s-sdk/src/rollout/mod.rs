@@ -49,8 +49,8 @@ mod windows;
 pub use action::{Action, NewProgress, ObjectRef, Plan, PodRef};
 pub use drain::{DRAIN_BLOCKED, DRAIN_FORCED, Eviction, EvictionAnswer, drain_obstacles};
 pub use fleet::{
-    Evaluation, Fleet, Management, NodeReport, NodeView, Readiness, Role, Scheduling, Taints, Target,
-    UpgradeView, VersionSource,
+    Evaluation, Fleet, Management, NodeReport, NodeView, OSNodeView, Readiness, Role, Scheduling, Taints,
+    Target, UpgradeView, VersionSource,
 };
 pub use health::Health;
 pub use inspect::{Assessment, Inspection, Standing, inspect};
