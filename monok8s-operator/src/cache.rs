@@ -40,8 +40,8 @@ impl Kept for OSNode {
     }
 }
 
-/// Keeps the operator's own conditions: those of the agent say what the phase says. In which boot that was is for
-/// people.
+/// Keeps the operator's own conditions: those of the agent say what the phase says. Boot IDs in the timeline are for
+/// people, and dropped.
 impl Kept for OSUpgradeProgress {
     type Form = Self;
 

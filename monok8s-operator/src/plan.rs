@@ -253,7 +253,7 @@ fn is_over(acted: &Result<(), ApplyError>) -> bool {
     matches!(acted, Err(ApplyError::Stale { .. } | ApplyError::NotLeading))
 }
 
-/// What one pass tells the next one. Nothing of it decides anything.
+/// What one pass tells the next one. It saves work and words, and decides nothing.
 #[derive(Default)]
 struct Memory {
     plan: PlanMemory,

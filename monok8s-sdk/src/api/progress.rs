@@ -1,6 +1,7 @@
 //! `OSUpgradeProgress`: one node's part of one run.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -338,6 +339,13 @@ impl OSUpgradeProgress {
     #[must_use]
     pub fn conditions(&self) -> &[Condition] {
         self.status.as_ref().map_or(&[], |status| &status.conditions)
+    }
+
+    /// When the last attempt at a phase began, by the node's own clock; `None` if the timeline does not tell.
+    #[must_use]
+    pub fn phase_began(&self, phase: &ProgressPhase) -> Option<Timestamp> {
+        let timeline = &self.status.as_ref()?.timeline;
+        timeline.iter().rev().find(|entry| entry.phase == *phase).map(|entry| entry.since.0)
     }
 
     /// The retry nonce; absent and empty are the same.

@@ -13,9 +13,9 @@ use super::gates::Turn;
 use super::govern::{Stand, Stands};
 use super::halt::Failures;
 use super::health;
-use super::index::NodeRef;
+use super::index::{NodeEntry, OrderEntry};
 use super::line::Place;
-use super::order::{GRANT_LIFETIME, OrderView, State, later};
+use super::order::{GRANT_LIFETIME, State, later};
 use super::outlook::Wait;
 use super::pace::Pace;
 use super::survey::{Campaign, Survey};
@@ -25,8 +25,8 @@ use crate::version::OsVersion;
 
 struct Candidate<'a, 'f> {
     campaign: &'a Campaign<'f>,
-    node: NodeRef<'f>,
-    order: OrderView<'f>,
+    node: &'f NodeEntry,
+    order: &'f OrderEntry,
     version: &'a OsVersion,
     terms: &'a Terms<'a, 'f>,
 }
@@ -40,7 +40,7 @@ struct Terms<'a, 'f> {
 impl Candidate<'_, '_> {
     /// Whether it has its turn already, by our own cordon or grant.
     fn has_turn(&self) -> bool {
-        self.order.has_boot() || self.is_cordoned_for_it()
+        self.order.has_boot || self.is_cordoned_for_it()
     }
 
     fn is_cordoned_for_it(&self) -> bool {
@@ -93,7 +93,7 @@ struct Round<'a, 'f> {
     survey: &'a Survey<'f>,
     stands: &'a Stands<'f>,
     away: Away<'a, 'f>,
-    in_work: BTreeMap<usize, NodeRef<'f>>,
+    in_work: BTreeMap<usize, &'f NodeEntry>,
     /// What a candidate was told for want of budget, by the index of its upgrade. As long as nobody is admitted, the
     /// next one waits for the same.
     spent: BTreeMap<usize, Wait>,
@@ -131,7 +131,7 @@ impl<'a, 'f> Round<'a, 'f> {
         false
     }
 
-    fn takes(&mut self, node: NodeRef<'f>) {
+    fn takes(&mut self, node: &'f NodeEntry) {
         self.away.insert(node);
         self.in_work.insert(node.number, node);
     }
@@ -139,10 +139,10 @@ impl<'a, 'f> Round<'a, 'f> {
 
 /// The nodes that are on their way into a reboot or out of one, whoever ordered it, and those that still wear our
 /// cordon. One that did not come back in time is nobody's work any more.
-fn in_work<'f>(survey: &Survey<'f>) -> BTreeMap<usize, NodeRef<'f>> {
+fn in_work<'f>(survey: &Survey<'f>) -> BTreeMap<usize, &'f NodeEntry> {
     let (mut committed, mut lost) = (BTreeMap::new(), BTreeSet::new());
-    for order in survey.orders().filter(|order| order.is_committed()) {
-        let Some(node) = survey.node_of(order) else { continue };
+    for order in survey.index.orders().filter(|order| order.is_committed()) {
+        let Some(node) = survey.index.node_of(order) else { continue };
         let rollout = survey.campaign_of(order).map(|campaign| &campaign.rollout);
         let state = match rollout {
             Some(rollout) => order.state(node, rollout, survey.now),
@@ -154,7 +154,7 @@ fn in_work<'f>(survey: &Survey<'f>) -> BTreeMap<usize, NodeRef<'f>> {
             committed.insert(node.number, node);
         }
     }
-    let nodes = survey.nodes();
+    let nodes = survey.index.nodes();
     let cordoned = nodes.filter(|node| node.cordoned_for.is_some() && !lost.contains(&node.number));
     committed.extend(cordoned.map(|node| (node.number, node)));
     committed
@@ -178,8 +178,9 @@ fn candidates<'a, 'f>(
     }
     // The longer a turn has gone on, the later it is given up.
     candidates.sort_by_cached_key(|candidate| {
-        let granted = !candidate.order.has_boot();
-        (granted, !candidate.has_turn(), Place::of(candidate.node, candidate.campaign, survey))
+        let granted = !candidate.order.has_boot;
+        let place = Place::of(candidate.node, candidate.campaign, survey);
+        (granted, !candidate.has_turn(), place, candidate.node.number)
     });
     candidates
 }
@@ -217,7 +218,7 @@ fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Dra
                 draft.waits(candidate.campaign, *node, wait);
             }
             // One that ran out is no reason to leave things as they are.
-            if order.has_boot() {
+            if order.has_boot {
                 draft.push(Action::WithdrawBoot { progress: order.object() });
             }
         }

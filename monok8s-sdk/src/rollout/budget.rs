@@ -1,9 +1,10 @@
 //! How many nodes may be away at once.
 
+use std::collections::BTreeSet;
+
 use super::fleet::{Management, Readiness, Scheduling};
 use super::gates::Turn;
-use super::index::NodeRef;
-use super::order::OrderView;
+use super::index::{NodeEntry, OrderEntry};
 use super::outlook::Wait;
 use super::survey::Survey;
 use crate::api::{Rounding, UpgradeReason};
@@ -11,8 +12,8 @@ use crate::api::{Rounding, UpgradeReason};
 /// The nodes that are away, or will be by what was decided so far, counted for each limit that they count against.
 pub(super) struct Away<'a, 'f> {
     survey: &'a Survey<'f>,
-    /// By the number of the node.
-    away: Vec<bool>,
+    /// Their numbers.
+    numbers: BTreeSet<usize>,
     /// How many of them are managed.
     managed: usize,
     /// How many each campaign selects.
@@ -23,30 +24,25 @@ impl<'a, 'f> Away<'a, 'f> {
     /// The nodes that are away as the fleet was found.
     pub(super) fn of(survey: &'a Survey<'f>) -> Self {
         let selected = vec![0; survey.campaigns.len()];
-        let mut away = Self { survey, away: vec![false; survey.nodes().len()], managed: 0, selected };
-        let nodes = survey.nodes().filter(|node| survey.is_unavailable(*node));
+        let mut away = Self { survey, numbers: BTreeSet::new(), managed: 0, selected };
+        let nodes = survey.index.nodes().filter(|node| survey.is_unavailable(*node));
         nodes.for_each(|node| away.insert(node));
         away
     }
 
-    pub(super) fn insert(&mut self, node: NodeRef<'f>) {
-        if !self.replace(node, true) {
+    pub(super) fn insert(&mut self, node: &'f NodeEntry) {
+        if self.numbers.insert(node.number) {
             self.count(node, |counted| counted + 1);
         }
     }
 
-    pub(super) fn remove(&mut self, node: NodeRef<'f>) {
-        if self.replace(node, false) {
+    pub(super) fn remove(&mut self, node: &'f NodeEntry) {
+        if self.numbers.remove(&node.number) {
             self.count(node, |counted| counted - 1);
         }
     }
 
-    /// Whether it was away before.
-    fn replace(&mut self, node: NodeRef<'f>, is_away: bool) -> bool {
-        self.away.get_mut(node.number).is_some_and(|away| std::mem::replace(away, is_away))
-    }
-
-    fn count(&mut self, node: NodeRef<'f>, change: fn(usize) -> usize) {
+    fn count(&mut self, node: &'f NodeEntry, change: fn(usize) -> usize) {
         if node.management == Management::Managed {
             self.managed = change(self.managed);
         }
@@ -57,8 +53,8 @@ impl<'a, 'f> Away<'a, 'f> {
         }
     }
 
-    pub(super) fn contains(&self, node: NodeRef<'_>) -> bool {
-        self.away.get(node.number).is_some_and(|away| *away)
+    pub(super) fn contains(&self, node: &NodeEntry) -> bool {
+        self.numbers.contains(&node.number)
     }
 }
 
@@ -78,7 +74,7 @@ pub(super) fn budget(turn: &Turn<'_, '_>) -> Option<Wait> {
         return Some(spent(turn, selected.iter().copied(), limit, "maxUnavailable"));
     }
     let managed = || {
-        let nodes = turn.survey.nodes();
+        let nodes = turn.survey.index.nodes();
         nodes.filter(|node| node.management == Management::Managed)
     };
     let limit = turn.survey.fleet.max_unavailable.as_ref()?;
@@ -89,7 +85,7 @@ pub(super) fn budget(turn: &Turn<'_, '_>) -> Option<Wait> {
 
 fn spent<'n>(
     turn: &Turn<'_, '_>,
-    counted: impl Iterator<Item = NodeRef<'n>>,
+    counted: impl Iterator<Item = &'n NodeEntry>,
     limit: usize,
     name: &str,
 ) -> Wait {
@@ -100,8 +96,8 @@ fn spent<'n>(
 }
 
 /// Why a node counts as unavailable.
-fn why(turn: &Turn<'_, '_>, node: NodeRef<'_>) -> &'static str {
-    let committed = turn.survey.orders_of(node).any(OrderView::is_committed);
+fn why(turn: &Turn<'_, '_>, node: &NodeEntry) -> &'static str {
+    let committed = turn.survey.index.orders_of(node).any(OrderEntry::is_committed);
     match (committed, node.readiness, node.scheduling) {
         (true, _, _) => "rebooting",
         (false, Readiness::NotReady, _) => "not ready",

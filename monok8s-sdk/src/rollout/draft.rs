@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 
 use super::action::Action;
-use super::index::NodeRef;
+use super::index::NodeEntry;
 use super::outlook::{Wait, Waits};
 use super::survey::Campaign;
 
@@ -19,7 +19,7 @@ pub(super) struct Draft<'f> {
     /// The numbers of orders that hold a cordon, and may hold a boot grant.
     pub(super) admitted: BTreeSet<usize>,
     /// Why nodes wait, by the index of the campaign and in any order; of several about one node the last one counts.
-    waits: BTreeMap<usize, Vec<(NodeRef<'f>, Arc<Wait>)>>,
+    waits: BTreeMap<usize, Vec<(&'f NodeEntry, Arc<Wait>)>>,
     next_event: Option<Timestamp>,
 }
 
@@ -36,7 +36,7 @@ impl<'f> Draft<'f> {
         self.deleted.contains(uid)
     }
 
-    pub(super) fn waits(&mut self, campaign: &Campaign<'_>, node: NodeRef<'f>, wait: Wait) {
+    pub(super) fn waits(&mut self, campaign: &Campaign<'_>, node: &'f NodeEntry, wait: Wait) {
         let waits = self.waits.entry(campaign.index).or_default();
         // Most wait for the same as the one before.
         let wait = match waits.last() {
@@ -48,8 +48,7 @@ impl<'f> Draft<'f> {
 
     /// What the nodes of a campaign wait for. It is not in the draft any more.
     pub(super) fn take_waits(&mut self, campaign: &Campaign<'_>) -> Waits {
-        let mut waits = self.waits.remove(&campaign.index).unwrap_or_default();
-        waits.sort_by_key(|(node, _)| node.number);
+        let waits = self.waits.remove(&campaign.index).unwrap_or_default();
         waits.into_iter().map(|(node, wait)| (node.name().to_owned(), wait)).collect()
     }
 

@@ -12,8 +12,8 @@ use super::draft::Draft;
 use super::fleet::{NodeView, Readiness, Scheduling, Taints};
 use super::halt::names;
 use super::health;
-use super::index::NodeRef;
-use super::order::{OrderView, State, later};
+use super::index::{NodeEntry, OrderEntry};
+use super::order::{State, later};
 use super::outlook::Wait;
 use super::pods::{Fate, PodView};
 use super::report::Finding;
@@ -89,7 +89,7 @@ impl<'f> Drain<'f> {
         survey: &Survey<'f>,
         campaign: &Campaign<'_>,
         node: &NodeView,
-        order: OrderView<'_>,
+        order: &OrderEntry,
     ) -> Self {
         let spec = spec(&campaign.rollout);
         match spec.policy.unwrap_or_default() {
@@ -149,39 +149,39 @@ fn is_stuck(pod: &PodView, now: Timestamp) -> bool {
 
 /// When a drain has lasted for as long as it may. Only what was written counts: it is the same for the next
 /// operator.
-pub(super) fn deadline(order: OrderView<'_>, rollout: &RolloutSpec) -> Option<Timestamp> {
+pub(super) fn deadline(order: &OrderEntry, rollout: &RolloutSpec) -> Option<Timestamp> {
     let began = said(order)?;
     let lasts = SignedDuration::from_secs(spec(rollout).timeout_seconds.unwrap_or(1800).into());
     (began.status == Truth::False.as_str()).then(|| later(began.last_transition_time.0, lasts))
 }
 
-fn is_over(order: OrderView<'_>, rollout: &RolloutSpec, now: Timestamp) -> bool {
+fn is_over(order: &OrderEntry, rollout: &RolloutSpec, now: Timestamp) -> bool {
     deadline(order, rollout).is_some_and(|deadline| deadline <= now)
 }
 
 /// The same where the node has failed then.
-pub(super) fn deadline_to_abort(order: OrderView<'_>, rollout: &RolloutSpec) -> Option<Timestamp> {
+pub(super) fn deadline_to_abort(order: &OrderEntry, rollout: &RolloutSpec) -> Option<Timestamp> {
     let aborts = spec(rollout).on_timeout.unwrap_or_default() == DrainOnTimeout::Abort;
     deadline(order, rollout).filter(|_| aborts)
 }
 
 /// Whether the time was over once, and what was left was deleted.
-fn was_forced(order: OrderView<'_>) -> bool {
+fn was_forced(order: &OrderEntry) -> bool {
     said(order).is_some_and(|drained| drained.reason == DRAIN_FORCED)
 }
 
 /// The condition `Drained` of the order.
-fn said(order: OrderView<'_>) -> Option<&Condition> {
+fn said(order: &OrderEntry) -> Option<&Condition> {
     find_condition(order.conditions(), &ConditionType::Drained)
 }
 
 /// Whether the order says that the node was drained.
-fn is_drained(order: OrderView<'_>) -> bool {
+fn is_drained(order: &OrderEntry) -> bool {
     order.says(&ConditionType::Drained)
 }
 
 /// Whether the order says when the drain began.
-fn has_begun(order: OrderView<'_>) -> bool {
+fn has_begun(order: &OrderEntry) -> bool {
     said(order).is_some_and(|began| began.status == Truth::False.as_str())
 }
 
@@ -189,8 +189,8 @@ fn has_begun(order: OrderView<'_>) -> bool {
 pub(super) fn go_on<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
-    node: NodeRef<'f>,
-    order: OrderView<'f>,
+    node: &'f NodeEntry,
+    order: &'f OrderEntry,
     draft: &mut Draft<'f>,
 ) -> bool {
     #[cfg(test)]
@@ -228,12 +228,7 @@ pub(super) fn go_on<'f>(
 }
 
 /// A deadline that has passed already is for what is done about it to end.
-fn wake_at_deadline(
-    survey: &Survey<'_>,
-    campaign: &Campaign<'_>,
-    order: OrderView<'_>,
-    draft: &mut Draft<'_>,
-) {
+fn wake_at_deadline(survey: &Survey<'_>, campaign: &Campaign<'_>, order: &OrderEntry, draft: &mut Draft<'_>) {
     if let Some(deadline) = deadline(order, &campaign.rollout).filter(|at| *at > survey.now) {
         draft.wake_at(deadline);
     }
@@ -339,8 +334,8 @@ pub fn drain_obstacles(pods: &[PodView], spec: &DrainSpec) -> Vec<String> {
 pub(super) fn finding<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
-    node: NodeRef<'f>,
-    (order, state): (OrderView<'f>, &State<'f>),
+    node: &'f NodeEntry,
+    (order, state): (&'f OrderEntry, &State<'f>),
     draft: &Draft<'_>,
 ) -> Option<Finding> {
     let was_forced = was_forced(order);
@@ -351,7 +346,7 @@ pub(super) fn finding<'f>(
     };
     match state {
         State::Committed | State::Settling => kept(order),
-        State::Staged(_) if order.has_boot() => kept(order),
+        State::Staged(_) if order.has_boot => kept(order),
         State::Staged(_) if in_turn => match Drain::of(survey, campaign, node.view(), order) {
             Drain::Unneeded(why) => says(Truth::True, "Unneeded", &format!("it was not drained: {why}")),
             Drain::Unseen(None) => kept(order),
@@ -383,12 +378,12 @@ pub(super) fn finding<'f>(
 }
 
 /// What stays of a drain when its order is over: it tells what was done, and to take it off would cost a write.
-pub(super) fn on_record(order: OrderView<'_>) -> Option<Finding> {
+pub(super) fn on_record(order: &OrderEntry) -> Option<Finding> {
     let is_over = order.is_done() && is_drained(order);
     kept(order).filter(|_| is_over || was_forced(order))
 }
 
-fn kept(order: OrderView<'_>) -> Option<Finding> {
+fn kept(order: &OrderEntry) -> Option<Finding> {
     let before = said(order)?;
     let truth = match before.status.as_str() {
         "True" => Truth::True,

@@ -21,7 +21,8 @@ const TAINTS_OF_KUBERNETES: &str = "node.kubernetes.io/";
 
 /// Everything the planner looks at: one consistent-enough view of the cluster. Facts may be old;
 /// the preconditions of the actions catch that. Nodes and progress objects are shared with whoever keeps them: a look
-/// at a fleet of thousands copies none of them.
+/// at a fleet of thousands copies none of them. What has not changed should be the same `Arc` as before:
+/// [`plan_with`](super::plan_with) looks only at what is another one.
 #[derive(Clone, Debug, Default)]
 pub struct Fleet {
     /// All Nodes of the cluster, managed or not: the control plane is protected as a whole, and a
@@ -115,7 +116,7 @@ pub struct NodeView {
     pub resource_version: String,
     /// When it was created.
     pub created: Option<Timestamp>,
-    /// Its labels.
+    /// Its labels, which the view without what the agent reports shares.
     pub labels: Arc<BTreeMap<String, String>>,
     /// Whether it runs the control plane. A node that also runs workloads is still `ControlPlane`.
     pub role: Role,
@@ -133,8 +134,6 @@ pub struct NodeView {
     pub version: Option<OsVersion>,
     /// Who said what it runs.
     pub version_source: VersionSource,
-    /// The version in its other slot, if it can be sent back to that.
-    pub goes_back_to: Option<OsVersion>,
     /// The boot ID as its kubelet reported it.
     pub boot_id: Option<String>,
     /// The architecture, as Kubernetes names it.
@@ -143,12 +142,12 @@ pub struct NodeView {
     pub report: NodeReport,
 }
 
-/// An `OSNode`, reduced to what a rollout depends on. Made by [`OSNodeView::new`].
+/// What is kept of an `OSNode`: whose it is, and its status. Made by [`OSNodeView::new`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct OSNodeView {
     /// Its name, which is that of its Node.
     pub name: String,
-    /// The UID of the Node that owns it.
+    /// The UID of the Node that owns it; `None` if it was made by hand.
     pub node_uid: Option<String>,
     /// What the agent says; empty until its first word.
     pub status: Arc<OSNodeStatus>,
@@ -246,16 +245,6 @@ impl UpgradeView {
     }
 }
 
-impl VersionSource {
-    /// Whether a node of which this source says that it runs `running` does not run `version`.
-    pub(super) fn contradicts(self, running: &OsVersion, version: &OsVersion) -> bool {
-        match self {
-            Self::Agent => running != version,
-            Self::Kubelet => *running != version.kubernetes(),
-        }
-    }
-}
-
 impl NodeView {
     /// Reduces a Node and its `OSNode` to what a rollout depends on.
     #[must_use]
@@ -294,7 +283,6 @@ impl NodeView {
             cordoned_for: annotations.and_then(|all| all.get(ANNOTATION_CORDON)).cloned(),
             version: info.and_then(|info| OsVersion::of_kubelet(&info.kubelet_version)),
             version_source: VersionSource::Kubelet,
-            goes_back_to: None,
             boot_id: said(|info| &info.boot_id),
             arch: said(|info| &info.architecture),
             report: NodeReport::Missing,
@@ -306,10 +294,8 @@ impl NodeView {
     /// kubelet reports.
     #[must_use]
     pub fn reported(mut self, os_node: &OSNodeView) -> Self {
-        self.report = os_node.of(&self.uid);
+        self.report = os_node.report_of(&self.uid);
         let NodeReport::Present(status) = &self.report else { return self };
-        let other = status.other_slot.as_ref().filter(|other| other.return_state == ReturnState::KnownGood);
-        self.goes_back_to = other.and_then(|other| other.version.as_ref()?.parse().ok());
         let is_of_this_boot = status.boot_id.is_some() && status.boot_id == self.boot_id;
         let booted = status.booted_version.as_ref().filter(|_| is_of_this_boot);
         if let Some(version) = booted.and_then(|text| text.parse().ok()) {
@@ -321,16 +307,11 @@ impl NodeView {
         self
     }
 
-    /// Whether the node runs `version`. A kubelet's word is not enough for an image revision.
-    #[must_use]
-    pub fn runs(&self, version: &OsVersion) -> bool {
-        self.version.as_ref() == Some(version)
-    }
-
-    /// Whether the node is known to run something else than `version`.
-    #[must_use]
-    pub fn contradicts(&self, version: &OsVersion) -> bool {
-        self.version.as_ref().is_some_and(|running| self.version_source.contradicts(running, version))
+    /// The version in the other slot, if the node can be sent back to it.
+    pub(super) fn goes_back_to(&self) -> Option<OsVersion> {
+        let NodeReport::Present(status) = &self.report else { return None };
+        let other = status.other_slot.as_ref()?;
+        (other.return_state == ReturnState::KnownGood).then(|| other.version.as_ref()?.parse().ok())?
     }
 
     /// The node as the object of a write.
@@ -339,6 +320,28 @@ impl NodeView {
             name: self.name.clone(),
             uid: self.uid.clone(),
             resource_version: self.resource_version.clone(),
+        }
+    }
+}
+
+impl OSNodeView {
+    /// Takes it from the object.
+    #[must_use]
+    pub fn new(os_node: &OSNode) -> Self {
+        let mut owners = os_node.metadata.owner_references.iter().flatten();
+        let owner = owners.find(|owner| owner.kind == "Node");
+        Self {
+            name: os_node.metadata.name.clone().unwrap_or_default(),
+            node_uid: owner.map(|owner| owner.uid.clone()),
+            status: Arc::new(os_node.status.clone().unwrap_or_default()),
+        }
+    }
+
+    /// What it is to the Node of that UID. One without an owner was made by hand; it is as good as ours.
+    fn report_of(&self, node_uid: &str) -> NodeReport {
+        match &self.node_uid {
+            Some(owner) if owner != node_uid => NodeReport::Foreign,
+            _ => NodeReport::Present(Arc::clone(&self.status)),
         }
     }
 }
@@ -359,27 +362,5 @@ fn readiness(status: Option<&NodeStatus>) -> Readiness {
     match ready.map(|condition| condition.status.as_str()) {
         Some("True") => Readiness::Ready,
         _ => Readiness::NotReady,
-    }
-}
-
-impl OSNodeView {
-    /// Reduces an `OSNode` to what a rollout depends on.
-    #[must_use]
-    pub fn new(os_node: &OSNode) -> Self {
-        let mut owners = os_node.metadata.owner_references.iter().flatten();
-        let owner = owners.find(|owner| owner.kind == "Node");
-        Self {
-            name: os_node.metadata.name.clone().unwrap_or_default(),
-            node_uid: owner.map(|owner| owner.uid.clone()),
-            status: Arc::new(os_node.status.clone().unwrap_or_default()),
-        }
-    }
-
-    /// What it is to the Node of that UID. One without an owner was made by hand; it is as good as ours.
-    fn of(&self, node_uid: &str) -> NodeReport {
-        match &self.node_uid {
-            Some(owner) if owner != node_uid => NodeReport::Foreign,
-            _ => NodeReport::Present(Arc::clone(&self.status)),
-        }
     }
 }

@@ -9,7 +9,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::fleet::Role;
 use super::govern::{Stand, Stands};
-use super::index::NodeRef;
+use super::index::{NodeEntry, OrderEntry};
 use super::line::{Place, TurnInLine};
 use super::order::{Soak, State, later};
 use super::outlook::{Wait, Waits};
@@ -19,7 +19,7 @@ use crate::api::{NodeCounts, Rounding, UpgradeReason, WindowScope};
 
 /// What a node has before it.
 struct Work<'f> {
-    node: NodeRef<'f>,
+    node: &'f NodeEntry,
     place: Place,
     /// How much longer until what it is about to boot is in its other slot.
     until_staged: SignedDuration,
@@ -36,7 +36,7 @@ pub(super) fn forecast<'f, 'w>(
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     waits: impl Iterator<Item = &'w Wait>,
-) -> Vec<(NodeRef<'f>, Timestamp)> {
+) -> Vec<(&'f NodeEntry, Timestamp)> {
     match &campaign.windows {
         Ok(windows) => within(windows, survey, campaign, stands, waits),
         Err(_) => Vec::new(),
@@ -64,7 +64,7 @@ pub(super) fn end<'f>(
         |stand: &Stand<'_>| matches!(stand, Stand::Unordered(_) | Stand::Ordered(_, State::Unstaged(_)));
     let held_up = campaign.view.catalog_error.is_some()
         || is_closed && stands.of(campaign).any(|(_, stand)| has_to_stage(stand));
-    let may_go_on = |node: NodeRef<'_>| waits.get(node.name()).is_none_or(|wait| goes_on(wait));
+    let may_go_on = |node: &NodeEntry| waits.get(node.name()).is_none_or(|wait| goes_on(wait));
     if campaign.run.is_none() || held_up || !moving.any(|(node, _)| may_go_on(node)) {
         return None;
     }
@@ -84,7 +84,7 @@ pub(super) fn duration<'f>(
     latest(&ends).map(|end| end.duration_since(survey.now))
 }
 
-fn latest(ends: &[(NodeRef<'_>, Timestamp)]) -> Option<Timestamp> {
+fn latest(ends: &[(&NodeEntry, Timestamp)]) -> Option<Timestamp> {
     ends.iter().map(|(_, end)| *end).max()
 }
 
@@ -94,7 +94,7 @@ fn within<'f, 'w>(
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     mut waits: impl Iterator<Item = &'w Wait>,
-) -> Vec<(NodeRef<'f>, Timestamp)> {
+) -> Vec<(&'f NodeEntry, Timestamp)> {
     let mut line: Vec<_> =
         stands.of(campaign).filter_map(|(node, stand)| work(survey, campaign, node, stand)).collect();
     line.sort_by_key(|work| (work.comes_back.is_none(), work.place));
@@ -142,7 +142,7 @@ fn within<'f, 'w>(
 /// control plane the one before it.
 #[derive(Default)]
 struct Precedence {
-    /// When the nodes of turns that were over before the last one that was asked about are done.
+    /// When all turns before the last one asked about are done; they are not in `turns` any more.
     before: Option<Timestamp>,
     /// When those of each other turn are.
     turns: BTreeMap<TurnInLine, Timestamp>,
@@ -150,7 +150,7 @@ struct Precedence {
 }
 
 impl Precedence {
-    /// When what a node waits for is over. Nodes are asked about by their turns.
+    /// When what a node waits for is over. Nodes have to be asked about in the order of their turns.
     fn begins(&mut self, work: &Work<'_>) -> Option<Timestamp> {
         while let Some(first) = self.turns.first_entry().filter(|first| *first.key() < work.place.turn) {
             self.before = self.before.max(Some(first.remove()));
@@ -173,10 +173,10 @@ impl Precedence {
 fn work<'f>(
     survey: &Survey<'f>,
     campaign: &Campaign<'f>,
-    node: NodeRef<'f>,
+    node: &'f NodeEntry,
     stand: &Stand<'f>,
 ) -> Option<Work<'f>> {
-    let hops = |order: super::order::OrderView<'_>| {
+    let hops = |order: &OrderEntry| {
         let running = node.version()?;
         let hops = order.hops();
         let next = order.next_hop(running)?;
@@ -207,7 +207,7 @@ fn work<'f>(
 }
 
 /// Whether a node is done but for the cordon, which comes off next.
-fn is_back(node: NodeRef<'_>, stand: &Stand<'_>) -> bool {
+fn is_back(node: &NodeEntry, stand: &Stand<'_>) -> bool {
     node.cordoned_for.is_some() && matches!(stand, Stand::UpToDate | Stand::Ordered(_, State::Done))
 }
 

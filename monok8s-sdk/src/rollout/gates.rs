@@ -9,8 +9,7 @@ use super::fleet::{Management, Readiness, Role};
 use super::govern::Stands;
 use super::halt::{forbidden, names};
 use super::health;
-use super::index::NodeRef;
-use super::order::OrderView;
+use super::index::{NodeEntry, OrderEntry};
 use super::outlook::Wait;
 use super::pace::{self, Pace};
 use super::survey::{Campaign, Survey};
@@ -23,15 +22,15 @@ pub(super) struct Turn<'a, 'f> {
     pub(super) stands: &'a Stands<'f>,
     pub(super) campaign: &'a Campaign<'f>,
     pub(super) halt: Option<&'a Wait>,
-    pub(super) node: NodeRef<'f>,
-    pub(super) order: OrderView<'f>,
+    pub(super) node: &'f NodeEntry,
+    pub(super) order: &'f OrderEntry,
     /// What it would boot.
     pub(super) version: &'a OsVersion,
     /// The nodes that are away, or will be by what was decided so far; without this one, unless it
     /// is away for a reason of its own.
     pub(super) away: &'a Away<'a, 'f>,
     /// The nodes that have their turn for certain, in whatever upgrade; without this one.
-    pub(super) in_work: &'a BTreeMap<usize, NodeRef<'f>>,
+    pub(super) in_work: &'a BTreeMap<usize, &'f NodeEntry>,
     /// Whether its turn has begun: it holds the cordon, or the grant.
     pub(super) has_begun: bool,
     /// What soaks.
@@ -78,7 +77,7 @@ impl<'f> Turn<'_, 'f> {
     }
 
     /// The other nodes of a role in this upgrade that will still move, and what they run.
-    fn movers(&self, role: Role) -> impl Iterator<Item = (NodeRef<'f>, &'f OsVersion)> {
+    fn movers(&self, role: Role) -> impl Iterator<Item = (&'f NodeEntry, &'f OsVersion)> {
         // Of the control plane there are few, and every worker asks for it.
         let few = (role == Role::ControlPlane).then(|| self.survey.control_plane());
         let many = (role != Role::ControlPlane).then(|| self.stands.of(self.campaign));
@@ -93,7 +92,7 @@ impl<'f> Turn<'_, 'f> {
 
     pub(super) fn wait_for<'n>(
         reason: UpgradeReason,
-        nodes: impl Iterator<Item = NodeRef<'n>>,
+        nodes: impl Iterator<Item = &'n NodeEntry>,
         words: &str,
     ) -> Option<Wait> {
         let all: BTreeSet<&str> = nodes.map(|node| node.name()).collect();
@@ -124,7 +123,7 @@ fn image_forbidden(turn: &Turn<'_, '_>) -> Option<Wait> {
 
 /// A node that has committed to something else finishes that first.
 fn other_reboot(turn: &Turn<'_, '_>) -> Option<Wait> {
-    let mut others = turn.survey.orders_of(turn.node).filter(|order| order.number != turn.order.number);
+    let mut others = turn.survey.index.orders_of(turn.node).filter(|order| order.number != turn.order.number);
     let other = others.find(|order| order.is_committed() || order.may_yet_commit())?;
     let message = format!("{} has the node in a reboot", other.name());
     Some(Wait { reason: UpgradeReason::WaitingForUpgrade, message })
@@ -185,7 +184,7 @@ fn control_plane_first(turn: &Turn<'_, '_>) -> Option<Wait> {
 fn api_server_skew(turn: &Turn<'_, '_>) -> Option<Wait> {
     let there = turn.version.minor();
     if turn.node.role == Role::ControlPlane {
-        let newer = turn.survey.nodes().filter(|other| {
+        let newer = turn.survey.index.nodes().filter(|other| {
             let minor = other.version().map(OsVersion::minor);
             other.role == Role::Worker
                 && other.management != Management::Excluded
@@ -212,7 +211,7 @@ fn api_server_skew(turn: &Turn<'_, '_>) -> Option<Wait> {
 
 /// The operator's own node goes last in its role, so that its work is interrupted once.
 fn operator_last(turn: &Turn<'_, '_>) -> Option<Wait> {
-    if !turn.survey.is_the_operators(turn.node) || turn.order.rollback_is_wanted {
+    if !turn.survey.hosts_operator(turn.node) || turn.order.rollback_is_wanted {
         return None;
     }
     let direction = turn.direction();

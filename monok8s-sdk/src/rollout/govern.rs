@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use super::fleet::Readiness;
-use super::index::NodeRef;
-use super::order::{OrderView, State};
+use super::index::{NodeEntry, OrderEntry};
+use super::order::State;
 use super::route::{Routes, Way};
 use super::survey::{Campaign, Survey};
 use crate::api::{
@@ -25,18 +25,18 @@ pub(super) enum Stand<'f> {
     /// Nobody says yet what it runs.
     Unknown,
     /// It has committed to what another order wanted, and finishes that first.
-    Finishing(OrderView<'f>),
+    Finishing(&'f OrderEntry),
     /// It has no order yet.
     Unordered(Rc<[ImageRef]>),
     /// It has one.
-    Ordered(OrderView<'f>, State<'f>),
+    Ordered(&'f OrderEntry, State<'f>),
 }
 
 /// A node that an upgrade selects.
 pub(super) struct Member<'f> {
-    pub(super) node: NodeRef<'f>,
+    pub(super) node: &'f NodeEntry,
     /// Its order of the run under way.
-    pub(super) order: Option<OrderView<'f>>,
+    pub(super) order: Option<&'f OrderEntry>,
     pub(super) stand: Stand<'f>,
     /// The state of its order, where the node is up to date and that overrules it.
     overruled: Option<State<'f>>,
@@ -45,7 +45,7 @@ pub(super) struct Member<'f> {
 
 impl<'f> Member<'f> {
     /// Its order of the run under way, and where it stands in that.
-    pub(super) fn ordered(&self) -> Option<(OrderView<'f>, &State<'f>)> {
+    pub(super) fn ordered(&self) -> Option<(&'f OrderEntry, &State<'f>)> {
         match &self.stand {
             Stand::Ordered(order, state) => Some((*order, state)),
             _ => self.order.zip(self.overruled.as_ref()),
@@ -89,23 +89,23 @@ impl<'f> Stands<'f> {
     }
 
     /// The nodes of an upgrade, and where they stand, by name.
-    pub(super) fn of(&self, campaign: &Campaign<'_>) -> impl Iterator<Item = (NodeRef<'f>, &Stand<'f>)> {
+    pub(super) fn of(&self, campaign: &Campaign<'_>) -> impl Iterator<Item = (&'f NodeEntry, &Stand<'f>)> {
         self.members(campaign).iter().map(|member| (member.node, &member.stand))
     }
 
     /// Where a node stands in an upgrade that selects it.
-    pub(super) fn stand_of(&self, campaign: &Campaign<'_>, node: NodeRef<'_>) -> Option<&Stand<'f>> {
+    pub(super) fn stand_of(&self, campaign: &Campaign<'_>, node: &NodeEntry) -> Option<&Stand<'f>> {
         find(self.members(campaign), node).map(|member| &member.stand)
     }
 
     /// Whether an upgrade governs the node, but not this one.
-    pub(super) fn another_governs(&self, campaign: &Campaign<'_>, node: NodeRef<'_>) -> bool {
+    pub(super) fn another_governs(&self, campaign: &Campaign<'_>, node: &NodeEntry) -> bool {
         let governs = |members: &Vec<Member<'f>>| find(members, node).is_some_and(|member| member.governed);
         self.members.iter().position(governs).is_some_and(|governor| governor != campaign.index)
     }
 }
 
-fn find<'m, 'f>(members: &'m [Member<'f>], node: NodeRef<'_>) -> Option<&'m Member<'f>> {
+fn find<'m, 'f>(members: &'m [Member<'f>], node: &NodeEntry) -> Option<&'m Member<'f>> {
     let at = members.binary_search_by_key(&node.number, |member| member.node.number).ok()?;
     members.get(at)
 }
@@ -113,7 +113,7 @@ fn find<'m, 'f>(members: &'m [Member<'f>], node: NodeRef<'_>) -> Option<&'m Memb
 impl Stand<'_> {
     /// Whether the node will get further by itself, so that others may wait for it. A dead node
     /// and one that waits for a person hold up nobody.
-    pub(super) fn moves(&self, node: NodeRef<'_>) -> bool {
+    pub(super) fn moves(&self, node: &NodeEntry) -> bool {
         match self {
             Self::Ordered(_, State::Committed) => true,
             Self::Unordered(_) | Self::Finishing(_) => node.readiness == Readiness::Ready,
@@ -127,8 +127,8 @@ impl Stand<'_> {
 
 /// What an upgrade has to say about a node, before it is known who governs it.
 struct Claim<'f> {
-    node: NodeRef<'f>,
-    order: Option<OrderView<'f>>,
+    node: &'f NodeEntry,
+    order: Option<&'f OrderEntry>,
     /// `None`: the upgrade leads nowhere.
     way: Option<Way>,
     /// Whether something else moved it on.
@@ -137,7 +137,7 @@ struct Claim<'f> {
 
 fn claims<'f>(survey: &Survey<'f>, campaign: &Campaign<'f>) -> Vec<Claim<'f>> {
     let mut routes = campaign.view.target().map(|target| Routes::new(target, campaign.policy()));
-    let claim = |node: NodeRef<'f>| {
+    let claim = |node: &'f NodeEntry| {
         let order = survey.current_order(campaign, node);
         Claim {
             node,
@@ -153,7 +153,7 @@ fn claims<'f>(survey: &Survey<'f>, campaign: &Campaign<'f>) -> Vec<Claim<'f>> {
 /// downgrades overrides all that were accepted before it; of the rest the highest version, and of
 /// several with that the one accepted first. By the number of the node: the index of the campaign.
 fn governors<'f>(survey: &Survey<'f>, claims: &[Vec<Claim<'f>>]) -> Vec<Option<usize>> {
-    let mut governors = vec![None; survey.nodes().len()];
+    let mut governors = vec![None; survey.index.nodes().len()];
     let target = |campaign: &Campaign<'f>| campaign.view.target().map(|target| &target.resolved.version);
     // In the order of acceptance.
     for (campaign, claims) in survey.campaigns.iter().zip(claims) {
@@ -195,7 +195,7 @@ fn stand<'f>(
         (None, Way::Refused(reason, message)) => Stand::Refused(reason, message),
         (None, Way::Excluded(reason, message)) => Stand::Excluded(reason, message),
         (None, Way::Unknown) => Stand::Unknown,
-        (None, Way::Hops(hops)) => match survey.orders_of(node).find(|order| order.is_committed()) {
+        (None, Way::Hops(hops)) => match survey.index.orders_of(node).find(|order| order.is_committed()) {
             Some(other) => Stand::Finishing(other),
             None => Stand::Unordered(hops),
         },
@@ -220,11 +220,11 @@ fn outweighs(state: &State<'_>) -> bool {
 
 /// Whether something else moved a node on after this run had done with it. A run is not carried
 /// out twice, so the upgrade leaves such a node alone.
-fn was_moved_on(campaign: &Campaign<'_>, node: NodeRef<'_>, order: Option<OrderView<'_>>) -> bool {
+fn was_moved_on(campaign: &Campaign<'_>, node: &NodeEntry, order: Option<&OrderEntry>) -> bool {
     let Some((target, _)) = campaign.view.target().zip(campaign.run) else { return false };
     let target = &target.resolved.version;
     let Some(running) = node.version().filter(|_| !node.runs(target)) else { return false };
-    if order.is_some_and(OrderView::is_committed) {
+    if order.is_some_and(OrderEntry::is_committed) {
         return false;
     }
     let newer = running > target;
@@ -241,7 +241,7 @@ fn was_moved_on(campaign: &Campaign<'_>, node: NodeRef<'_>, order: Option<OrderV
 }
 
 /// A node that is older than a run which is complete was on the target then, or has an order.
-fn was_there_when_completed(campaign: &Campaign<'_>, node: NodeRef<'_>) -> bool {
+fn was_there_when_completed(campaign: &Campaign<'_>, node: &NodeEntry) -> bool {
     let phase = campaign.view.upgrade.status.as_ref().and_then(|status| status.phase.as_ref());
     let older = node.view().created.zip(campaign.run_started_at()).is_some_and(|(node, run)| node <= run);
     phase == Some(&UpgradePhase::Completed) && older

@@ -1,7 +1,7 @@
 //! Health gates: what must hold in the cluster before each reboot.
 
 use super::gates::Turn;
-use super::order::OrderView;
+use super::index::OrderEntry;
 use super::outlook::Wait;
 use super::survey::Campaign;
 use crate::api::UpgradeReason;
@@ -26,7 +26,7 @@ pub(super) fn gate(turn: &Turn<'_, '_>) -> Option<Wait> {
 }
 
 /// Why a node may not reboot now. A person who sends it back is not asked to wait for a healthy cluster.
-pub(super) fn wait(campaign: &Campaign<'_>, order: OrderView<'_>) -> Option<Wait> {
+pub(super) fn wait(campaign: &Campaign<'_>, order: &OrderEntry) -> Option<Wait> {
     if order.rollback_is_wanted {
         return None;
     }

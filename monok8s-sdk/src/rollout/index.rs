@@ -2,17 +2,14 @@
 //! somewhere else in memory, where every look at one costs more than what is decided by it. So an index is kept from
 //! plan to plan, in which few have changed.
 
-use std::collections::{BTreeSet, HashMap};
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::SignedDuration;
 
 use super::action::ObjectRef;
 use super::fleet::{Fleet, Management, NodeReport, NodeView, Readiness, Role, Scheduling, VersionSource};
-use super::order::OrderView;
-use super::route::Problem;
+use super::route::problem;
 use crate::api::{ImageRef, OSUpgradeProgress, ProgressPhase};
 use crate::version::OsVersion;
 
@@ -21,28 +18,26 @@ use crate::version::OsVersion;
 pub(super) struct Index {
     /// By name.
     nodes: Vec<NodeEntry>,
-    /// By the number of their nodes; those for nodes that are not there come first.
+    /// By the number of their nodes, and by name; those for nodes that are not there come first.
     orders: Vec<OrderEntry>,
     /// Which orders are for each node, by its number.
     by_node: Vec<Range<usize>>,
-    /// The number of each node, as they stand in the fleet.
-    node_numbers: Vec<usize>,
-    /// The number of each progress object, as they stand in the fleet.
-    order_numbers: Vec<usize>,
+    /// Where each node stands in the fleet, by its number.
+    node_places: Vec<usize>,
+    /// Where each progress object stands in the fleet, by its number.
+    order_places: Vec<usize>,
     shared: Shared,
 }
 
-/// A node in an index. Its number is its place among all nodes, by name.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct NodeRef<'f>(&'f NodeEntry);
-
-/// What an index has of a node.
+/// What an index has of a node. Its number is its place among all nodes, by name.
 #[derive(Clone, Debug)]
 pub(super) struct NodeEntry {
     view: Arc<NodeView>,
     pub(super) number: usize,
     version: Option<Arc<OsVersion>>,
     arch: Option<Arc<str>>,
+    /// The version in its other slot, if it can be sent back to that.
+    goes_back_to: Option<Arc<OsVersion>>,
     pub(super) cordoned_for: Option<String>,
     pub(super) role: Role,
     pub(super) management: Management,
@@ -75,11 +70,12 @@ pub(super) struct OrderEntry {
     /// What the node says it has installed.
     installed: Option<Arc<OsVersion>>,
     pub(super) phase: ProgressPhase,
-    has_boot: bool,
-    has_conditions: bool,
+    /// Whether it has leave to reboot, whether or not that was used.
+    pub(super) has_boot: bool,
+    pub(super) has_conditions: bool,
     /// Whether there is a nonce to try again.
     pub(super) has_retry_nonce: bool,
-    /// Whether the node has not answered it.
+    /// Whether there is one that the node has not answered.
     pub(super) retry_is_pending: bool,
     /// Whether there is a nonce to send the node back.
     pub(super) has_rollback_nonce: bool,
@@ -103,118 +99,112 @@ impl Index {
     /// Takes in what has changed since: an object that is the same is in the same place.
     pub(super) fn follow(&mut self, fleet: &Fleet) {
         if self.follow_nodes(fleet).is_none() || self.follow_orders(fleet).is_none() {
-            // One after the other: a large fleet has one index at a time.
+            // The old one goes first: a large fleet is not in memory twice.
             *self = Self::default();
             *self = Self::new(fleet);
         }
     }
 
-    /// `None` if other nodes are there than before.
+    /// `None` if there are other nodes than before, or in another order.
     fn follow_nodes(&mut self, fleet: &Fleet) -> Option<()> {
-        let same = fleet.nodes.len() == self.node_numbers.len();
-        for (view, number) in fleet.nodes.iter().zip(&self.node_numbers).filter(|_| same) {
-            let entry = self.nodes.get_mut(*number)?;
-            if !Arc::ptr_eq(&entry.view, view) {
-                if (&entry.view.name, &entry.view.uid) != (&view.name, &view.uid) {
-                    return None;
-                }
-                *entry = NodeEntry::new(*number, view, &mut self.shared);
-            }
+        if fleet.nodes.len() != self.nodes.len() {
+            return None;
         }
-        same.then_some(())
+        for (entry, place) in self.nodes.iter_mut().zip(&self.node_places) {
+            let view = fleet.nodes.get(*place)?;
+            if Arc::ptr_eq(&entry.view, view) {
+                continue;
+            }
+            if (&entry.view.name, &entry.view.uid) != (&view.name, &view.uid) {
+                return None;
+            }
+            *entry = NodeEntry::new(entry.number, view, &mut self.shared);
+        }
+        Some(())
     }
 
-    /// `None` if other progress objects are there than before.
+    /// `None` if there are other progress objects than before, or in another order.
     fn follow_orders(&mut self, fleet: &Fleet) -> Option<()> {
-        let same = fleet.progresses.len() == self.order_numbers.len();
-        for (progress, number) in fleet.progresses.iter().zip(&self.order_numbers).filter(|_| same) {
-            let entry = self.orders.get_mut(*number)?;
-            if !Arc::ptr_eq(&entry.progress, progress) {
-                if identity(&entry.progress) != identity(progress) {
-                    return None;
-                }
-                *entry = OrderEntry::new(*number, progress, entry.node, &mut self.shared);
-            }
+        if fleet.progresses.len() != self.orders.len() {
+            return None;
         }
-        same.then_some(())
+        for (entry, place) in self.orders.iter_mut().zip(&self.order_places) {
+            let progress = fleet.progresses.get(*place)?;
+            if Arc::ptr_eq(&entry.progress, progress) {
+                continue;
+            }
+            if identity(&entry.progress) != identity(progress) {
+                return None;
+            }
+            *entry = OrderEntry::new(entry.number, progress, entry.node, &mut self.shared);
+        }
+        Some(())
     }
 
     fn add_nodes(&mut self, fleet: &Fleet) {
         let mut views: Vec<_> = fleet.nodes.iter().enumerate().collect();
         views.sort_by_key(|(_, view)| view.name.as_str());
-        self.node_numbers = places(views.iter().map(|(place, _)| *place));
+        self.node_places = views.iter().map(|(place, _)| *place).collect();
         let views = views.into_iter().enumerate();
         self.nodes =
             views.map(|(number, (_, view))| NodeEntry::new(number, view, &mut self.shared)).collect();
     }
 
     fn add_orders(&mut self, fleet: &Fleet) {
-        let names: HashMap<&str, &NodeEntry, RandomState> =
-            self.nodes.iter().map(|node| (node.view.name.as_str(), node)).collect();
         let node = |progress: &OSUpgradeProgress| {
-            let node = names.get(progress.spec.node_name.as_str())?;
+            let node = self.node_named(&progress.spec.node_name)?;
             let order = progress.spec.order.as_ref();
             order.is_none_or(|order| order.node_uid == node.view.uid).then_some(node.number)
         };
         let progresses = fleet.progresses.iter().enumerate();
         let mut progresses: Vec<_> =
             progresses.map(|(place, progress)| (node(progress), place, progress)).collect();
-        progresses.sort_by_key(|(node, ..)| *node);
-        self.order_numbers = places(progresses.iter().map(|(_, place, _)| *place));
+        progresses.sort_by_key(|(node, _, progress)| (*node, progress.metadata.name.as_deref()));
+        self.order_places = progresses.iter().map(|(_, place, _)| *place).collect();
         self.by_node = vec![0..0; self.nodes.len()];
-        self.orders.reserve_exact(fleet.progresses.len());
+        self.orders.reserve_exact(progresses.len());
         for (number, (node, _, progress)) in progresses.into_iter().enumerate() {
             if let Some(range) = node.and_then(|node| self.by_node.get_mut(node)) {
-                *range = if range.end == 0 { number..number + 1 } else { range.start..number + 1 };
+                let start = if range.start < range.end { range.start } else { number };
+                *range = start..number + 1;
             }
             self.orders.push(OrderEntry::new(number, progress, node, &mut self.shared));
         }
     }
 
     /// All nodes, by name.
-    pub(super) fn nodes(&self) -> impl ExactSizeIterator<Item = NodeRef<'_>> {
-        self.nodes.iter().map(NodeRef)
+    pub(super) fn nodes(&self) -> std::slice::Iter<'_, NodeEntry> {
+        self.nodes.iter()
     }
 
     /// The node of that name.
-    pub(super) fn node_named(&self, name: &str) -> Option<NodeRef<'_>> {
+    pub(super) fn node_named(&self, name: &str) -> Option<&NodeEntry> {
         let at = self.nodes.binary_search_by_key(&name, |node| node.view.name.as_str()).ok()?;
-        self.nodes.get(at).map(NodeRef)
+        self.nodes.get(at)
     }
 
     /// All progress objects, by node.
-    pub(super) fn orders(&self) -> impl ExactSizeIterator<Item = OrderView<'_>> {
-        self.orders.iter().map(OrderView)
+    pub(super) fn orders(&self) -> std::slice::Iter<'_, OrderEntry> {
+        self.orders.iter()
     }
 
     /// Every progress object for this very node, hand-made ones included.
-    pub(super) fn orders_of(&self, node: NodeRef<'_>) -> impl Iterator<Item = OrderView<'_>> {
+    pub(super) fn orders_of(&self, node: &NodeEntry) -> std::slice::Iter<'_, OrderEntry> {
         let orders = self.by_node.get(node.number).and_then(|range| self.orders.get(range.clone()));
-        orders.unwrap_or_default().iter().map(OrderView)
+        orders.unwrap_or_default().iter()
     }
 
     /// The Node that a progress object is for, if that is there: not an earlier one of its name.
-    pub(super) fn node_of(&self, order: OrderView<'_>) -> Option<NodeRef<'_>> {
-        self.nodes.get(order.0.node?).map(NodeRef)
+    pub(super) fn node_of(&self, order: &OrderEntry) -> Option<&NodeEntry> {
+        self.nodes.get(order.node?)
     }
 }
 
-/// The place of each thing in a list, given the one that each place has.
-fn places(things: impl ExactSizeIterator<Item = usize>) -> Vec<usize> {
-    let mut places = vec![0; things.len()];
-    for (place, thing) in things.enumerate() {
-        if let Some(known) = places.get_mut(thing) {
-            *known = place;
-        }
-    }
-    places
-}
-
-/// What makes a progress object this one, and never changes.
-fn identity(progress: &OSUpgradeProgress) -> (Option<&str>, &str, Option<&str>) {
-    let order = progress.spec.order.as_ref();
-    let node_uid = order.map(|order| order.node_uid.as_str());
-    (progress.metadata.uid.as_deref(), progress.spec.node_name.as_str(), node_uid)
+/// Which object it is, and which Node it is for: with the same it keeps its number.
+fn identity(progress: &OSUpgradeProgress) -> [Option<&str>; 4] {
+    let metadata = &progress.metadata;
+    let node_uid = progress.spec.order.as_ref().map(|order| order.node_uid.as_str());
+    [metadata.uid.as_deref(), metadata.name.as_deref(), Some(&progress.spec.node_name), node_uid]
 }
 
 impl NodeEntry {
@@ -223,60 +213,62 @@ impl NodeEntry {
             number,
             version: view.version.as_ref().map(|version| shared.version(version)),
             arch: view.arch.as_deref().map(|arch| shared.text(arch)),
+            goes_back_to: view.goes_back_to().map(|version| shared.version(&version)),
             cordoned_for: view.cordoned_for.clone(),
             role: view.role,
             management: view.management,
             readiness: view.readiness,
             scheduling: view.scheduling,
             version_source: view.version_source,
-            has_problem: Problem::of(view).is_some(),
+            has_problem: problem(view).is_some(),
             has_os_node: view.report != NodeReport::Missing,
-            has_failed_images: matches!(&view.report, NodeReport::Present(report) if !report.failed_images.is_empty()),
+            has_failed_images: match &view.report {
+                NodeReport::Present(report) => !report.failed_images.is_empty(),
+                NodeReport::Missing | NodeReport::Foreign => false,
+            },
             view: Arc::clone(view),
         }
     }
-}
 
-impl<'f> NodeRef<'f> {
     /// All that is known of it.
-    pub(super) fn view(self) -> &'f NodeView {
-        &self.0.view
+    pub(super) fn view(&self) -> &NodeView {
+        &self.view
     }
 
-    pub(super) fn name(self) -> &'f str {
-        &self.view().name
+    pub(super) fn name(&self) -> &str {
+        &self.view.name
     }
 
     /// It as the object of a write.
-    pub(super) fn object(self) -> ObjectRef {
-        self.view().object()
+    pub(super) fn object(&self) -> ObjectRef {
+        self.view.object()
     }
 
     /// What it runs.
-    pub(super) fn version(self) -> Option<&'f OsVersion> {
-        self.0.version.as_deref()
+    pub(super) fn version(&self) -> Option<&OsVersion> {
+        self.version.as_deref()
     }
 
-    pub(super) fn arch(self) -> Option<&'f str> {
-        self.0.arch.as_deref()
+    /// The version in its other slot, if it can be sent back to that.
+    pub(super) fn goes_back_to(&self) -> Option<&OsVersion> {
+        self.goes_back_to.as_deref()
+    }
+
+    pub(super) fn arch(&self) -> Option<&str> {
+        self.arch.as_deref()
     }
 
     /// Whether it runs `version`. A kubelet's word is not enough for an image revision.
-    pub(super) fn runs(self, version: &OsVersion) -> bool {
+    pub(super) fn runs(&self, version: &OsVersion) -> bool {
         self.version() == Some(version)
     }
 
     /// Whether it is known to run something else than `version`.
-    pub(super) fn contradicts(self, version: &OsVersion) -> bool {
-        self.version().is_some_and(|running| self.version_source.contradicts(running, version))
-    }
-}
-
-impl Deref for NodeRef<'_> {
-    type Target = NodeEntry;
-
-    fn deref(&self) -> &NodeEntry {
-        self.0
+    pub(super) fn contradicts(&self, version: &OsVersion) -> bool {
+        self.version().is_some_and(|running| match self.version_source {
+            VersionSource::Agent => running != version,
+            VersionSource::Kubelet => *running != version.kubernetes(),
+        })
     }
 }
 
@@ -298,6 +290,7 @@ impl OrderEntry {
         let sent_back = status.and_then(|status| status.observed_rollback_nonce.as_deref());
         let installed = status.and_then(|status| status.installed.as_ref());
         let stage = order.and_then(|order| order.stage.as_ref());
+        let reboot = took(progress, &ProgressPhase::Rebooting, &ProgressPhase::Completed, REBOOTS_WITHIN);
         Self {
             number,
             node,
@@ -314,114 +307,214 @@ impl OrderEntry {
             has_rollback_nonce: rollback_nonce.is_some(),
             rollback_is_wanted: rollback_nonce
                 .is_some_and(|nonce| Some(nonce) != sent_back || !phase.is_final()),
-            reboot_took: time_to_reboot(progress),
-            stage_took: time_to_stage(progress),
+            reboot_took: reboot.filter(|_| phase == ProgressPhase::Completed),
+            stage_took: took(progress, &ProgressPhase::Downloading, &ProgressPhase::Staged, STAGES_WITHIN),
             phase,
             progress: Arc::clone(progress),
         }
     }
-}
 
-impl<'f> OrderView<'f> {
     /// All that is known of it.
-    pub(super) fn progress(self) -> &'f OSUpgradeProgress {
-        &self.0.progress
+    pub(super) fn progress(&self) -> &OSUpgradeProgress {
+        &self.progress
     }
 
     /// The UID of the upgrade that owns it.
-    pub(super) fn owner(self) -> Option<&'f str> {
-        self.0.owner.as_deref()
+    pub(super) fn owner(&self) -> Option<&str> {
+        self.owner.as_deref()
     }
 
     /// The images to go through; none of a hand-made object.
-    pub(super) fn hops(self) -> &'f [ImageRef] {
-        &self.0.hops
+    pub(super) fn hops(&self) -> &[ImageRef] {
+        &self.hops
     }
 
-    pub(super) fn stage(self) -> Option<&'f OsVersion> {
-        self.0.stage.as_deref()
+    pub(super) fn stage(&self) -> Option<&OsVersion> {
+        self.stage.as_deref()
     }
 
     /// What the node says it has installed.
-    pub(super) fn installed(self) -> Option<&'f OsVersion> {
-        self.0.installed.as_deref()
-    }
-
-    /// Whether it has leave to reboot, whether or not that was used.
-    pub(super) fn has_boot(self) -> bool {
-        self.0.has_boot
-    }
-
-    pub(super) fn has_conditions(self) -> bool {
-        self.0.has_conditions
+    pub(super) fn installed(&self) -> Option<&OsVersion> {
+        self.installed.as_deref()
     }
 }
 
-/// When the last attempt at a phase began, by the node's own clock.
-pub(super) fn phase_began(progress: &OSUpgradeProgress, phase: &ProgressPhase) -> Option<Timestamp> {
-    let timeline = &progress.status.as_ref()?.timeline;
-    timeline.iter().rev().find(|entry| entry.phase == *phase).map(|entry| entry.since.0)
-}
+/// No reboot takes longer than that.
+const REBOOTS_WITHIN: SignedDuration = SignedDuration::from_mins(30);
+/// Nor does staging.
+const STAGES_WITHIN: SignedDuration = SignedDuration::from_hours(6);
 
-/// Of the node's clock only what is possible is believed.
-fn time_to_reboot(progress: &OSUpgradeProgress) -> Option<SignedDuration> {
-    const LONGEST: SignedDuration = SignedDuration::from_mins(30);
-    if progress.phase() != ProgressPhase::Completed {
-        return None;
-    }
-    let committed = phase_began(progress, &ProgressPhase::Rebooting)?;
-    let took = phase_began(progress, &ProgressPhase::Completed)?.duration_since(committed);
-    (took.is_positive() && took < LONGEST).then_some(took)
-}
-
-fn time_to_stage(progress: &OSUpgradeProgress) -> Option<SignedDuration> {
-    const LONGEST: SignedDuration = SignedDuration::from_hours(6);
-    let began = phase_began(progress, &ProgressPhase::Downloading)?;
-    let took = phase_began(progress, &ProgressPhase::Staged)?.duration_since(began);
-    (took.is_positive() && took < LONGEST).then_some(took)
+/// How long a node took from one phase to another, by its own clock: of that only what is possible is believed.
+fn took(
+    progress: &OSUpgradeProgress,
+    from: &ProgressPhase,
+    to: &ProgressPhase,
+    within: SignedDuration,
+) -> Option<SignedDuration> {
+    let took = progress.phase_began(to)?.duration_since(progress.phase_began(from)?);
+    (took.is_positive() && took < within).then_some(took)
 }
 
 /// What many objects say in the same words is there once.
 #[derive(Clone, Debug, Default)]
 struct Shared {
-    versions: BTreeSet<Arc<OsVersion>>,
-    texts: BTreeSet<Arc<str>>,
+    versions: Vec<Arc<OsVersion>>,
+    texts: Vec<Arc<str>>,
     hops: Vec<Arc<[ImageRef]>>,
 }
 
-impl Shared {
-    /// What more different ones than that say is not worth to be kept: some of it comes from outside.
-    const MOST: usize = 64;
+/// Past so many different ones, those known are forgotten: some come from outside, without bound, and what differs so
+/// much is not worth sharing.
+const MOST: usize = 64;
 
+impl Shared {
     fn version(&mut self, version: &OsVersion) -> Arc<OsVersion> {
-        share(&mut self.versions, version, || Arc::new(version.clone()))
+        share(&mut self.versions, version)
     }
 
     fn text(&mut self, text: &str) -> Arc<str> {
-        share(&mut self.texts, text, || Arc::from(text))
+        // Nobody but a liar says more than that.
+        if text.len() > 128 { Arc::from(text) } else { share(&mut self.texts, text) }
     }
 
     fn hops(&mut self, hops: &[ImageRef]) -> Arc<[ImageRef]> {
-        if let Some(known) = self.hops.iter().find(|known| ***known == *hops) {
-            return Arc::clone(known);
-        }
-        if self.hops.len() >= Self::MOST {
-            self.hops.clear();
-        }
-        let hops = Arc::from(hops);
-        self.hops.push(Arc::clone(&hops));
-        hops
+        share(&mut self.hops, hops)
     }
 }
 
-fn share<T: Ord + ?Sized>(known: &mut BTreeSet<Arc<T>>, one: &T, make: impl FnOnce() -> Arc<T>) -> Arc<T> {
-    if let Some(known) = known.get(one) {
+fn share<T>(known: &mut Vec<Arc<T>>, one: &T) -> Arc<T>
+where
+    T: PartialEq + ToOwned + ?Sized,
+    Arc<T>: From<T::Owned>,
+{
+    if let Some(known) = known.iter().find(|known| ***known == *one) {
         return Arc::clone(known);
     }
-    if known.len() >= Shared::MOST {
+    if known.len() >= MOST {
         known.clear();
     }
-    let one = make();
-    known.insert(Arc::clone(&one));
+    let one = Arc::from(one.to_owned());
+    known.push(Arc::clone(&one));
     one
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{OSUpgradeProgressSpec, OrderSpec, SourceRef};
+    use crate::rollout::fixtures::{image, node};
+
+    fn order(name: &str, node: &str) -> Arc<OSUpgradeProgress> {
+        let order = OrderSpec {
+            node_uid: format!("{node}-uid"),
+            run: 1,
+            hops: vec![image("v1.35.4")],
+            stage: None,
+            stage_granted_at: None,
+            boot: None,
+            trial: None,
+        };
+        let spec = OSUpgradeProgressSpec {
+            source_ref: SourceRef { name: "up".to_owned() },
+            node_name: node.to_owned(),
+            retry_nonce: None,
+            rollback_nonce: None,
+            order: Some(order),
+        };
+        let mut progress = OSUpgradeProgress::new(name, spec);
+        progress.metadata.uid = Some(format!("{name}-uid"));
+        Arc::new(progress)
+    }
+
+    fn changed(
+        progress: &Arc<OSUpgradeProgress>,
+        change: impl FnOnce(&mut OSUpgradeProgress),
+    ) -> Arc<OSUpgradeProgress> {
+        let mut progress = progress.as_ref().clone();
+        change(&mut progress);
+        Arc::new(progress)
+    }
+
+    /// Everything but what is shared.
+    fn facts(index: &Index) -> String {
+        let Index { nodes, orders, by_node, node_places, order_places, shared: _ } = index;
+        format!("{nodes:?} {orders:?} {by_node:?} {node_places:?} {order_places:?}")
+    }
+
+    #[test]
+    fn an_index_that_follows_a_fleet_is_as_one_that_is_made_of_it() {
+        let mut fleet = Fleet {
+            nodes: ["b", "a", "c"].map(|name| Arc::new(node(name).view())).into(),
+            progresses: vec![order("2", "a"), order("1", "a"), order("3", "gone"), order("4", "c")],
+            ..Fleet::default()
+        };
+        let mut index = Index::default();
+        type Change = (&'static str, fn(&mut Fleet));
+        let changes: [Change; 10] = [
+            ("nothing was there", |_| {}),
+            ("nothing changed", |_| {}),
+            ("a node was cordoned", |fleet| fleet.nodes[0] = Arc::new(node("b").cordoned_for("x").view())),
+            ("a node says more", |fleet| {
+                let staged = |order: &mut OSUpgradeProgress| {
+                    order.status.get_or_insert_default().phase = Some(ProgressPhase::Staged);
+                };
+                fleet.progresses[3] = changed(&fleet.progresses[3], staged);
+            }),
+            ("a node was made again", |fleet| {
+                fleet.nodes[2] =
+                    Arc::new(node("c").made_again("c-2", "2026-11-24T12:00:00Z".parse().unwrap()).view());
+            }),
+            ("the fleet is told in another order", |fleet| {
+                fleet.nodes.reverse();
+                fleet.progresses.reverse();
+            }),
+            ("one node came and one went", |fleet| fleet.nodes[1] = Arc::new(node("gone").view())),
+            ("one node more", |fleet| fleet.nodes.push(Arc::new(node("d").view()))),
+            ("an order was made again under its name", |fleet| {
+                let again = |order: &mut OSUpgradeProgress| order.metadata.uid = Some("other".to_owned());
+                fleet.progresses[0] = changed(&fleet.progresses[0], again);
+            }),
+            ("an order became one by hand, without a UID", |fleet| {
+                let by_hand = |order: &mut OSUpgradeProgress| {
+                    (order.spec.order, order.metadata.uid) = (None, None);
+                };
+                fleet.progresses[0] = changed(&fleet.progresses[0], by_hand);
+            }),
+        ];
+        for (what, change) in changes {
+            change(&mut fleet);
+            index.follow(&fleet);
+            assert_eq!(facts(&index), facts(&Index::new(&fleet)), "{what}");
+        }
+    }
+
+    #[test]
+    fn orders_are_found_by_their_nodes() {
+        let fleet = Fleet {
+            nodes: ["b", "a"].map(|name| Arc::new(node(name).view())).into(),
+            progresses: vec![order("2", "a"), order("1", "a"), order("3", "gone")],
+            ..Fleet::default()
+        };
+        let index = Index::new(&fleet);
+        let of = |name: &str| -> Vec<&str> {
+            let node = index.node_named(name).unwrap();
+            index.orders_of(node).map(|order| order.name()).collect()
+        };
+        assert_eq!((of("a"), of("b")), (vec!["1", "2"], vec![]));
+        let nodes: Vec<_> = index.orders().map(|order| index.node_of(order).map(NodeEntry::name)).collect();
+        assert_eq!(nodes, [None, Some("a"), Some("a")]);
+    }
+
+    #[test]
+    fn what_is_shared_is_bounded_and_nothing_is_lost() {
+        let mut shared = Shared::default();
+        for number in 0..3 * MOST {
+            let text = number.to_string();
+            assert_eq!(*shared.text(&text), *text);
+            assert!(Arc::ptr_eq(&shared.text(&text), &shared.text(&text)));
+        }
+        let long = "x".repeat(1000);
+        assert_eq!(*shared.text(&long), *long);
+        assert!(shared.texts.len() <= MOST && shared.texts.iter().all(|text| text.len() < 1000));
+    }
 }

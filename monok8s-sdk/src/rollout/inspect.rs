@@ -9,9 +9,9 @@ use serde::Serialize;
 use super::fleet::{Evaluation, Fleet, NodeView, Readiness};
 use super::forecast::forecast;
 use super::govern::{Member, Stand, Stands};
-use super::index::Index;
+use super::index::{Index, OrderEntry};
 use super::judge::judge;
-use super::order::{OrderView, State};
+use super::order::State;
 use super::outlook::{Outlook, Wait};
 use super::plan::draft;
 use super::survey::{Campaign, Survey};
@@ -132,7 +132,7 @@ fn hops(node: &NodeView, stand: &Stand<'_>) -> Vec<OsVersion> {
 }
 
 /// What a drain waits for is the operator's to know, which watches the pods, and to write down.
-fn told(wait: &Wait, order: Option<OrderView<'_>>) -> Wait {
+fn told(wait: &Wait, order: Option<&OrderEntry>) -> Wait {
     let drains = matches!(wait.reason, UpgradeReason::Draining | UpgradeReason::DrainBlocked);
     let drained = order.filter(|_| drains).and_then(|order| {
         find_condition(order.conditions(), &ConditionType::Drained)
@@ -216,7 +216,7 @@ fn waiting(wait: Option<&Wait>, otherwise: &str) -> Verdict {
 
 fn ordered(
     campaign: &Campaign<'_>,
-    (node, order): (&NodeView, OrderView<'_>),
+    (node, order): (&NodeView, &OrderEntry),
     state: &State<'_>,
     wait: Option<&Wait>,
     runs: &str,
@@ -232,7 +232,7 @@ fn ordered(
             ProgressPhase::Verifying => format!("reads {version} back"),
             _ => format!("is about to download {version}"),
         }),
-        State::Staged(version) if order.has_boot() => {
+        State::Staged(version) if order.has_boot => {
             progressing(format!("has leave to reboot into {version}"))
         }
         State::Staged(version) if wait.is_none() && node.cordoned_for.as_deref() == Some(order.uid()) => {
@@ -267,7 +267,7 @@ fn ordered(
 }
 
 /// Why a node failed: by its own word, or by that of the operator, which gave it up.
-fn why(order: OrderView<'_>, otherwise: &str) -> String {
+fn why(order: &OrderEntry, otherwise: &str) -> String {
     if let Some(timed_out) = order.gave_up() {
         return timed_out.message.clone();
     }

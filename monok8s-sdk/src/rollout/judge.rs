@@ -10,8 +10,8 @@ use super::forecast;
 use super::govern::{Stand, Stands};
 use super::halt::{Failures, names};
 use super::health;
-use super::index::NodeRef;
-use super::order::{OrderView, State};
+use super::index::{NodeEntry, OrderEntry};
+use super::order::State;
 use super::outlook::{Outlook, Wait, Waits};
 use super::refusals::{Unable, common_reason, explain, unable};
 use super::survey::{Campaign, Survey};
@@ -152,9 +152,9 @@ fn counts(campaign: &Campaign<'_>, stands: &Stands<'_>) -> NodeCounts {
     counts
 }
 
-fn has_turn(order: OrderView<'_>, node: NodeRef<'_>) -> bool {
+fn has_turn(order: &OrderEntry, node: &NodeEntry) -> bool {
     let cordoned = node.scheduling == Scheduling::Cordoned;
-    order.has_boot() || (cordoned && node.cordoned_for.as_deref() == Some(order.uid()))
+    order.has_boot || (cordoned && node.cordoned_for.as_deref() == Some(order.uid()))
 }
 
 fn is_failure(state: &State<'_>) -> bool {

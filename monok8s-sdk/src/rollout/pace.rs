@@ -10,7 +10,7 @@ use super::fleet::{Readiness, Role};
 use super::gates::Turn;
 use super::govern::{Member, Stand, Stands};
 use super::halt::names;
-use super::index::NodeRef;
+use super::index::NodeEntry;
 use super::order::{Soak, State};
 use super::outlook::Wait;
 use super::survey::{Campaign, Survey};
@@ -28,7 +28,7 @@ pub(super) struct Pace<'a, 'f> {
     /// When the first of the two is over.
     pub(super) ends: Option<Timestamp>,
     /// The nodes that will still move, by their group.
-    movers: BTreeMap<&'f str, Vec<(NodeRef<'f>, &'f OsVersion)>>,
+    movers: BTreeMap<&'f str, Vec<(&'f NodeEntry, &'f OsVersion)>>,
     /// The nodes that go first.
     canaries: Vec<&'a Member<'f>>,
 }
@@ -75,7 +75,7 @@ struct Soaking<'f> {
 }
 
 impl<'f> Soaking<'f> {
-    fn add(&mut self, node: NodeRef<'f>, since: Timestamp, lasts: SignedDuration, now: Timestamp) {
+    fn add(&mut self, node: &'f NodeEntry, since: Timestamp, lasts: SignedDuration, now: Timestamp) {
         let until = since.checked_add(lasts).unwrap_or(Timestamp::MAX);
         // As times are written in objects, so that the message is the same in the next plan.
         let until = Timestamp::from_second(until.as_second()).unwrap_or(until);
@@ -163,7 +163,7 @@ pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
             Canary::Elsewhere => {}
         }
     }
-    let waits = |reason, nodes: Vec<NodeRef<'_>>, words| Turn::wait_for(reason, nodes.into_iter(), words);
+    let waits = |reason, nodes: Vec<&NodeEntry>, words| Turn::wait_for(reason, nodes.into_iter(), words);
     waits(UpgradeReason::CanaryFailed, failed, "which failed as canaries, to be retried")
         .or_else(|| waits(UpgradeReason::WaitingForCanary, pending, "to go first as canaries"))
         .or_else(|| {
@@ -177,7 +177,7 @@ pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
         .or_else(|| turn.pace.canary_soaking.clone().filter(|_| !turn.has_begun))
 }
 
-fn canary(turn: &Turn<'_, '_>, node: NodeRef<'_>, stand: &Stand<'_>) -> Canary {
+fn canary(turn: &Turn<'_, '_>, node: &NodeEntry, stand: &Stand<'_>) -> Canary {
     let next = match stand {
         Stand::Refused(..) | Stand::Excluded(..) | Stand::MovedOn(_) => return Canary::Elsewhere,
         Stand::Ordered(_, State::RolledBack | State::Lost | State::Unexplained | State::SentBack) => {
@@ -226,7 +226,7 @@ pub(super) fn group_turn(turn: &Turn<'_, '_>) -> Option<Wait> {
 }
 
 /// Whether a node of an earlier group does the same hop before this one.
-fn goes_before(turn: &Turn<'_, '_>, node: NodeRef<'_>, at: &OsVersion) -> bool {
+fn goes_before(turn: &Turn<'_, '_>, node: &NodeEntry, at: &OsVersion) -> bool {
     let is_canary = |node| turn.campaign.is_canary(node);
     // A control-plane node that is a hop ahead waits for this one; the operator's own goes after all groups.
     let ahead = turn.node.version().is_some_and(|running| at.cmp(running) == turn.direction());
@@ -234,7 +234,7 @@ fn goes_before(turn: &Turn<'_, '_>, node: NodeRef<'_>, at: &OsVersion) -> bool {
         && is_canary(node) == is_canary(turn.node)
         && turn.version.cmp(at) == turn.direction()
         && !(node.role == Role::ControlPlane && ahead)
-        && !turn.survey.is_the_operators(node)
+        && !turn.survey.hosts_operator(node)
 }
 
 /// After each node the fleet is left alone for a while.

@@ -26,7 +26,8 @@ pub fn plan(fleet: &Fleet, now: Timestamp) -> Plan {
 }
 
 /// The same plan as [`plan()`] makes, sooner: what was found of an object for the plan before is not looked for again
-/// as long as the fleet has the same `Arc` of it. The memory keeps the objects of the last fleet.
+/// as long as the fleet has the same `Arc` of it. What is remembered makes no other difference. The memory keeps the
+/// objects of the last fleet.
 #[must_use]
 pub fn plan_with(memory: &mut PlanMemory, fleet: &Fleet, now: Timestamp) -> Plan {
     memory.index.follow(fleet);

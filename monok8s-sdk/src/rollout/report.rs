@@ -7,8 +7,8 @@ use super::action::Action;
 use super::draft::Draft;
 use super::drain;
 use super::govern::{Stand, Stands};
-use super::index::NodeRef;
-use super::order::{GRANT_LIFETIME, OrderView, Soak, State, later};
+use super::index::{NodeEntry, OrderEntry};
+use super::order::{GRANT_LIFETIME, Soak, State, later};
 use super::survey::{Campaign, Survey};
 use super::sweep::Wanted;
 use crate::api::{ConditionType, ProgressPhase, Truth, find_condition};
@@ -33,7 +33,7 @@ pub(super) fn report<'f>(
     wanted: &Wanted<'_, 'f>,
     draft: &mut Draft<'f>,
 ) {
-    for order in survey.orders().filter(|order| order.run.is_some()) {
+    for order in survey.index.orders().filter(|order| order.run.is_some()) {
         let mut findings: Vec<_> = granted(order, survey.now, draft).into_iter().collect();
         let wants = wanted.get(order);
         let wants = wants.and_then(|(campaign, member)| Some((campaign, member.node, member.ordered()?.1)));
@@ -62,7 +62,7 @@ pub(super) fn report<'f>(
 
 /// Most nodes use their leave in a moment. Of one that does not it is told, and its time to commit is counted from
 /// then on.
-fn granted(order: OrderView<'_>, now: Timestamp, draft: &mut Draft<'_>) -> Option<Finding> {
+fn granted(order: &OrderEntry, now: Timestamp, draft: &mut Draft<'_>) -> Option<Finding> {
     const A_MOMENT: SignedDuration = SignedDuration::from_secs(30);
     // One that is taken back in this plan can be used no more.
     let may_commit = order.may_yet_commit() && draft.admitted.contains(&order.number);
@@ -81,7 +81,7 @@ fn granted(order: OrderView<'_>, now: Timestamp, draft: &mut Draft<'_>) -> Optio
 
 /// True once the node was given up for its time. False while the time to stage runs and its beginning is told nowhere
 /// else: that is its transition time.
-fn timed_out(order: OrderView<'_>, state: &State<'_>, now: Timestamp) -> Option<Finding> {
+fn timed_out(order: &OrderEntry, state: &State<'_>, now: Timestamp) -> Option<Finding> {
     let timed_out =
         |truth, reason, message: &str| Some((ConditionType::TimedOut, truth, reason, message.to_owned()));
     match state {
@@ -114,7 +114,7 @@ fn timed_out(order: OrderView<'_>, state: &State<'_>, now: Timestamp) -> Option<
 const DRAIN_TIMED_OUT: &str = "DrainTimedOut";
 
 /// What a drain waited for until its time was over.
-fn drain_timed_out(order: OrderView<'_>) -> Option<String> {
+fn drain_timed_out(order: &OrderEntry) -> Option<String> {
     let find = |kind| find_condition(order.conditions(), &kind);
     let before = find(ConditionType::TimedOut).filter(|before| before.reason == DRAIN_TIMED_OUT);
     let ends = || {
@@ -125,7 +125,7 @@ fn drain_timed_out(order: OrderView<'_>) -> Option<String> {
 }
 
 /// False while the Node object may merely be late: its transition time is when that began.
-fn degraded(state: &State<'_>, node: NodeRef<'_>, order: OrderView<'_>) -> Option<Finding> {
+fn degraded(state: &State<'_>, node: &NodeEntry, order: &OrderEntry) -> Option<Finding> {
     let target = order.target()?;
     let running = || node.version().map_or_else(|| "something unknown".to_owned(), ToString::to_string);
     match state {
@@ -146,9 +146,9 @@ fn degraded(state: &State<'_>, node: NodeRef<'_>, order: OrderView<'_>) -> Optio
 /// upgrades that have their nodes soak. A node that is not ready for a moment does not begin anew.
 fn soaking(
     state: &State<'_>,
-    order: OrderView<'_>,
+    order: &OrderEntry,
     campaign: &Campaign<'_>,
-    node: NodeRef<'_>,
+    node: &NodeEntry,
     now: Timestamp,
 ) -> Option<Finding> {
     match (order.soak(campaign, node, now), state) {
@@ -167,8 +167,8 @@ fn soaking(
 
 /// Said when nothing of the order can be acted on any more; and never taken back, because it
 /// tells the upgrade later that the node was moved on.
-fn superseded(survey: &Survey<'_>, stands: &Stands<'_>, order: OrderView<'_>) -> Option<Finding> {
-    let node = survey.node_of(order);
+fn superseded(survey: &Survey<'_>, stands: &Stands<'_>, order: &OrderEntry) -> Option<Finding> {
+    let node = survey.index.node_of(order);
     let before = find_condition(order.conditions(), &ConditionType::Superseded);
     if let Some(before) = before.filter(|before| before.status == "True") {
         let reason = REASONS.into_iter().find(|reason| *reason == before.reason).unwrap_or(LET_GO);
@@ -200,14 +200,14 @@ const LET_GO: &str = "LetGo";
 const NODE_GONE: &str = "NodeGone";
 const REASONS: [&str; 3] = [GOVERNED, LET_GO, NODE_GONE];
 
-fn governor<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, node: NodeRef<'_>) -> Option<&'f str> {
+fn governor<'f>(campaign: &Campaign<'f>, stands: &Stands<'f>, node: &NodeEntry) -> Option<&'f str> {
     match stands.stand_of(campaign, node)? {
         Stand::MovedOn(by) => *by,
         _ => None,
     }
 }
 
-fn conditions(order: OrderView<'_>, mut findings: Vec<Finding>, now: Timestamp) -> Vec<Condition> {
+fn conditions(order: &OrderEntry, mut findings: Vec<Finding>, now: Timestamp) -> Vec<Condition> {
     findings.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
     let condition = |(kind, truth, reason, message): Finding| {
         let before = find_condition(order.conditions(), &kind);
@@ -230,13 +230,13 @@ fn is_of_the_future(condition: &Condition, now: Timestamp) -> bool {
     condition.last_transition_time.0 > now
 }
 
-fn ours(order: OrderView<'_>) -> impl Iterator<Item = &Condition> + Clone {
+fn ours(order: &OrderEntry) -> impl Iterator<Item = &Condition> + Clone {
     let all = order.conditions().iter();
     all.filter(|condition| OURS.iter().any(|kind| kind.as_str() == condition.type_))
 }
 
 /// Generations are left out: a grant alone is no reason to write every condition again.
-fn same(order: OrderView<'_>, conditions: &[Condition], now: Timestamp) -> bool {
+fn same(order: &OrderEntry, conditions: &[Condition], now: Timestamp) -> bool {
     let words = |condition: &Condition| {
         let Condition { type_, status, reason, message, .. } = condition;
         (type_.clone(), status.clone(), reason.clone(), message.clone())

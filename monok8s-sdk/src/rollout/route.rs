@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::fleet::{NodeReport, NodeView, Target};
-use super::index::NodeRef;
+use super::index::NodeEntry;
 use crate::api::{DowngradePolicy, ImageRef, TryCounting, UpgradeReason};
 use crate::catalog::{self, Arch, CatalogImage};
 use crate::version::OsVersion;
@@ -41,14 +41,15 @@ impl<'f> Routes<'f> {
     }
 
     /// The way of `node` to the target.
-    pub(super) fn way(&mut self, node: NodeRef<'f>) -> Way {
+    pub(super) fn way(&mut self, node: &'f NodeEntry) -> Way {
         if node.runs(&self.target.resolved.version) {
             return Way::Arrived;
         }
         let Some(from) = node.version() else { return Way::Unknown };
-        let problem = if node.has_problem { Problem::of(node.view()) } else { None };
-        if let Some(problem) = problem {
-            return problem.excludes();
+        if node.has_problem
+            && let Some((reason, message)) = problem(node.view())
+        {
+            return Way::Excluded(reason, message);
         }
         let alike = (from, node.arch());
         if let Some(known) = self.known.get(&alike) {
@@ -79,31 +80,14 @@ impl Way {
 }
 
 /// Why a node cannot be upgraded at all, by its own report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Problem<'f> {
-    /// What its agent says.
-    Told(&'f str),
-    /// Its boot loader, of this kind, does not count the tries of a trial.
-    TrialUnsupported(&'f str),
-}
-
-impl<'f> Problem<'f> {
-    pub(super) fn of(node: &'f NodeView) -> Option<Self> {
-        let NodeReport::Present(report) = &node.report else { return None };
-        if let Some(problem) = report.problem.as_deref().filter(|problem| !problem.is_empty()) {
-            return Some(Self::Told(problem));
-        }
-        let loader = report.loader.as_ref()?;
-        (loader.counts_tries == TryCounting::Unsupported).then_some(Self::TrialUnsupported(&loader.backend))
+pub(super) fn problem(node: &NodeView) -> Option<(UpgradeReason, String)> {
+    let NodeReport::Present(report) = &node.report else { return None };
+    if let Some(problem) = report.problem.as_ref().filter(|problem| !problem.is_empty()) {
+        return Some((UpgradeReason::NodeProblem, problem.clone()));
     }
-
-    fn excludes(self) -> Way {
-        match self {
-            Self::Told(problem) => Way::Excluded(UpgradeReason::NodeProblem, problem.to_owned()),
-            Self::TrialUnsupported(backend) => {
-                let message = format!("the boot loader ({backend}) does not count the tries of a trial");
-                Way::Excluded(UpgradeReason::TrialUnsupported, message)
-            }
-        }
-    }
+    let loader = report.loader.as_ref()?;
+    (loader.counts_tries == TryCounting::Unsupported).then(|| {
+        let message = format!("the boot loader ({}) does not count the tries of a trial", loader.backend);
+        (UpgradeReason::TrialUnsupported, message)
+    })
 }

@@ -5,8 +5,9 @@ use super::draft::Draft;
 use super::fleet::{NodeReport, NodeView};
 use super::govern::{Stand, Stands};
 use super::halt::{Failures, forbidden};
+use super::index::OrderEntry;
 use super::line::Place;
-use super::order::{OrderView, State};
+use super::order::State;
 use super::outlook::Wait;
 use super::pace;
 use super::survey::{Campaign, Survey};
@@ -53,7 +54,7 @@ fn create<'f>(
 ) {
     for (node, stand) in stands.of(campaign) {
         match stand {
-            Stand::Unordered(hops) if survey.orders_of(node).any(OrderView::has_grants_in_use) => {
+            Stand::Unordered(hops) if survey.index.orders_of(node).any(OrderEntry::has_grants_in_use) => {
                 let target = hops.last().map(|hop| hop.version.to_string()).unwrap_or_default();
                 let message =
                     format!("waits for an earlier order to be taken back before {target} is ordered");
@@ -145,7 +146,7 @@ fn grant<'f>(
         match wait {
             Some(wait) => draft.waits(campaign, node, wait),
             // What is left of the hop before is taken back first.
-            None if order.has_boot() => {}
+            None if order.has_boot => {}
             None => {
                 free -= 1;
                 let version = image.version.clone();

@@ -1,12 +1,11 @@
-//! The fleet, indexed: which order is whose, which nodes are unavailable, which upgrades are live.
+//! What is found out once for a plan: which nodes are unavailable, which upgrades are live, what failed where.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::fleet::{Fleet, Management, NodeReport, NodeView, Readiness, Role, Scheduling, UpgradeView};
-use super::index::{Index, NodeRef};
-use super::order::OrderView;
+use super::fleet::{Fleet, Management, NodeReport, Readiness, Role, Scheduling, UpgradeView};
+use super::index::{Index, NodeEntry, OrderEntry};
 use super::outlook::NewRun;
 use super::run;
 use super::windows::{WindowError, WindowState, Windows};
@@ -17,14 +16,16 @@ use crate::api::{
 use crate::digest::Sha256Digest;
 use crate::version::{Minor, OsVersion};
 
-/// The fleet, indexed.
+/// What is found out once for a plan.
 pub(super) struct Survey<'f> {
     pub(super) fleet: &'f Fleet,
     pub(super) now: Timestamp,
-    index: &'f Index,
-    control_plane: Vec<NodeRef<'f>>,
+    pub(super) index: &'f Index,
+    control_plane: Vec<&'f NodeEntry>,
+    /// The groups that take turns in any upgrade, by name.
+    groups: Vec<&'f str>,
     /// The node that the operator runs on.
-    operator: Option<NodeRef<'f>>,
+    operator: Option<&'f NodeEntry>,
     /// How many nodes are managed.
     pub(super) managed: usize,
     lowest_api_server: Option<Minor>,
@@ -50,11 +51,9 @@ pub(super) struct Campaign<'f> {
     /// The run that has to begin first, should the upgrade be carried out.
     pub(super) next_run: Option<NewRun>,
     /// The managed nodes that match, by name.
-    pub(super) selected: Result<Vec<NodeRef<'f>>, InvalidSelector>,
+    pub(super) selected: Result<Vec<&'f NodeEntry>, InvalidSelector>,
     /// The numbers of the workers that go first. The operator's own node is none of them: it goes last.
     canaries: BTreeSet<usize>,
-    /// The groups of the nodes that match, by name; none if they take no turns.
-    groups: Vec<&'f str>,
     /// Whether a node may be staged now.
     pub(super) stage_window: WindowState,
     /// Whether a node may begin its turn, and reboot, now.
@@ -83,6 +82,7 @@ impl<'f> Survey<'f> {
             control_plane,
             managed: index.nodes().filter(|node| node.management == Management::Managed).count(),
             failures: failures(index),
+            groups: groups(&campaigns),
             campaigns,
             operator,
             reboot_takes: median(index.orders().filter_map(|order| order.reboot_took), REBOOT_TAKES),
@@ -91,53 +91,39 @@ impl<'f> Survey<'f> {
         }
     }
 
-    /// All nodes, by name.
-    pub(super) fn nodes(&self) -> impl ExactSizeIterator<Item = NodeRef<'f>> {
-        self.index.nodes()
-    }
-
-    /// All progress objects, by node.
-    pub(super) fn orders(&self) -> impl ExactSizeIterator<Item = OrderView<'f>> {
-        self.index.orders()
-    }
-
-    /// Every progress object for this very node, hand-made ones included.
-    pub(super) fn orders_of(&self, node: NodeRef<'_>) -> impl Iterator<Item = OrderView<'f>> {
-        self.index.orders_of(node)
-    }
-
-    /// The Node that an order is for, if that is there: not an earlier one of its name.
-    pub(super) fn node_of(&self, order: OrderView<'_>) -> Option<NodeRef<'f>> {
-        self.index.node_of(order)
-    }
-
     /// Whether a node is `NotReady`, cordoned or about to reboot.
-    pub(super) fn is_unavailable(&self, node: NodeRef<'_>) -> bool {
+    pub(super) fn is_unavailable(&self, node: &NodeEntry) -> bool {
         node.readiness == Readiness::NotReady
             || node.scheduling == Scheduling::Cordoned
-            || self.orders_of(node).any(|order| order.is_committed() || order.may_yet_commit())
+            || self.index.orders_of(node).any(|order| order.is_committed() || order.may_yet_commit())
     }
 
     /// The live upgrade that an order is for, if it is for the run that is under way.
-    pub(super) fn campaign_of(&self, order: OrderView<'_>) -> Option<&Campaign<'f>> {
+    pub(super) fn campaign_of(&self, order: &OrderEntry) -> Option<&Campaign<'f>> {
         order.run?;
         self.campaigns.iter().find(|campaign| campaign.owns(order) && campaign.run == order.run)
     }
 
     /// The order of the run under way for this very node.
-    pub(super) fn current_order(&self, campaign: &Campaign<'_>, node: NodeRef<'_>) -> Option<OrderView<'f>> {
+    pub(super) fn current_order(&self, campaign: &Campaign<'_>, node: &NodeEntry) -> Option<&'f OrderEntry> {
         campaign.run?;
-        self.orders_of(node).find(|order| campaign.owns(*order) && order.run == campaign.run)
+        self.index.orders_of(node).find(|order| campaign.owns(order) && order.run == campaign.run)
     }
 
     /// The nodes that run the control plane. One that was taken out by its annotation is still a
     /// vote in etcd, so it is here.
-    pub(super) fn control_plane(&self) -> impl Iterator<Item = NodeRef<'f>> {
+    pub(super) fn control_plane(&self) -> impl Iterator<Item = &'f NodeEntry> {
         self.control_plane.iter().copied()
     }
 
+    /// Where the group of a node is among all that take turns, by name.
+    pub(super) fn group_number(&self, campaign: &Campaign<'_>, node: &NodeEntry) -> usize {
+        let own = campaign.group_of(node);
+        self.groups.partition_point(|group| *group < own)
+    }
+
     /// Whether the operator itself runs on a node.
-    pub(super) fn is_the_operators(&self, node: NodeRef<'_>) -> bool {
+    pub(super) fn hosts_operator(&self, node: &NodeEntry) -> bool {
         self.operator.is_some_and(|operator| operator.number == node.number)
     }
 
@@ -157,7 +143,7 @@ impl<'f> Survey<'f> {
 }
 
 impl<'f> Campaign<'f> {
-    fn new(view: &'f UpgradeView, index: &'f Index, operator: Option<NodeRef<'f>>, now: Timestamp) -> Self {
+    fn new(view: &'f UpgradeView, index: &'f Index, operator: Option<&'f NodeEntry>, now: Timestamp) -> Self {
         let next_run = view.target().and_then(|target| run::new_run(view, target, now));
         let run = match (view.target(), &next_run) {
             (Some(_), None) => run::current_run(view),
@@ -166,7 +152,6 @@ impl<'f> Campaign<'f> {
         let selected = view.upgrade.selector().map(|selector| select(index, &selector));
         let rollout = view.upgrade.spec.rollout();
         let canaries = canaries(operator, &rollout, selected.as_deref().unwrap_or_default());
-        let groups = groups(&rollout, selected.as_deref().unwrap_or_default());
         let windows = Windows::new(&rollout.windows);
         let window =
             |scope| windows.as_ref().map_or(WindowState::Closed { opens: None }, |all| all.state(scope, now));
@@ -177,7 +162,6 @@ impl<'f> Campaign<'f> {
             next_run,
             selected,
             canaries,
-            groups,
             stage_window: window(WindowScope::Stage),
             reboot_window: window(WindowScope::Reboot),
             windows,
@@ -186,19 +170,19 @@ impl<'f> Campaign<'f> {
     }
 
     /// Whether a progress object belongs to the upgrade, in whatever run.
-    pub(super) fn owns(&self, order: OrderView<'_>) -> bool {
+    pub(super) fn owns(&self, order: &OrderEntry) -> bool {
         order.owner() == Some(self.view.uid())
     }
 
-    pub(super) fn selected(&self) -> &[NodeRef<'f>] {
+    pub(super) fn selected(&self) -> &[&'f NodeEntry] {
         self.selected.as_deref().unwrap_or_default()
     }
 
-    pub(super) fn selects(&self, node: NodeRef<'_>) -> bool {
+    pub(super) fn selects(&self, node: &NodeEntry) -> bool {
         self.selected().binary_search_by_key(&node.number, |known| known.number).is_ok()
     }
 
-    pub(super) fn is_canary(&self, node: NodeRef<'_>) -> bool {
+    pub(super) fn is_canary(&self, node: &NodeEntry) -> bool {
         self.canaries.contains(&node.number)
     }
 
@@ -213,13 +197,13 @@ impl<'f> Campaign<'f> {
     }
 
     /// How long it is left alone after this one as a canary.
-    pub(super) fn canary_soak(&self, node: NodeRef<'_>) -> SignedDuration {
+    pub(super) fn canary_soak(&self, node: &NodeEntry) -> SignedDuration {
         let canary = self.rollout.canary.as_ref().filter(|_| self.is_canary(node));
         seconds(canary.and_then(|canary| canary.soak_seconds))
     }
 
     /// How long it is left alone after this one.
-    pub(super) fn soaks(&self, node: NodeRef<'_>) -> SignedDuration {
+    pub(super) fn soaks(&self, node: &NodeEntry) -> SignedDuration {
         self.soak().max(self.canary_soak(node))
     }
 
@@ -230,15 +214,9 @@ impl<'f> Campaign<'f> {
     }
 
     /// The group of a node; one without the label is in the first.
-    pub(super) fn group_of<'n>(&self, node: NodeRef<'n>) -> &'n str {
+    pub(super) fn group_of<'n>(&self, node: &'n NodeEntry) -> &'n str {
         let key = self.rollout.group_by.as_ref();
-        key.map(|key| group(key, node.view())).unwrap_or_default()
-    }
-
-    /// The number of that group, by name.
-    pub(super) fn group_number(&self, node: NodeRef<'_>) -> usize {
-        // As long as there are none, no label is looked up.
-        self.groups.partition_point(|group| *group < self.group_of(node))
+        key.and_then(|key| node.view().labels.get(key)).map(String::as_str).unwrap_or_default()
     }
 
     /// When something opens or closes next.
@@ -286,7 +264,7 @@ impl<'f> Campaign<'f> {
     }
 }
 
-fn lowest_api_server(fleet: &Fleet, control_plane: &[NodeRef<'_>]) -> Option<Minor> {
+fn lowest_api_server(fleet: &Fleet, control_plane: &[&NodeEntry]) -> Option<Minor> {
     let live = control_plane.iter().filter(|node| node.readiness == Readiness::Ready);
     let lowest = live.filter_map(|node| node.version()).min();
     lowest.or(fleet.api_server.as_ref()).map(OsVersion::minor)
@@ -320,11 +298,7 @@ fn median(taken: impl Iterator<Item = SignedDuration>, otherwise: SignedDuration
     taken.get(taken.len() / 2).copied().unwrap_or(otherwise)
 }
 
-fn canaries(
-    operator: Option<NodeRef<'_>>,
-    rollout: &RolloutSpec,
-    selected: &[NodeRef<'_>],
-) -> BTreeSet<usize> {
+fn canaries(operator: Option<&NodeEntry>, rollout: &RolloutSpec, selected: &[&NodeEntry]) -> BTreeSet<usize> {
     let selector = rollout.canary.as_ref().and_then(|canary| canary.node_selector.parse().ok());
     let Some(selector) = selector else { return BTreeSet::new() };
     let operator = operator.map(|node| node.number);
@@ -332,17 +306,13 @@ fn canaries(
     workers.filter(|node| selector.matches(&node.view().labels)).map(|node| node.number).collect()
 }
 
-fn group<'n>(key: &str, node: &'n NodeView) -> &'n str {
-    node.labels.get(key).map(String::as_str).unwrap_or_default()
+fn groups<'f>(campaigns: &[Campaign<'f>]) -> Vec<&'f str> {
+    let grouped = campaigns.iter().filter(|campaign| campaign.rollout.group_by.is_some());
+    let groups = grouped.flat_map(|campaign| campaign.selected().iter().map(|node| campaign.group_of(node)));
+    groups.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn groups<'f>(rollout: &RolloutSpec, selected: &[NodeRef<'f>]) -> Vec<&'f str> {
-    let Some(key) = &rollout.group_by else { return Vec::new() };
-    let groups: BTreeSet<&str> = selected.iter().map(|node| group(key, node.view())).collect();
-    groups.into_iter().collect()
-}
-
-fn select<'f>(index: &'f Index, selector: &Selector) -> Vec<NodeRef<'f>> {
+fn select<'f>(index: &'f Index, selector: &Selector) -> Vec<&'f NodeEntry> {
     let managed = index.nodes().filter(|node| node.management == Management::Managed);
     managed.filter(|node| selector.matches(&node.view().labels)).collect()
 }

@@ -4,7 +4,8 @@ use super::action::Action;
 use super::draft::Draft;
 use super::fleet::Management;
 use super::govern::{Member, Stand, Stands};
-use super::order::{OrderView, State};
+use super::index::OrderEntry;
+use super::order::State;
 use super::run;
 use super::survey::{Campaign, Survey};
 use crate::api::KEPT_RUNS;
@@ -20,7 +21,7 @@ impl<'a, 'f> Wanted<'a, 'f> {
             .campaigns
             .iter()
             .flat_map(|campaign| stands.governed(campaign).map(move |member| (campaign, member)));
-        let mut by_order = vec![None; survey.orders().len()];
+        let mut by_order = vec![None; survey.index.orders().len()];
         for (campaign, member) in governed {
             let order = match member.stand {
                 Stand::Ordered(_, State::LetGo) => None,
@@ -35,18 +36,18 @@ impl<'a, 'f> Wanted<'a, 'f> {
     }
 
     /// The upgrade that wants it, and the node of which it does.
-    pub(super) fn get(&self, order: OrderView<'_>) -> Option<(&'a Campaign<'f>, &'a Member<'f>)> {
+    pub(super) fn get(&self, order: &OrderEntry) -> Option<(&'a Campaign<'f>, &'a Member<'f>)> {
         self.by_order.get(order.number).copied().flatten()
     }
 
-    fn contains(&self, order: OrderView<'_>) -> bool {
+    fn contains(&self, order: &OrderEntry) -> bool {
         self.get(order).is_some()
     }
 }
 
 /// Takes back the grants that nobody stands behind any more.
 pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut Draft<'_>) {
-    for order in survey.orders().filter(|order| order.run.is_some() && !order.is_committed()) {
+    for order in survey.index.orders().filter(|order| order.run.is_some() && !order.is_committed()) {
         if !wanted.contains(order) && order.has_grants_in_use() {
             draft.push(Action::Supersede { progress: order.object() });
         } else if order.has_leave_in_use() && !draft.admitted.contains(&order.number) {
@@ -57,9 +58,9 @@ pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut
 
 /// Takes off the cordons of ours that nothing needs any more, wherever they are.
 pub(super) fn uncordon(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut Draft<'_>) {
-    for node in survey.nodes() {
+    for node in survey.index.nodes() {
         let Some(uid) = node.cordoned_for.as_deref() else { continue };
-        let needed = survey.orders_of(node).find(|order| order.uid() == uid).is_some_and(|order| {
+        let needed = survey.index.orders_of(node).find(|order| order.uid() == uid).is_some_and(|order| {
             order.has_leave_in_use()
                 || order.is_committed()
                 || draft.admitted.contains(&order.number)
@@ -83,11 +84,11 @@ pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft<'_>) {
     let kept_runs = i64::try_from(KEPT_RUNS).unwrap_or(i64::MAX);
     for campaign in &survey.campaigns {
         let Some(current) = run::current_run(campaign.view) else { continue };
-        let is_over = |order: OrderView<'_>| {
+        let is_over = |order: &OrderEntry| {
             let may_act = order.is_committed() || order.has_grants_in_use();
-            !may_act || survey.node_of(order).is_none()
+            !may_act || survey.index.node_of(order).is_none()
         };
-        let forgotten = survey.orders().filter(|order| {
+        let forgotten = survey.index.orders().filter(|order| {
             campaign.owns(*order)
                 && order.run.is_some_and(|run| run <= current - kept_runs)
                 && is_over(*order)
@@ -100,7 +101,7 @@ pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft<'_>) {
 
 /// Every managed node has an `OSNode`.
 pub(super) fn create_os_nodes(survey: &Survey<'_>, draft: &mut Draft<'_>) {
-    let managed = survey.nodes().filter(|node| node.management == Management::Managed);
+    let managed = survey.index.nodes().filter(|node| node.management == Management::Managed);
     for node in managed.filter(|node| !node.has_os_node) {
         draft.push(Action::CreateOsNode { node: node.object() });
     }

@@ -260,6 +260,31 @@ fn ordered_progresses(fleet: &Fleet) -> Vec<Arc<OSUpgradeProgress>> {
 }
 
 #[test]
+fn nodes_of_several_upgrades_stand_in_one_line() {
+    // The upgrade of the node `n2` is the older one.
+    let next = |zones: [&str; 2]| {
+        let nodes = [node("n1").labelled("of", "b"), node("n2").labelled("of", "a")];
+        let nodes = [0, 1].map(|at| nodes[at].clone().labelled("zone", zones[at]));
+        let by_zone = |name: &str| {
+            upgrade(name).selecting("of", name).rollout(|rollout| rollout.group_by = Some("zone".to_owned()))
+        };
+        let mut fleet = fleet(&nodes, &[by_zone("a"), by_zone("b")]);
+        fleet.max_unavailable = Some(IntOrPercent::Int(1));
+        fleet.progresses = ordered_progresses(&fleet);
+        for progress in fleet.progresses.iter_mut().map(Arc::make_mut) {
+            progress.spec.order.as_mut().unwrap().stage = Some("v1.35.4".parse().unwrap());
+            progress.status.get_or_insert_default().phase = Some(ProgressPhase::Staged);
+        }
+        let plan = plan(&fleet, now());
+        let cordoned: Vec<_> =
+            plan.actions.iter().filter(|action| action.kind() == "cordon").map(Action::object_name).collect();
+        cordoned.join(" ")
+    };
+    assert_eq!(next(["z", "z"]), "n1");
+    assert_eq!(next(["z2", "z1"]), "n2");
+}
+
+#[test]
 fn a_version_that_the_catalog_blocks_by_now_is_granted_to_nobody() {
     let mut fleet = fleet(&[node("a")], &[upgrade("up").blocking("v1.35.4")]);
     fleet.progresses = ordered_progresses(&fleet);

@@ -16,10 +16,10 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// The plan for what it sees now. What it remembers makes no difference, of which every few looks are asked.
+    /// The plan for what it sees now. Every fourth time it is checked that what is remembered makes no difference.
     pub(super) fn plan(&mut self, fleet: Fleet, now: Timestamp) -> Plan {
-        let nodes = same(&self.nodes, fleet.nodes);
-        let progresses = same(&self.progresses, fleet.progresses);
+        let nodes = keep_known(&self.nodes, fleet.nodes);
+        let progresses = keep_known(&self.progresses, fleet.progresses);
         let fleet = Fleet { nodes, progresses, ..fleet };
         let made = plan_with(&mut self.memory, &fleet, now);
         self.looks += 1;
@@ -31,7 +31,8 @@ impl Seen {
     }
 }
 
-fn same<T: PartialEq>(before: &[Arc<T>], now: Vec<Arc<T>>) -> Vec<Arc<T>> {
+/// What was there before, as the `Arc` that it was.
+fn keep_known<T: PartialEq>(before: &[Arc<T>], now: Vec<Arc<T>>) -> Vec<Arc<T>> {
     let known = |one: Arc<T>| before.iter().find(|known| ***known == *one).cloned().unwrap_or(one);
     now.into_iter().map(known).collect()
 }
