@@ -172,7 +172,7 @@ fn candidates<'a, 'f>(
             if let Stand::Ordered(order, State::Staged(version)) = &member.stand
                 && !order.is_done()
             {
-                candidates.push(Candidate { campaign, node: member.node, order: *order, version, terms });
+                candidates.push(Candidate { campaign, node: member.node, order, version, terms });
             }
         }
     }
@@ -206,8 +206,8 @@ fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Dra
         // The cordon of an order that is over is taken off first.
         _ if foreign => {}
         _ if cordoned => {
-            let is_drained = drain::go_on(survey, candidate.campaign, *node, *order, draft);
-            let sick = health::wait(candidate.campaign, *order).filter(|_| is_drained);
+            let is_drained = drain::go_on(survey, candidate.campaign, node, order, draft);
+            let sick = health::wait(candidate.campaign, order).filter(|_| is_drained);
             if let (true, None) = (is_drained, &sick) {
                 let latest = later(survey.now, GRANT_LIFETIME);
                 let not_after = closes.into_iter().fold(latest, Ord::min);
@@ -215,7 +215,7 @@ fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Dra
                 return draft.push(Action::GrantBoot { progress: order.object(), grant });
             }
             if let Some(wait) = sick {
-                draft.waits(candidate.campaign, *node, wait);
+                draft.waits(candidate.campaign, node, wait);
             }
             // One that ran out is no reason to leave things as they are.
             if order.has_boot {

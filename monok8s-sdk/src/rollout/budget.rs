@@ -25,7 +25,7 @@ impl<'a, 'f> Away<'a, 'f> {
     pub(super) fn of(survey: &'a Survey<'f>) -> Self {
         let selected = vec![0; survey.campaigns.len()];
         let mut away = Self { survey, numbers: BTreeSet::new(), managed: 0, selected };
-        let nodes = survey.index.nodes().filter(|node| survey.is_unavailable(*node));
+        let nodes = survey.index.nodes().filter(|node| survey.is_unavailable(node));
         nodes.for_each(|node| away.insert(node));
         away
     }
@@ -89,7 +89,7 @@ fn spent<'n>(
     limit: usize,
     name: &str,
 ) -> Wait {
-    let away = counted.filter(|node| turn.away.contains(*node)).take(10);
+    let away = counted.filter(|node| turn.away.contains(node)).take(10);
     let away: Vec<String> = away.map(|node| format!("{} ({})", node.name(), why(turn, node))).collect();
     let message = format!("{name} is {limit}, and unavailable are {}", away.join(", "));
     Wait { reason: UpgradeReason::WaitingForBudget, message }

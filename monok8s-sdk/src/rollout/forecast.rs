@@ -57,7 +57,7 @@ pub(super) fn end<'f>(
         use UpgradeReason::{Draining, Soaking, WaitingForWindow};
         matches!(wait.reason, Draining | Soaking | WaitingForWindow)
     };
-    let mut moving = stands.of(campaign).filter(|(node, stand)| stand.moves(*node) || is_back(*node, stand));
+    let mut moving = stands.of(campaign).filter(|(node, stand)| stand.moves(node) || is_back(node, stand));
     // Nothing is granted while the catalog cannot be read, and nothing is staged while no window is open for it.
     let is_closed = matches!(campaign.stage_window, WindowState::Closed { .. });
     let has_to_stage =
@@ -187,17 +187,17 @@ fn work<'f>(
         // Nobody knows when it will be back.
         stand if !stand.moves(node) && !matches!(stand, Stand::Ordered(_, State::Settling)) => return None,
         Stand::Unordered(hops) => (survey.stage_takes, hops.len(), None),
-        Stand::Ordered(order, State::Unstaged(_)) => (survey.stage_takes, hops(*order)?, None),
+        Stand::Ordered(order, State::Unstaged(_)) => (survey.stage_takes, hops(order)?, None),
         Stand::Ordered(order, State::Staging(_)) => {
             let spent = order.staging_began(survey.now).map(|began| survey.now.duration_since(began));
             let left = survey.stage_takes - spent.unwrap_or_default();
-            (left.max(SignedDuration::ZERO), hops(*order)?, None)
+            (left.max(SignedDuration::ZERO), hops(order)?, None)
         }
-        Stand::Ordered(order, State::Staged(_)) => (SignedDuration::ZERO, hops(*order).unwrap_or(1), None),
+        Stand::Ordered(order, State::Staged(_)) => (SignedDuration::ZERO, hops(order).unwrap_or(1), None),
         Stand::Ordered(order, State::Committed) => {
             let began = order.committed_at().unwrap_or(survey.now);
             let back = later(began, survey.reboot_takes).max(survey.now);
-            (SignedDuration::ZERO, hops(*order).map_or(0, |left| left.saturating_sub(1)), Some(back))
+            (SignedDuration::ZERO, hops(order).map_or(0, |left| left.saturating_sub(1)), Some(back))
         }
         Stand::Ordered(_, State::Settling) => (SignedDuration::ZERO, 0, Some(survey.now)),
         _ => return None,

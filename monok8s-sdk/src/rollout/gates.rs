@@ -85,7 +85,7 @@ impl<'f> Turn<'_, 'f> {
         let few = few.filter_map(|node| Some((node, self.stands.stand_of(self.campaign, node)?)));
         few.chain(many.into_iter().flatten())
             .filter(move |(node, stand)| {
-                node.number != self.node.number && node.role == role && stand.moves(*node)
+                node.number != self.node.number && node.role == role && stand.moves(node)
             })
             .filter_map(|(node, _)| Some((node, node.version()?)))
     }
@@ -95,7 +95,7 @@ impl<'f> Turn<'_, 'f> {
         nodes: impl Iterator<Item = &'n NodeEntry>,
         words: &str,
     ) -> Option<Wait> {
-        let all: BTreeSet<&str> = nodes.map(|node| node.name()).collect();
+        let all: BTreeSet<&str> = nodes.map(super::index::NodeEntry::name).collect();
         let all: Vec<_> = all.into_iter().collect();
         (!all.is_empty()).then(|| Wait { reason, message: format!("waits for {} {words}", names(&all)) })
     }
@@ -237,7 +237,7 @@ fn one_control_plane_node(turn: &Turn<'_, '_>) -> Option<Wait> {
             && match other.management {
                 // What a person took out may be cordoned for years, but a vote in etcd is a vote.
                 Management::Excluded => other.readiness == Readiness::NotReady,
-                Management::Managed | Management::Unmanaged => turn.away.contains(*other),
+                Management::Managed | Management::Unmanaged => turn.away.contains(other),
             }
     });
     Turn::wait_for(

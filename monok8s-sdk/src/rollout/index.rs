@@ -54,6 +54,7 @@ pub(super) struct NodeEntry {
 
 /// What an index has of a progress object. Its number is its place among all of them.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct OrderEntry {
     progress: Arc<OSUpgradeProgress>,
     pub(super) number: usize,
@@ -435,6 +436,8 @@ mod tests {
         Arc::new(progress)
     }
 
+    type Change = (&'static str, fn(&mut Fleet));
+
     /// Everything but what is shared.
     fn facts(index: &Index) -> String {
         let Index { nodes, orders, by_node, node_places, order_places, shared: _ } = index;
@@ -449,7 +452,6 @@ mod tests {
             ..Fleet::default()
         };
         let mut index = Index::default();
-        type Change = (&'static str, fn(&mut Fleet));
         let changes: [Change; 10] = [
             ("nothing was there", |_| {}),
             ("nothing changed", |_| {}),
@@ -498,7 +500,7 @@ mod tests {
         let index = Index::new(&fleet);
         let of = |name: &str| -> Vec<&str> {
             let node = index.node_named(name).unwrap();
-            index.orders_of(node).map(|order| order.name()).collect()
+            index.orders_of(node).map(super::OrderEntry::name).collect()
         };
         assert_eq!((of("a"), of("b")), (vec!["1", "2"], vec![]));
         let nodes: Vec<_> = index.orders().map(|order| index.node_of(order).map(NodeEntry::name)).collect();

@@ -136,7 +136,7 @@ fn counts(campaign: &Campaign<'_>, stands: &Stands<'_>) -> NodeCounts {
             | Stand::Unordered(_)
             | Stand::Ordered(_, State::Blind | State::Unstaged(_) | State::LetGo) => &mut counts.pending,
             Stand::Ordered(_, State::Staging(_)) => &mut counts.staging,
-            Stand::Ordered(order, State::Staged(_)) if has_turn(*order, node) => &mut counts.draining,
+            Stand::Ordered(order, State::Staged(_)) if has_turn(order, node) => &mut counts.draining,
             Stand::Ordered(_, State::Staged(_)) => &mut counts.staged,
             Stand::Ordered(_, State::Committed | State::Settling) => &mut counts.rebooting,
             Stand::Ordered(_, state) => {

@@ -124,7 +124,7 @@ impl OrderEntry {
     }
 
     pub(super) fn says(&self, condition: &ConditionType) -> bool {
-        condition_is_true(&self.conditions(), condition)
+        condition_is_true(self.conditions(), condition)
     }
 
     /// Whether the node may be past the point where a grant can be taken back. A phase of a newer
@@ -184,7 +184,7 @@ impl OrderEntry {
         if lasts.is_zero() || !self.is_done() {
             return Soak::Never;
         }
-        let seen = find_condition(&self.conditions(), &ConditionType::Soaking);
+        let seen = find_condition(self.conditions(), &ConditionType::Soaking);
         match seen.filter(|seen| seen.last_transition_time.0 <= now) {
             Some(seen) if seen.status == "True" => {
                 let since = seen.last_transition_time.0;
@@ -205,7 +205,7 @@ impl OrderEntry {
 
     /// Whether it is said of the node that it soaks, or has soaked.
     pub(super) fn soaks_already(&self) -> bool {
-        find_condition(&self.conditions(), &ConditionType::Soaking).is_some()
+        find_condition(self.conditions(), &ConditionType::Soaking).is_some()
     }
 
     /// When the attempt that is under way began: the later of the operator's word and the node's
@@ -225,7 +225,7 @@ impl OrderEntry {
     /// The condition `TimedOut`: True once the attempt was given up; False while its time runs, where the grant does not
     /// tell when that began.
     fn stamp(&self) -> Option<&Condition> {
-        find_condition(&self.conditions(), &ConditionType::TimedOut)
+        find_condition(self.conditions(), &ConditionType::TimedOut)
     }
 
     /// What is said of an attempt that was given up for its time.
@@ -262,13 +262,13 @@ impl OrderEntry {
         match state {
             State::Committed => self.committed_at().map(|at| later(at, reboot)),
             State::Staging(_) => self.staging_began(now).map(|at| later(at, staging)),
-            State::Staged(_) if !self.has_boot => drain::deadline_to_abort(&self, rollout),
+            State::Staged(_) if !self.has_boot => drain::deadline_to_abort(self, rollout),
             State::Staged(_) => {
-                let granted = find_condition(&self.conditions(), &ConditionType::BootGranted)?;
+                let granted = find_condition(self.conditions(), &ConditionType::BootGranted)?;
                 (granted.status == "True").then(|| later(granted.last_transition_time.0, reboot))
             }
             State::Settling => {
-                let seen = find_condition(&self.conditions(), &ConditionType::Degraded)?;
+                let seen = find_condition(self.conditions(), &ConditionType::Degraded)?;
                 Some(later(seen.last_transition_time.0, SETTLING_TIME))
             }
             _ => None,

@@ -38,7 +38,7 @@ impl<'a, 'f> Pace<'a, 'f> {
         let canaries = stands.members(campaign).iter().filter(|member| campaign.is_canary(member.node));
         let mut pace = Self { canaries: canaries.collect(), ..Self::default() };
         if campaign.rollout.group_by.is_some() {
-            for (node, _) in stands.of(campaign).filter(|(node, stand)| stand.moves(*node)) {
+            for (node, _) in stands.of(campaign).filter(|(node, stand)| stand.moves(node)) {
                 let movers = pace.movers.entry(campaign.group_of(node)).or_default();
                 movers.extend(node.version().map(|version| (node, version)));
             }
@@ -213,12 +213,12 @@ pub(super) fn group_turn(turn: &Turn<'_, '_>) -> Option<Wait> {
     }
     let own = turn.campaign.group_of(turn.node);
     let others = turn.in_work.values().copied();
-    let others = others.filter(|node| turn.campaign.group_of(*node) != own);
+    let others = others.filter(|node| turn.campaign.group_of(node) != own);
     let words = format!("of another {key}, which is in work");
     Turn::wait_for(UpgradeReason::WaitingForGroup, others, &words).or_else(|| {
         let mut earlier = turn.pace.movers.range(..own);
         earlier.find_map(|(group, movers)| {
-            let movers = movers.iter().filter(|(node, at)| goes_before(turn, *node, at));
+            let movers = movers.iter().filter(|(node, at)| goes_before(turn, node, at));
             let words = format!("of the earlier {key} {group:?}");
             Turn::wait_for(UpgradeReason::WaitingForGroup, movers.map(|(node, _)| *node), &words)
         })

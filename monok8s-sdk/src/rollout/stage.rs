@@ -128,7 +128,7 @@ fn grant<'f>(
             _ => {}
         }
     }
-    unstaged.sort_by_cached_key(|(node, ..)| Place::of(*node, campaign, survey));
+    unstaged.sort_by_cached_key(|(node, ..)| Place::of(node, campaign, survey));
     for (node, order, image) in unstaged {
         let retried = order.is_retried(campaign.view);
         let forbidden = forbidden(survey, campaign, image);

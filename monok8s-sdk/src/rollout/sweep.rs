@@ -89,9 +89,7 @@ pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft<'_>) {
             !may_act || survey.index.node_of(order).is_none()
         };
         let forgotten = survey.index.orders().filter(|order| {
-            campaign.owns(*order)
-                && order.run.is_some_and(|run| run <= current - kept_runs)
-                && is_over(*order)
+            campaign.owns(order) && order.run.is_some_and(|run| run <= current - kept_runs) && is_over(order)
         });
         for order in forgotten {
             draft.push(Action::DeleteProgress { progress: order.object() });
