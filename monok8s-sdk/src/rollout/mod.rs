@@ -2,8 +2,9 @@
 //! cordons at once.
 //!
 //! [`plan()`] is a pure function of what was observed ([`Fleet`]) and the time. It makes every
-//! choice; whoever carries the [`Plan`] out makes none. Three properties hold by construction, so that the
-//! executor may be stopped between any two of its writes:
+//! choice; whoever carries the [`Plan`] out makes none. [`plan_with`] makes the same plan
+//! sooner, where one follows on another. Three properties hold by construction, so that the executor may
+//! be stopped between any two of its writes:
 //!
 //! - No action of a plan needs another action of the same plan to have succeeded. What has to come
 //!   second (a reboot after the cordon, an uncordon after the withdrawal, anything of a run after

@@ -39,16 +39,12 @@ impl<'a, 'f> Wanted<'a, 'f> {
     pub(super) fn get(&self, order: &OrderEntry) -> Option<(&'a Campaign<'f>, &'a Member<'f>)> {
         self.by_order.get(order.number).copied().flatten()
     }
-
-    fn contains(&self, order: &OrderEntry) -> bool {
-        self.get(order).is_some()
-    }
 }
 
 /// Takes back the grants that nobody stands behind any more.
 pub(super) fn withdraw(survey: &Survey<'_>, wanted: &Wanted<'_, '_>, draft: &mut Draft<'_>) {
     for order in survey.index.orders().filter(|order| order.run.is_some() && !order.is_committed()) {
-        if !wanted.contains(order) && order.has_grants_in_use() {
+        if wanted.get(order).is_none() && order.has_grants_in_use() {
             draft.push(Action::Supersede { progress: order.object() });
         } else if order.has_leave_in_use() && !draft.admitted.contains(&order.number) {
             draft.push(Action::WithdrawBoot { progress: order.object() });
