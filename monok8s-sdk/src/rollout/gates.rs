@@ -95,7 +95,7 @@ impl<'f> Turn<'_, 'f> {
         nodes: impl Iterator<Item = &'n NodeEntry>,
         words: &str,
     ) -> Option<Wait> {
-        let all: BTreeSet<&str> = nodes.map(super::index::NodeEntry::name).collect();
+        let all: BTreeSet<&str> = nodes.map(NodeEntry::name).collect();
         let all: Vec<_> = all.into_iter().collect();
         (!all.is_empty()).then(|| Wait { reason, message: format!("waits for {} {words}", names(&all)) })
     }

@@ -130,7 +130,7 @@ impl OrderEntry {
     /// Whether the node may be past the point where a grant can be taken back. A phase of a newer
     /// release counts: to treat a running reboot as a download would uncordon it.
     pub(super) fn is_committed(&self) -> bool {
-        self.phase.is_committed() || matches!(&self.phase, ProgressPhase::Unknown(_))
+        self.phase.is_committed() || matches!(self.phase, ProgressPhase::Unknown(_))
     }
 
     /// Whether there is a grant that could still be used.
@@ -141,7 +141,7 @@ impl OrderEntry {
     /// Whether a person asks for another attempt on this very node, or got one. The nonce of the
     /// upgrade, which a new order may carry, is meant for the run and not for the node.
     pub(super) fn is_retried(&self, upgrade: &UpgradeView) -> bool {
-        let failed = matches!(&self.phase, ProgressPhase::Failed | ProgressPhase::RolledBack);
+        let failed = matches!(self.phase, ProgressPhase::Failed | ProgressPhase::RolledBack);
         let asked =
             self.has_retry_nonce && self.progress().retry_nonce() != upgrade.upgrade.spec.retry_nonce();
         asked && (!failed || self.retry_is_pending)
@@ -338,7 +338,7 @@ impl OrderEntry {
     }
 
     fn completed<'f>(&self, node: &NodeEntry) -> State<'f> {
-        match (&self.is_contradicted(node), node.readiness) {
+        match (self.is_contradicted(node), node.readiness) {
             (false, Readiness::Ready) => State::Done,
             _ => State::Settling,
         }
@@ -350,7 +350,7 @@ impl OrderEntry {
             // On the target already, by other means: the node's own word will follow.
             return State::Done;
         };
-        let staged = matches!(&self.phase, ProgressPhase::Staged | ProgressPhase::Draining)
+        let staged = matches!(self.phase, ProgressPhase::Staged | ProgressPhase::Draining)
             && self.hop.as_deref().is_none_or(|hop| names(hop, &next.version));
         match self.stage() {
             Some(stage) if *stage == next.version && staged => State::Staged(stage),
