@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::agents::{Agents, register};
+use super::alone::server_alone;
 use crate::controlplane::{ControlPlane, ControllerManager, Options};
 use crate::process::Child;
 use crate::scratch::Scratch;
@@ -37,6 +38,8 @@ pub(super) struct Figures {
     pub(super) nodes: usize,
     /// Seconds from the apply until each node had its progress object.
     pub(super) objects_seconds: f64,
+    /// Seconds that the API server takes for the same objects alone, with as many requests in flight.
+    pub(super) server_alone_seconds: f64,
     /// Seconds from the apply until all nodes were up to date, with a tenth of them away at once.
     pub(super) rollout_seconds: f64,
     /// The operator's memory at its highest, in MiB.
@@ -112,11 +115,14 @@ pub(super) async fn measure(operator: &Path, nodes: usize) -> Result<Figures> {
         of_agents.filter(|write| resources.contains(&write.resource.as_str())).count()
     };
     let per_node = |count: usize| share(count, nodes);
+    let peak_rss_mib = operator.peak_rss_mib()?;
+    drop(operator);
     Ok(Figures {
         nodes,
         objects_seconds,
+        server_alone_seconds: server_alone(&client).await?,
         rollout_seconds,
-        peak_rss_mib: operator.peak_rss_mib()?,
+        peak_rss_mib,
         cpu_seconds,
         passes: passes.count,
         pass_mean_ms: passes.mean_ms(passes.pass_seconds),

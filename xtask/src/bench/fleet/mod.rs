@@ -4,6 +4,7 @@
 //! driver writes what their agents and kubelets would.
 
 mod agents;
+mod alone;
 mod measure;
 mod report;
 

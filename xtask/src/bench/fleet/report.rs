@@ -22,8 +22,11 @@ pub(super) fn write(figures: &[Figures], output: &Path) -> Result<()> {
 
 type Figure = (&'static str, fn(&Figures) -> String);
 
-const ROWS: [Figure; 12] = [
+const ROWS: [Figure; 13] = [
     ("seconds from the apply to a progress object for each node", |it| format!("{:.1}", it.objects_seconds)),
+    ("seconds that the API server takes for the same objects alone", |it| {
+        format!("{:.1}", it.server_alone_seconds)
+    }),
     ("seconds from the apply to the end", |it| format!("{:.1}", it.rollout_seconds)),
     ("operator: peak RSS, MiB", |it| format!("{:.0}", it.peak_rss_mib)),
     ("operator: CPU seconds", |it| format!("{:.1}", it.cpu_seconds)),
