@@ -1,7 +1,7 @@
 //! Stage four: carries a plan out. It decides nothing; it only refuses to write on old facts.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::Node;
@@ -70,6 +70,9 @@ pub trait GrantGate {
 
 /// Requests of a plan in flight at once.
 const AT_ONCE: usize = 8;
+/// So long a plan is carried out: then the fleet is looked at again. What it decided may be wrong by then, and what
+/// has to be taken back waits meanwhile.
+const PLAN_LASTS: Duration = Duration::from_secs(10);
 
 /// Carries plans out.
 pub struct Executor<'a> {
@@ -104,13 +107,16 @@ enum Done {
 
 impl Executor<'_> {
     /// Does the actions in their order, those of a kind beside each other. A lost race ends it, since the rest of the
-    /// plan was made on the same facts; another failure does not, since no action needs another one of its plan.
+    /// plan was made on the same facts; another failure does not, since no action needs another one of its plan. What
+    /// is not begun in time is left for the next plan.
     pub async fn execute(&self, actions: &[Action]) -> (Applied, Result<(), ApplyError>) {
         let mut applied = Applied::default();
         let mut first_failure = Ok(());
+        let ends = Instant::now() + PLAN_LASTS;
         for beside in actions.chunk_by(|a, b| a.kind() == b.kind()) {
             let lost = AtomicBool::new(false);
-            let begun = beside.iter().take_while(|_| !lost.load(Ordering::Relaxed));
+            let may_begin = || !lost.load(Ordering::Relaxed) && Instant::now() < ends;
+            let begun = beside.iter().take_while(|_| may_begin());
             let acts = begun.map(|action| async move { (action, self.act_if_leading(action).await) });
             let mut acts = stream::iter(acts).buffer_unordered(AT_ONCE);
             let mut end = Ok(());
@@ -188,6 +194,8 @@ impl Executor<'_> {
                     return Ok(Done::HeldBack);
                 }
                 match self.look_at_cordon(action, progress).await? {
+                    // The look may have taken its time.
+                    Cordon::Holds if !self.leadership.may_act() => Err(ApplyError::NotLeading),
                     Cordon::Holds => {
                         self.patch_progress(action, progress, json!({ "order": { "boot": grant } })).await
                     }
@@ -216,9 +224,12 @@ impl Executor<'_> {
         }
     }
 
+    /// A person who sends a node back waits for no catalog: it goes to what is there.
     fn gate_opens(&self, progress: &ObjectRef) -> bool {
         let object = self.caches.progresses.get(&progress.name);
-        object.is_some_and(|object| self.gate.may_grant(upgrade_name_of(&object)))
+        object.is_some_and(|object| {
+            object.rollback_is_wanted() || self.gate.may_grant(upgrade_name_of(&object))
+        })
     }
 
     /// The last look before the point of no return: the cordon is read from the API server itself,
@@ -288,8 +299,13 @@ impl Executor<'_> {
         let params = DeleteParams::background().preconditions(preconditions);
         let api: Api<OSUpgradeProgress> = Api::all(self.client.clone());
         match request(action.kind(), &of.name, "delete", PROGRESSES, api.delete(&of.name, &params)).await {
-            Ok(_) => {
-                self.caches.progresses.gone(&of.name, &of.uid);
+            Ok(answer) => {
+                let progresses = &self.caches.progresses;
+                // Somebody's finalizer may keep it for a while.
+                match answer.left().filter(|object| object.metadata.deletion_timestamp.is_some()) {
+                    Some(going) => progresses.wrote(going),
+                    None => progresses.gone(&of.name, &of.uid),
+                }
                 Ok(Done::Written)
             }
             Err(error) => Err(self.stale_or(error, &api, &self.caches.progresses, of).await),

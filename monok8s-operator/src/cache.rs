@@ -40,15 +40,17 @@ impl Kept for OSNode {
     }
 }
 
-/// Keeps the operator's own conditions: those of the agent say what the phase says. Boot IDs in the timeline are for
-/// people, and dropped.
+/// Keeps the operator's own conditions: those of the agent say what the phase says. Of the timeline the times are
+/// kept: the rest is for people.
 impl Kept for OSUpgradeProgress {
     type Form = Self;
 
     fn reduced(mut self) -> Self {
         if let Some(status) = &mut self.status {
             status.conditions.retain(|condition| !is_of_kstatus(condition));
-            status.timeline.iter_mut().for_each(|entry| entry.boot_id = None);
+            for entry in &mut status.timeline {
+                (entry.boot_id, entry.image_digest, entry.drained) = (None, None, None);
+            }
         }
         compact(self)
     }

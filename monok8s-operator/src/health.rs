@@ -224,13 +224,14 @@ async fn observe(
                 Err(why) => return why,
             }
         }
+        again = Instant::now() + AGAIN;
         if known.is_listing() {
             continue;
         }
         if let Some(objects) = known.all() {
             let takes_long = || show(Health::Unknown("it is being evaluated".to_owned()));
             show(evaluator.evaluate(objects.cloned().collect(), takes_long).await);
+            again = Instant::now() + AGAIN;
         }
-        again = Instant::now() + AGAIN;
     }
 }

@@ -103,7 +103,15 @@ pub(super) fn refused(
 fn base(object: &OSUpgradeProgress, facts: &NodeFacts, phase: ProgressPhase) -> Report {
     let previous = object.status.as_ref();
     let seen = object.metadata.uid.as_deref().and_then(|uid| facts.record.seen(uid));
+    let (inactive, installed) = (facts.booted.slot.other(), installed(facts));
+    let image_digest = match phase {
+        ProgressPhase::Staged => facts.record.slots.get(inactive).and_then(|content| content.image_digest),
+        ProgressPhase::Completed => installed.as_ref().and_then(|installed| installed.image_digest),
+        _ => None,
+    };
     Report {
+        image_digest,
+        drained: None,
         generation: object.metadata.generation.unwrap_or_default(),
         reason: phase.as_str().to_owned(),
         phase,
@@ -121,12 +129,12 @@ fn base(object: &OSUpgradeProgress, facts: &NodeFacts, phase: ProgressPhase) -> 
         observed_rollback_nonce: seen
             .and_then(|seen| seen.rollback_nonce.clone())
             .or_else(|| previous.and_then(|status| status.observed_rollback_nonce.clone())),
-        inactive: facts.booted.slot.other(),
+        inactive,
         boot_id: facts.booted.boot_id.0.clone(),
         trial_deadline: None,
         trial: None,
         rolled_back: None,
-        installed: installed(facts),
+        installed,
         progress: None,
     }
 }
@@ -302,7 +310,9 @@ fn standing_words(standing: &Standing, booted: Slot) -> Spoken {
 pub(super) fn commitment(commitment: &Commitment<'_>) -> Report {
     let Commitment { object, order, facts, version, slot, progress } = *commitment;
     let attempt = facts.record.attempt.as_ref();
+    let drained = find_condition(object.conditions(), &ConditionType::Drained);
     Report {
+        drained: drained.filter(|drained| drained.status == "True").map(|drained| drained.reason.clone()),
         message: format!("is committed to reboot into {version} in slot {slot}"),
         target_version: order.target().cloned(),
         hop: Some(version.clone()),

@@ -6,6 +6,7 @@ use monok8s_sdk::api::{
     ByteProgress, ConditionType, Conditions, Installed, KSTATUS, OSUpgradeProgress, OSUpgradeProgressStatus,
     ProgressPhase, RollbackEvidence, TimelineEntry, TrialStatus, Truth, is_of_kstatus, shorten_message,
 };
+use monok8s_sdk::digest::Sha256Digest;
 use monok8s_sdk::slot::Slot;
 use monok8s_sdk::version::OsVersion;
 
@@ -27,6 +28,10 @@ pub(super) struct Report {
     pub(super) hop: Option<OsVersion>,
     /// The hop as the timeline tells it: only where there are several.
     pub(super) timeline_hop: Option<OsVersion>,
+    /// The digest of the image that the phase is about, where its timeline tells it.
+    pub(super) image_digest: Option<Sha256Digest>,
+    /// How the node was emptied, where its timeline tells it.
+    pub(super) drained: Option<String>,
     pub(super) attempt: u32,
     pub(super) retry_count: u32,
     pub(super) observed_retry_nonce: Option<String>,
@@ -190,6 +195,8 @@ fn timeline(report: &Report, previous: &[TimelineEntry], now: Timestamp) -> Vec<
             hop,
             boot_id: Some(report.boot_id.clone()),
             slot: Some(report.inactive.other()),
+            image_digest: report.image_digest,
+            drained: report.drained.clone(),
         });
     }
     let surplus = entries.len().saturating_sub(TIMELINE_LEN);
@@ -221,6 +228,8 @@ pub(super) fn fixture(phase: ProgressPhase) -> Report {
         rolled_back: None,
         installed: None,
         progress: None,
+        image_digest: None,
+        drained: None,
     }
 }
 

@@ -16,6 +16,7 @@ use kube::{Api, Client};
 use monok8s_sdk::api::{DrainPolicy, ImageRef, OSUpgrade, Resolved};
 use monok8s_sdk::catalog::source::{CatalogFetcher, ConfigMaps, FetchLimits, Fetched};
 use monok8s_sdk::catalog::{Catalog, Limits, hop_candidates};
+use monok8s_sdk::health::Expression;
 use monok8s_sdk::http::{HttpOptions, http_client};
 use monok8s_sdk::manifests::DEFAULT_NAMESPACE;
 use monok8s_sdk::rollout::{PodView, Target};
@@ -50,11 +51,14 @@ impl Plan {
         let upgrade = manifest(&self.file)?;
         let preview = self.cluster.with(async |client| self.preview(&client, &upgrade).await)?;
         self.output.print(&preview, || preview.text())?;
-        Ok(Outcome::Good)
+        Ok(if preview.rejected.is_some() { Outcome::Bad } else { Outcome::Good })
     }
 
     async fn preview(&self, client: &Client, upgrade: &OSUpgrade) -> Result<Preview> {
-        upgrade.selector().context("spec.nodeSelector")?;
+        upgrade.selector().context("spec")?;
+        for (at, check) in upgrade.spec.rollout().health_checks.iter().enumerate() {
+            Expression::parse(&check.expression).with_context(|| format!("rollout.healthChecks[{at}]"))?;
+        }
         let cluster = read(client).await?;
         let catalog = self.catalog(client, upgrade).await?;
         let target = target(&cluster, &catalog, upgrade)?;

@@ -145,6 +145,8 @@ mod tests {
             hop: None,
             boot_id: None,
             slot: None,
+            image_digest: None,
+            drained: None,
         };
         status.timeline = timeline.iter().map(entry).collect();
         object

@@ -96,6 +96,9 @@ pub struct OperatorReport {
     /// How many managed nodes may be unavailable at once over all upgrades.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_unavailable: Option<IntOrPercent>,
+    /// The version of the API server, where no Node runs the control plane: no kubelet gets newer than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_server: Option<OsVersion>,
 }
 
 /// What a run was resolved to.

@@ -348,6 +348,15 @@ impl OSUpgradeProgress {
         timeline.iter().rev().find(|entry| entry.phase == *phase).map(|entry| entry.since.0)
     }
 
+    /// Whether a person asks for the other slot, and the node has not answered for good.
+    #[must_use]
+    pub fn rollback_is_wanted(&self) -> bool {
+        let status = self.status.as_ref();
+        let answered = status.and_then(|status| status.observed_rollback_nonce.as_deref());
+        let wanted = self.spec.rollback_nonce.as_deref().filter(|nonce| !nonce.is_empty());
+        wanted.is_some_and(|nonce| Some(nonce) != answered || !self.phase().is_final())
+    }
+
     /// The retry nonce; absent and empty are the same.
     #[must_use]
     pub fn retry_nonce(&self) -> &str {
@@ -419,4 +428,13 @@ pub struct TimelineEntry {
     /// The slot that the node was running from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<Slot>,
+    /// What the phase was about: the digest of the image that was read back for `Staged`, and of the one that runs for
+    /// `Completed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_digest: Option<Sha256Digest>,
+    /// How the node had been emptied when it committed to the reboot: the reason of its condition `Drained`, such as
+    /// `Forced`. Absent where nothing had to leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub drained: Option<String>,
 }

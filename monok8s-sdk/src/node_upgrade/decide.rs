@@ -4,7 +4,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::action::{Action, Report, WaitReason};
 use super::facts::{ApiView, NodeFacts};
-use super::order::{Freshness, Order, Pace, Standing};
+use super::order::{Freshness, Order, Pace, Standing, TimeLimit};
 use super::record::{Attempt, AttemptKind, AttemptState, SeenObject};
 use super::step::Step;
 use super::{commit, stage, trial};
@@ -192,7 +192,9 @@ fn new_nonce(facts: &NodeFacts, order: &Order, seen: &SeenObject) -> Option<Acti
         return Some(begin_rollback(facts, order));
     }
     let nonce = order.retry_nonce.clone().filter(|nonce| seen.retry_nonce.as_ref() != Some(nonce))?;
-    Some(Action::Record(Step::RetryBegun { uid: order.object.uid.clone(), nonce }))
+    // The operator has to see it unanswered, and takes back then that it gave the attempt up.
+    let is_open = order.time_limit == TimeLimit::Open;
+    is_open.then(|| Action::Record(Step::RetryBegun { uid: order.object.uid.clone(), nonce }))
 }
 
 fn is_new(nonce: Option<&String>, acted_on: Option<&String>) -> bool {

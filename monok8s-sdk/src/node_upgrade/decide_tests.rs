@@ -237,6 +237,9 @@ fn nonces_retry_and_roll_back() {
         "retry begun: nothing of the first attempt is left": node().rolled_back().disarmed().after(&retry_begun("1")), Some(order().may_stage().retry("1")) => "record: Begun v1.35.3 in B";
         "the retry reads the slot back, and has leave": node().rolled_back().disarmed().after(&retry_begun("1")).begun(), Some(order().may_boot(SOON).retry("1")) => "verify v1.35.3 in B, Staged";
         "the retry is committed and armed: evidence of the first attempt is not its own": node().rolled_back().disarmed().after(&retry_begun("1")).armed_again(), Some(order().retry("1")) => "reboot into B";
+        "given up, no nonce: it may still get there": node().begun(), Some(order().may_stage().given_up()) => "write v1.35.3 to B, attempt 1";
+        "given up, new nonce: the operator takes that back first": node().begun(), Some(order().may_stage().given_up().retry("1")) => "write v1.35.3 to B, attempt 1";
+        "given up and rolled back, new nonce: the end is told first": node().rolled_back().disarmed(), Some(order().given_up().retry("1")) => "RolledBack: FellBack";
         "staging, new nonce": node().begun(), Some(order().may_stage().retry("1")) => "record: RetryBegun";
         "committed, new nonce: after the end": node().committed(), Some(order().retry("1")) => "arm B for attempt 1, verified";
         "completed, new nonce: only noted": node().completed(), Some(order().retry("1")) => "record: Accepted";

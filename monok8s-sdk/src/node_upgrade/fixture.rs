@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::facts::{ApiView, BootId, Booted, Check, HeldToken, NodeFacts, NodeView, TrialHealth};
-use super::order::{Freshness, Order, Pace, Reported, Standing};
+use super::order::{Freshness, Order, Pace, Reported, Standing, TimeLimit};
 use super::record::{ObjectIdentity, Record};
 use super::step::Step;
 use crate::api::{
@@ -82,6 +82,7 @@ pub(super) fn order() -> Order {
         resource_version: "100".to_owned(),
         freshness: Freshness::Cached,
         standing: Standing::Current,
+        time_limit: TimeLimit::Open,
         hops: vec![image(NEW)],
         pace: Pace::Granted { stage: None, boot: None },
         retry_nonce: None,
@@ -115,6 +116,11 @@ impl Order {
 
     pub(super) fn is(mut self, standing: Standing) -> Self {
         self.standing = standing;
+        self
+    }
+
+    pub(super) fn given_up(mut self) -> Self {
+        self.time_limit = TimeLimit::Passed;
         self
     }
 

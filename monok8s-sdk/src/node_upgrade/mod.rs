@@ -35,7 +35,7 @@ pub use facts::{ApiView, BootId, Booted, Check, HeldToken, NodeFacts, NodeView, 
 pub use guard::{
     CameBack, GUARD_GRACE, GuardAction, GuardFacts, TrialHint, guard, guard_deadline, passed_trial,
 };
-pub use order::{Freshness, Order, OrderError, Pace, Reported, Standing};
+pub use order::{Freshness, Order, OrderError, Pace, Reported, Standing, TimeLimit};
 pub use record::{
     Attempt, AttemptKind, AttemptState, FailedArtifact, ObjectIdentity, PinnedImage, RECORD_FORMAT, Record,
     RecordedRollback, SeenObject, SlotContent, SlotContentState, Slots,

@@ -27,6 +27,16 @@ pub enum Standing {
     Deleted,
 }
 
+/// What the operator says of the time that the node's attempt may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeLimit {
+    /// It is not over.
+    Open,
+    /// It is, and the attempt was given up. Only a new retry nonce begins another one, and the operator has to take
+    /// back first what it said: it tells a new nonce by its being unanswered.
+    Passed,
+}
+
 /// How far the node may go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pace {
@@ -67,6 +77,8 @@ pub struct Order {
     pub freshness: Freshness,
     /// Whether it still wants something.
     pub standing: Standing,
+    /// Whether the operator gave the attempt up.
+    pub time_limit: TimeLimit,
     /// The images to go through, in order; the last is the target. Never empty.
     pub hops: Vec<ImageRef>,
     /// How far the node may go.
@@ -144,6 +156,7 @@ impl Order {
             resource_version: metadata.resource_version.clone().ok_or_else(|| missing("resourceVersion"))?,
             freshness,
             standing: standing(progress),
+            time_limit: time_limit(progress),
             hops: hops.to_vec(),
             pace: ordered.map_or(Pace::Own, |order| Pace::Granted {
                 stage: order.stage.clone(),
@@ -185,6 +198,11 @@ fn standing(progress: &OSUpgradeProgress) -> Standing {
     } else {
         Standing::Current
     }
+}
+
+fn time_limit(progress: &OSUpgradeProgress) -> TimeLimit {
+    let passed = condition_is_true(progress.conditions(), &ConditionType::TimedOut);
+    if passed { TimeLimit::Passed } else { TimeLimit::Open }
 }
 
 fn reported(progress: &OSUpgradeProgress) -> Reported {

@@ -9,9 +9,9 @@ use super::budget::Away;
 use super::draft::Draft;
 use super::drain;
 use super::fleet::{Readiness, Scheduling};
-use super::gates::Turn;
+use super::gates::{LEAVE_ENDS_WITH_WINDOW, Turn, stands};
 use super::govern::{Stand, Stands};
-use super::halt::Failures;
+use super::halt::{Failures, unread_catalog};
 use super::health;
 use super::index::{NodeEntry, OrderEntry};
 use super::line::Place;
@@ -60,7 +60,7 @@ impl Candidate<'_, '_> {
 /// does counts for the next.
 pub(super) fn take_turns<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Draft<'f>) {
     let terms = survey.campaigns.iter().map(|campaign| Terms {
-        halt: Failures::of(campaign, stands).halt(),
+        halt: Failures::of(survey, campaign, stands).halt(),
         pace: Pace::of(survey, campaign, stands),
     });
     let terms: Vec<_> = terms.collect();
@@ -190,7 +190,7 @@ fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Dra
     let Candidate { node, order, version, .. } = candidate;
     let cordoned = node.scheduling == Scheduling::Cordoned;
     let closes = match candidate.campaign.reboot_window {
-        WindowState::Open { closes } if !order.rollback_is_wanted => closes,
+        WindowState::Open { closes } if !order.rollback_is_wanted && stands(LEAVE_ENDS_WITH_WINDOW) => closes,
         _ => None,
     };
     let in_time = |grant: &BootGrant| {
@@ -207,14 +207,15 @@ fn go_on<'f>(candidate: &Candidate<'_, 'f>, survey: &Survey<'f>, draft: &mut Dra
         _ if foreign => {}
         _ if cordoned => {
             let is_drained = drain::go_on(survey, candidate.campaign, node, order, draft);
-            let sick = health::wait(candidate.campaign, order).filter(|_| is_drained);
-            if let (true, None) = (is_drained, &sick) {
+            let unread = unread_catalog(candidate.campaign).filter(|_| !order.rollback_is_wanted);
+            let wait = unread.or_else(|| health::wait(candidate.campaign, order)).filter(|_| is_drained);
+            if let (true, None) = (is_drained, &wait) {
                 let latest = later(survey.now, GRANT_LIFETIME);
                 let not_after = closes.into_iter().fold(latest, Ord::min);
                 let grant = BootGrant { version: (*version).clone(), not_after: Time(not_after) };
                 return draft.push(Action::GrantBoot { progress: order.object(), grant });
             }
-            if let Some(wait) = sick {
+            if let Some(wait) = wait {
                 draft.waits(candidate.campaign, node, wait);
             }
             // One that ran out is no reason to leave things as they are.

@@ -60,17 +60,23 @@ impl<'a, 'f> Away<'a, 'f> {
 
 /// A gate: neither the upgrade's limit nor the operator's is reached.
 pub(super) fn budget(turn: &Turn<'_, '_>) -> Option<Wait> {
-    // Whoever is away already costs nothing more, and may be just what the upgrade repairs.
-    if turn.away.contains(turn.node) {
-        return None;
-    }
-    if turn.spent.is_some() {
+    // Whoever is away already costs nothing more, and may be just what the upgrade repairs. But such nodes do not go
+    // all at once: what somebody cordoned still has its pods, and kubelets may fall silent for a moment, all of them.
+    let is_away = turn.away.contains(turn.node);
+    if turn.spent.is_some() && !is_away {
         return turn.spent.cloned();
     }
+    let in_work = |is_counted: &dyn Fn(&NodeEntry) -> bool| {
+        turn.in_work.values().filter(|node| is_counted(node)).count()
+    };
     let selected = turn.campaign.selected();
     let limit = turn.campaign.rollout.max_unavailable(selected.len());
-    let away = turn.away.selected.get(turn.campaign.index).copied().unwrap_or(usize::MAX);
-    if away >= limit {
+    let taken = if is_away {
+        in_work(&|node| turn.campaign.selects(node))
+    } else {
+        turn.away.selected.get(turn.campaign.index).copied().unwrap_or(usize::MAX)
+    };
+    if taken >= limit {
         return Some(spent(turn, selected.iter().copied(), limit, "maxUnavailable"));
     }
     let managed = || {
@@ -79,8 +85,9 @@ pub(super) fn budget(turn: &Turn<'_, '_>) -> Option<Wait> {
     };
     let limit = turn.survey.fleet.max_unavailable.as_ref()?;
     let limit = limit.of(turn.survey.managed, Rounding::DownAtLeastOne);
-    (turn.away.managed >= limit)
-        .then(|| spent(turn, managed(), limit, "the operator's limit over all upgrades"))
+    let taken =
+        if is_away { in_work(&|node| node.management == Management::Managed) } else { turn.away.managed };
+    (taken >= limit).then(|| spent(turn, managed(), limit, "the operator's limit over all upgrades"))
 }
 
 fn spent<'n>(

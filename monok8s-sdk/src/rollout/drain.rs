@@ -9,7 +9,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::action::{Action, PodRef};
 use super::draft::Draft;
-use super::fleet::{NodeView, Readiness, Scheduling, Taints};
+use super::fleet::{NodeView, Readiness, Scheduling};
+use super::gates::{DRAIN, stands};
 use super::halt::names;
 use super::health;
 use super::index::{NodeEntry, OrderEntry};
@@ -94,7 +95,8 @@ impl<'f> Drain<'f> {
         let spec = spec(&campaign.rollout);
         match spec.policy.unwrap_or_default() {
             DrainPolicy::Never => return Self::Unneeded("drain.policy is Never"),
-            DrainPolicy::Auto if !has_elsewhere(survey, node) => {
+            // A drain that has begun goes on: who cordons the last other node meanwhile does not have pods killed.
+            DrainPolicy::Auto if !has_begun(order) && !has_elsewhere(survey, node) => {
                 return Self::Unneeded("no other node could take its pods");
             }
             DrainPolicy::Auto | DrainPolicy::Always => {}
@@ -135,11 +137,11 @@ fn spec(rollout: &RolloutSpec) -> DrainSpec {
 }
 
 /// Whether the pods of a node could go anywhere else, in time: what is away for a moment, or for an upgrade of ours,
-/// counts, or pods would be killed by a reboot because another node blinked.
+/// counts, or pods would be killed by a reboot because another node blinked. What runs on a node tolerates its taints.
 fn has_elsewhere(survey: &Survey<'_>, node: &NodeView) -> bool {
     survey.fleet.nodes.iter().any(|other| {
         let takes_pods = other.scheduling == Scheduling::Schedulable || other.cordoned_for.is_some();
-        other.uid != node.uid && takes_pods && other.taints == Taints::Open
+        other.uid != node.uid && takes_pods && other.taints.admit_pods_of(&node.taints)
     })
 }
 
@@ -193,8 +195,7 @@ pub(super) fn go_on<'f>(
     order: &'f OrderEntry,
     draft: &mut Draft<'f>,
 ) -> bool {
-    #[cfg(test)]
-    if !super::gates::stands(super::gates::DRAIN) {
+    if !stands(DRAIN) {
         return true;
     }
     let left = match Drain::of(survey, campaign, node.view(), order) {
@@ -239,7 +240,9 @@ fn evict(pod: &PodView, spec: &DrainSpec, survey: &Survey<'_>, draft: &mut Draft
     if pod.ends.is_some() || pod.fate(spec) != Fate::Leaves {
         return None;
     }
-    let again = survey.fleet.evictions.get(&pod.uid).map(|asked| later(asked.at, AGAIN));
+    // A clock that was set back must not have a pod wait for hours.
+    let asked = survey.fleet.evictions.get(&pod.uid).filter(|asked| asked.at <= survey.now);
+    let again = asked.map(|asked| later(asked.at, AGAIN));
     if let Some(again) = again.filter(|again| *again > survey.now) {
         draft.wake_at(again);
         return None;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus, NodeSystemInfo};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus, NodeSystemInfo, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use k8s_openapi::jiff::Timestamp;
 
@@ -158,6 +158,24 @@ impl NodeFixture {
     #[must_use]
     pub fn not_ready(self) -> Self {
         self.readiness("Unknown")
+    }
+
+    /// Its kubelet is not ready since then.
+    #[must_use]
+    pub fn not_ready_since(self, since: Timestamp) -> Self {
+        let mut silent = self.not_ready();
+        let conditions =
+            silent.node.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten());
+        conditions.for_each(|condition| condition.last_transition_time = Some(Time(since)));
+        silent
+    }
+
+    /// It keeps away pods that do not tolerate this.
+    #[must_use]
+    pub fn tainted(mut self, key: &str) -> Self {
+        let taint = Taint { key: key.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
+        self.node.spec.get_or_insert_default().taints.get_or_insert_default().push(taint);
+        self
     }
 
     /// A person cordoned it.

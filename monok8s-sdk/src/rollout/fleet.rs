@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo};
+use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo, Taint};
 use k8s_openapi::jiff::Timestamp;
 
 use super::action::ObjectRef;
@@ -124,11 +124,13 @@ pub struct NodeView {
     pub management: Management,
     /// Whether its kubelet says that it is ready.
     pub readiness: Readiness,
+    /// Since when it is not ready, if it is not, and anybody says so.
+    pub not_ready_since: Option<Timestamp>,
     /// Whether pods may be scheduled there.
     pub scheduling: Scheduling,
     /// The UID of the progress object that it was cordoned for, if the cordon is ours.
     pub cordoned_for: Option<String>,
-    /// Whether it keeps away pods that do not say that they tolerate it.
+    /// What keeps away pods that do not say that they tolerate it.
     pub taints: Taints,
     /// What it runs; `None` if neither source names an OS version.
     pub version: Option<OsVersion>,
@@ -191,13 +193,28 @@ pub enum Scheduling {
     Cordoned,
 }
 
-/// Whether a node keeps away pods that do not say that they tolerate it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Taints {
-    /// It takes any pod.
-    Open,
-    /// It is tainted with `NoSchedule` or `NoExecute`, as nodes of the control plane are.
-    Closed,
+/// The taints `NoSchedule` and `NoExecute` of a node, but for those that tell what the Node says in other ways too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Taints(Vec<String>);
+
+impl Taints {
+    fn of(node: &Node) -> Self {
+        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+        let lasting = taints.into_iter().flatten().filter(|taint| {
+            !taint.key.starts_with(TAINTS_OF_KUBERNETES)
+                && matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")
+        });
+        let text = |taint: &Taint| {
+            format!("{}={}:{}", taint.key, taint.value.as_deref().unwrap_or_default(), taint.effect)
+        };
+        Self(lasting.map(text).collect())
+    }
+
+    /// Whether pods that run on a node with the `other` taints are not kept away by these.
+    #[must_use]
+    pub fn admit_pods_of(&self, other: &Self) -> bool {
+        self.0.iter().all(|taint| other.0.contains(taint))
+    }
 }
 
 /// Who said which version a node runs.
@@ -265,6 +282,7 @@ impl NodeView {
         let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
         let said =
             |text: fn(&NodeSystemInfo) -> &String| info.map(text).filter(|text| !text.is_empty()).cloned();
+        let (readiness, not_ready_since) = readiness(node.status.as_ref());
         let unschedulable = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
         Self {
             name: metadata.name.clone().unwrap_or_default(),
@@ -277,9 +295,10 @@ impl NodeView {
                 true => Management::Managed,
                 false => Management::Unmanaged,
             },
-            readiness: readiness(node.status.as_ref()),
+            readiness,
+            not_ready_since,
             scheduling: if unschedulable { Scheduling::Cordoned } else { Scheduling::Schedulable },
-            taints: taints(node),
+            taints: Taints::of(node),
             cordoned_for: annotations.and_then(|all| all.get(ANNOTATION_CORDON)).cloned(),
             version: info.and_then(|info| OsVersion::of_kubelet(&info.kubelet_version)),
             version_source: VersionSource::Kubelet,
@@ -346,21 +365,12 @@ impl OSNodeView {
     }
 }
 
-/// Without what the Node says in other ways too.
-fn taints(node: &Node) -> Taints {
-    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-    let closed = taints.into_iter().flatten().any(|taint| {
-        !taint.key.starts_with(TAINTS_OF_KUBERNETES)
-            && matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")
-    });
-    if closed { Taints::Closed } else { Taints::Open }
-}
-
-fn readiness(status: Option<&NodeStatus>) -> Readiness {
+fn readiness(status: Option<&NodeStatus>) -> (Readiness, Option<Timestamp>) {
     let conditions = status.and_then(|status| status.conditions.as_ref());
     let ready = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
-    match ready.map(|condition| condition.status.as_str()) {
-        Some("True") => Readiness::Ready,
-        _ => Readiness::NotReady,
+    if ready.is_some_and(|condition| condition.status == "True") {
+        return (Readiness::Ready, None);
     }
+    let since = ready.and_then(|condition| condition.last_transition_time.as_ref());
+    (Readiness::NotReady, since.map(|time| time.0))
 }

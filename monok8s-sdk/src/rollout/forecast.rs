@@ -123,7 +123,7 @@ fn within<'f, 'w>(
             }
             _ => {
                 let reboots = i32::try_from(work.reboots).unwrap_or(i32::MAX);
-                let takes = survey.reboot_takes * reboots + survey.stage_takes * (reboots - 1).max(0);
+                let takes = survey.turn_takes() * reboots + survey.stage_takes * (reboots - 1).max(0);
                 let begins = work.comes_back.or_else(|| precedence.begins(work));
                 let earliest = begins.unwrap_or(first).max(first).max(lanes.first());
                 let Some(start) = window.start(earliest, takes) else { break };

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::budget::{self, Away};
 use super::fleet::{Management, Readiness, Role};
 use super::govern::Stands;
-use super::halt::{forbidden, names};
+use super::halt::{forbidden, names, unread_catalog};
 use super::health;
 use super::index::{NodeEntry, OrderEntry};
 use super::outlook::Wait;
@@ -42,10 +42,11 @@ pub(super) struct Turn<'a, 'f> {
 type Gate = fn(&Turn<'_, '_>) -> Option<Wait>;
 
 /// All gates, the ones that only a person opens first.
-const GATES: [(&str, Gate); 15] = [
+const GATES: [(&str, Gate); 16] = [
     ("paused", paused),
     ("halted", halted),
     ("image forbidden", image_forbidden),
+    ("catalog read", catalog_read),
     ("window", pace::window),
     ("other reboot", other_reboot),
     ("control plane in step", control_plane_in_step),
@@ -119,6 +120,11 @@ fn image_forbidden(turn: &Turn<'_, '_>) -> Option<Wait> {
     let asked_for =
         wait.reason == UpgradeReason::VersionQuarantined && turn.order.is_retried(turn.campaign.view);
     (!asked_for).then_some(wait)
+}
+
+/// Nothing is begun that could not be ended. A node whose turn has begun keeps it, and waits for leave.
+fn catalog_read(turn: &Turn<'_, '_>) -> Option<Wait> {
+    unread_catalog(turn.campaign).filter(|_| !turn.has_begun && !turn.order.rollback_is_wanted)
 }
 
 /// A node that has committed to something else finishes that first.
@@ -247,21 +253,23 @@ fn one_control_plane_node(turn: &Turn<'_, '_>) -> Option<Wait> {
     )
 }
 
-/// Gates can be taken away, to see that somebody notices.
+/// Rules that are no gates, and are taken away like them.
+pub(super) const DRAIN: &str = "drain";
+pub(super) const STAGING_LIMIT: &str = "staging limit";
+pub(super) const LEAVE_ENDS_WITH_WINDOW: &str = "leave ends with the window";
+
+/// Rules can be taken away, to see that somebody notices.
 #[cfg(not(test))]
-const fn stands(_: &str) -> bool {
+pub(super) const fn stands(_: &str) -> bool {
     true
 }
 
 #[cfg(test)]
-pub(super) use removal::{DRAIN, gate_names, stands, without};
+pub(super) use removal::{gate_names, stands, without};
 
 #[cfg(test)]
 mod removal {
     use std::cell::Cell;
-
-    /// The name of what is no gate, and is taken away like one.
-    pub(in crate::rollout) const DRAIN: &str = "drain";
 
     thread_local! {
         static GONE: Cell<&'static str> = const { Cell::new("") };

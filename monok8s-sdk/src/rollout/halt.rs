@@ -1,12 +1,19 @@
 //! When a run stops by itself.
 
 use super::govern::{Stand, Stands};
-use super::order::State;
 use super::outlook::Wait;
 use super::survey::{Campaign, Survey};
 use crate::api::{ImageRef, UpgradeReason};
 
-/// What went wrong so far in the nodes that an upgrade governs: their names, sorted.
+/// When a node failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failed {
+    BeforeReboot,
+    AfterCommit,
+}
+
+/// What went wrong so far in the nodes that an upgrade governs, and in those that are gone or not selected any more:
+/// their names, sorted.
 pub(super) struct Failures<'f> {
     /// Before any reboot.
     pub(super) before_reboot: Vec<&'f str>,
@@ -17,20 +24,21 @@ pub(super) struct Failures<'f> {
 }
 
 impl<'f> Failures<'f> {
-    pub(super) fn of(campaign: &Campaign<'f>, stands: &Stands<'f>) -> Self {
-        let named = |wanted: fn(&State<'_>) -> bool| -> Vec<&'f str> {
-            let failed = stands.of(campaign).filter(|(_, stand)| match stand {
-                Stand::Ordered(_, state) => wanted(state),
-                _ => false,
+    pub(super) fn of(survey: &Survey<'f>, campaign: &Campaign<'f>, stands: &Stands<'f>) -> Self {
+        let named = |when: Failed| -> Vec<&'f str> {
+            let there = stands.of(campaign).filter_map(|(node, stand)| match stand {
+                Stand::Ordered(_, state) if state.failed() == Some(when) => Some(node.name()),
+                _ => None,
             });
-            failed.map(|(node, _)| node.name()).collect()
+            let not_there = survey.left_behind(campaign).filter(|(_, failed)| *failed == when);
+            let mut names: Vec<_> = there.chain(not_there.map(|(name, _)| name)).collect();
+            names.sort_unstable();
+            names
         };
         let selected = campaign.selected().len();
         Self {
-            before_reboot: named(|state| matches!(state, State::Failed)),
-            after_commit: named(|state| {
-                matches!(state, State::RolledBack | State::Lost | State::Unexplained)
-            }),
+            before_reboot: named(Failed::BeforeReboot),
+            after_commit: named(Failed::AfterCommit),
             before_limit: campaign.rollout.max_failed_nodes(selected),
             after_limit: campaign.rollout.failure_threshold(selected),
         }
@@ -76,6 +84,13 @@ pub(super) fn forbidden(survey: &Survey<'_>, campaign: &Campaign<'_>, image: &Im
             names(&failed)
         ),
     })
+}
+
+/// Why nothing is granted while the catalog cannot be read: what it blocks by now is not known.
+pub(super) fn unread_catalog(campaign: &Campaign<'_>) -> Option<Wait> {
+    let error = campaign.view.catalog_error.as_deref()?;
+    let message = format!("waits for the catalog, to see what it blocks by now: {error}");
+    Some(Wait { reason: UpgradeReason::CatalogUnavailable, message })
 }
 
 /// Up to ten names, and how many more there are.

@@ -71,6 +71,8 @@ pub(super) struct OrderEntry {
     /// What the node says it has installed.
     installed: Option<Arc<OsVersion>>,
     pub(super) phase: ProgressPhase,
+    /// Whether it is deleted already, and something keeps it.
+    pub(super) is_going: bool,
     /// Whether it has leave to reboot, whether or not that was used.
     pub(super) has_boot: bool,
     pub(super) has_conditions: bool,
@@ -84,6 +86,8 @@ pub(super) struct OrderEntry {
     pub(super) rollback_is_wanted: bool,
     /// How long the node took from its commit until it was done, if it is.
     pub(super) reboot_took: Option<SignedDuration>,
+    /// How long it was emptied before that, if it is done: no time where nothing had to leave.
+    pub(super) drain_took: Option<SignedDuration>,
     /// How long it took from the start of its download until its slot was read back, if it did.
     pub(super) stage_took: Option<SignedDuration>,
 }
@@ -288,10 +292,10 @@ impl OrderEntry {
         let retry_nonce = spec.retry_nonce.as_deref().filter(|nonce| !nonce.is_empty());
         let retried = status.and_then(|status| status.observed_retry_nonce.as_deref());
         let rollback_nonce = spec.rollback_nonce.as_deref().filter(|nonce| !nonce.is_empty());
-        let sent_back = status.and_then(|status| status.observed_rollback_nonce.as_deref());
         let installed = status.and_then(|status| status.installed.as_ref());
         let stage = order.and_then(|order| order.stage.as_ref());
         let reboot = took(progress, &ProgressPhase::Rebooting, &ProgressPhase::Completed, REBOOTS_WITHIN);
+        let drain = took(progress, &ProgressPhase::Draining, &ProgressPhase::Rebooting, DRAINS_WITHIN);
         Self {
             number,
             node,
@@ -301,13 +305,14 @@ impl OrderEntry {
             stage: stage.map(|stage| shared.version(stage)),
             hop: status.and_then(|status| status.hop.as_deref()).map(|hop| shared.text(hop)),
             installed: installed.map(|installed| shared.version(&installed.version)),
+            is_going: progress.metadata.deletion_timestamp.is_some(),
             has_boot: order.is_some_and(|order| order.boot.is_some()),
             has_conditions: !progress.conditions().is_empty(),
             has_retry_nonce: retry_nonce.is_some(),
             retry_is_pending: retry_nonce.is_some_and(|nonce| Some(nonce) != retried),
             has_rollback_nonce: rollback_nonce.is_some(),
-            rollback_is_wanted: rollback_nonce
-                .is_some_and(|nonce| Some(nonce) != sent_back || !phase.is_final()),
+            rollback_is_wanted: progress.rollback_is_wanted(),
+            drain_took: (phase == ProgressPhase::Completed).then(|| drain.unwrap_or_default()),
             reboot_took: reboot.filter(|_| phase == ProgressPhase::Completed),
             stage_took: took(progress, &ProgressPhase::Downloading, &ProgressPhase::Staged, STAGES_WITHIN),
             phase,
@@ -342,6 +347,8 @@ impl OrderEntry {
 
 /// No reboot takes longer than that.
 const REBOOTS_WITHIN: SignedDuration = SignedDuration::from_mins(30);
+/// Nor a drain that nobody has to look at.
+const DRAINS_WITHIN: SignedDuration = SignedDuration::from_hours(2);
 /// Nor does staging.
 const STAGES_WITHIN: SignedDuration = SignedDuration::from_hours(6);
 

@@ -53,6 +53,7 @@ pub(super) fn judge<'f>(
     let operator = OperatorReport {
         node_name: survey.fleet.operator_node.clone(),
         max_unavailable: survey.fleet.max_unavailable.clone(),
+        api_server: survey.fleet.api_server.clone().filter(|_| survey.control_plane().next().is_none()),
     };
     let ends = reconciling.then(|| forecast::end(survey, campaign, stands, &nodes, &waits)).flatten();
     let resolved_version = match &campaign.view.evaluation {
@@ -140,7 +141,7 @@ fn counts(campaign: &Campaign<'_>, stands: &Stands<'_>) -> NodeCounts {
             Stand::Ordered(_, State::Staged(_)) => &mut counts.staged,
             Stand::Ordered(_, State::Committed | State::Settling) => &mut counts.rebooting,
             Stand::Ordered(_, state) => {
-                debug_assert!(is_failure(state));
+                debug_assert!(state.failed().is_some());
                 if counts.failed_names.len() < 10 {
                     counts.failed_names.push(node.name().to_owned());
                 }
@@ -155,10 +156,6 @@ fn counts(campaign: &Campaign<'_>, stands: &Stands<'_>) -> NodeCounts {
 fn has_turn(order: &OrderEntry, node: &NodeEntry) -> bool {
     let cordoned = node.scheduling == Scheduling::Cordoned;
     order.has_boot || (cordoned && node.cordoned_for.as_deref() == Some(order.uid()))
-}
-
-fn is_failure(state: &State<'_>) -> bool {
-    matches!(state, State::Failed | State::RolledBack | State::Lost | State::Unexplained)
 }
 
 fn verdict<'f>(
@@ -189,11 +186,12 @@ fn verdict<'f>(
     if campaign.mode() == Mode::Plan {
         return planned(survey, campaign, stands, target, &unable);
     }
-    running(campaign, stands, nodes, waits, target, &unable)
+    running(survey, campaign, stands, nodes, waits, target, &unable)
 }
 
 /// A run that is under way, or begins.
 fn running<'f>(
+    survey: &Survey<'f>,
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     nodes: &NodeCounts,
@@ -218,13 +216,17 @@ fn running<'f>(
     if own == nodes.up_to_date {
         return up_to_date(nodes, version);
     }
-    if let Some(halt) = Failures::of(campaign, stands).halt() {
+    if let Some(halt) = Failures::of(survey, campaign, stands).halt() {
         return stalled(UpgradePhase::Failed, halt.reason, halt.message);
     }
     if open == 0 {
         return match nodes.failed {
             0 => stalled(phase, common_reason(unable), explain(unable)),
-            _ => stalled(phase, UpgradeReason::NodesFailed, left_behind(campaign, stands, version, unable)),
+            _ => stalled(
+                phase,
+                UpgradeReason::NodesFailed,
+                left_behind(survey, campaign, stands, version, unable),
+            ),
         };
     }
     if let Some(why) = campaign.pause() {
@@ -237,19 +239,22 @@ fn running<'f>(
             message: format!("paused with {} of {own} nodes on {version}: {why}", nodes.up_to_date),
         };
     }
-    rolling_out(nodes, waits, version, own, open, phase)
+    rolling_out(campaign, nodes, waits, version, (own, open), phase)
 }
 
 fn rolling_out(
+    campaign: &Campaign<'_>,
     nodes: &NodeCounts,
     waits: &Waits,
     version: &OsVersion,
-    own: i32,
-    open: i32,
+    (own, open): (i32, i32),
     phase: UpgradePhase,
 ) -> Verdict {
     let moving = nodes.staging + nodes.draining + nodes.rebooting > 0;
-    let progress = format!("{} of {own} nodes run {version}", nodes.up_to_date);
+    let groups = campaign.missing_group().map(|label| {
+        format!("; none of them has the label {label} of rollout.groupBy, so all are one group")
+    });
+    let progress = format!("{} of {own} nodes run {version}{}", nodes.up_to_date, groups.unwrap_or_default());
     let for_a_person = |wait: &Arc<Wait>| {
         matches!(
             wait.reason,
@@ -373,12 +378,13 @@ fn nobody(survey: &Survey<'_>, campaign: &Campaign<'_>) -> Verdict {
 }
 
 fn left_behind<'f>(
+    survey: &Survey<'f>,
     campaign: &Campaign<'f>,
     stands: &Stands<'f>,
     version: &OsVersion,
     unable: &[Unable<'_>],
 ) -> String {
-    let failures = Failures::of(campaign, stands);
+    let failures = Failures::of(survey, campaign, stands);
     let failed: BTreeSet<&str> =
         failures.before_reboot.iter().chain(&failures.after_commit).copied().collect();
     let failed: Vec<_> = failed.into_iter().collect();

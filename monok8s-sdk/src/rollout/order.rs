@@ -8,6 +8,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use super::action::ObjectRef;
 use super::drain;
 use super::fleet::{Readiness, UpgradeView};
+use super::halt::Failed;
 use super::index::{NodeEntry, OrderEntry};
 use super::survey::Campaign;
 use crate::api::{
@@ -54,6 +55,17 @@ pub(super) enum State<'f> {
     SentBack,
     /// The upgrade let go of it.
     LetGo,
+}
+
+impl State<'_> {
+    /// When the node failed, if it did.
+    pub(super) fn failed(&self) -> Option<Failed> {
+        match self {
+            Self::Failed => Some(Failed::BeforeReboot),
+            Self::RolledBack | Self::Lost | Self::Unexplained => Some(Failed::AfterCommit),
+            _ => None,
+        }
+    }
 }
 
 /// Whether a node that is back soaks.
@@ -296,6 +308,21 @@ impl OrderEntry {
         }
     }
 
+    /// When the node failed, by the order alone: its Node is gone, or nobody's any more. One that committed and is gone
+    /// has failed once its time to come back is over.
+    pub(super) fn failed(&self, rollout: &RolloutSpec, now: Timestamp) -> Option<Failed> {
+        let is_late =
+            || self.deadline(&State::Committed, rollout, now).is_some_and(|deadline| deadline <= now);
+        match self.phase {
+            _ if self.retry_is_pending || self.has_rollback_nonce => None,
+            _ if self.is_committed() => is_late().then_some(Failed::AfterCommit),
+            ProgressPhase::RolledBack => Some(Failed::AfterCommit),
+            ProgressPhase::Failed => Some(Failed::BeforeReboot),
+            ProgressPhase::Completed => self.says(&ConditionType::Degraded).then_some(Failed::AfterCommit),
+            _ => self.gave_up().map(|_| Failed::BeforeReboot),
+        }
+    }
+
     /// Whether something says that the node does not run the target. One that is merely not ready
     /// yet has not gone back.
     pub(super) fn is_contradicted(&self, node: &NodeEntry) -> bool {
@@ -309,7 +336,8 @@ impl OrderEntry {
     /// since. The nonce that an order was made with is no new one, however long the node leaves it unanswered.
     fn timed_out_before(&self, now: Timestamp) -> bool {
         let Some(timed_out) = self.gave_up() else { return false };
-        if self.retry_is_pending && timed_out.observed_generation < self.progress().metadata.generation {
+        let asked_since = timed_out.observed_generation < self.progress().metadata.generation;
+        if self.retry_is_pending && (asked_since || self.phase.is_final()) {
             return false;
         }
         let began = self.phase_began(&ProgressPhase::Downloading).filter(|at| *at <= now);
@@ -326,7 +354,8 @@ impl OrderEntry {
         {
             return State::LetGo;
         }
-        if self.has_rollback_nonce && !self.retry_is_pending {
+        // Of two nonces the node answers this one first.
+        if self.rollback_is_wanted || self.has_rollback_nonce && !self.retry_is_pending {
             return self.sent_back(node);
         }
         match self.phase {

@@ -101,9 +101,9 @@ pub(super) fn window(turn: &Turn<'_, '_>) -> Option<Wait> {
         WindowState::Closed { opens } => return Some(closed("reboot", opens)),
         WindowState::Open { closes } => (closes?, turn.survey.now),
     };
-    let takes = turn.survey.reboot_takes;
-    // Whoever has begun goes on as long as it is open.
-    let fits = turn.has_begun || closes.duration_since(now) >= takes;
+    let takes = if turn.has_begun { turn.survey.reboot_takes } else { turn.survey.turn_takes() };
+    // Whoever has leave uses it as long as it is open.
+    let fits = turn.order.has_boot || closes.duration_since(now) >= takes;
     (!fits).then(|| {
         let minutes = (takes.as_secs() + 59) / 60;
         let message = format!(
@@ -135,23 +135,28 @@ enum Canary {
     Pending,
     /// It failed, or was sent back.
     Failed,
-    /// It does not answer, and never began.
+    /// It does not answer, and never began; or it cannot be upgraded.
     Dead,
     /// It has no such hop before it.
     Elsewhere,
 }
 
 /// Canaries go first within a minor release: before the rest of the workers, and before the control plane
-/// unless the release rises. One that failed holds the others back, which is what it is for; one that is dead
-/// does so as long as no other canary has shown anything.
+/// unless the release rises. One that failed holds the others back, which is what it is for; one that is dead, or
+/// cannot be upgraded, does so as long as no other canary has shown anything. So does a selector that no node matches.
 pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
-    let is_bound = !turn.pace.canaries.is_empty() && !turn.campaign.is_canary(turn.node);
+    let are_wanted = turn.campaign.lacks_canaries || !turn.pace.canaries.is_empty();
+    let is_bound = are_wanted && !turn.campaign.is_canary(turn.node);
     if !is_bound || turn.order.rollback_is_wanted {
         return None;
     }
     let rises = turn.node.version().map(OsVersion::minor) != Some(turn.version.minor());
     if turn.node.role == Role::ControlPlane && (rises || turn.direction() == Ordering::Less) {
         return None;
+    }
+    if turn.campaign.lacks_canaries {
+        let message = "waits for a canary: no worker of the upgrade matches rollout.canary.nodeSelector";
+        return Some(Wait { reason: UpgradeReason::WaitingForCanary, message: message.to_owned() });
     }
     let (mut done, mut pending, mut failed, mut dead) = (0, Vec::new(), Vec::new(), Vec::new());
     for member in &turn.pace.canaries {
@@ -171,7 +176,7 @@ pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
             waits(
                 UpgradeReason::WaitingForCanary,
                 dead,
-                "which should go first as canaries and are not ready",
+                "which should go first as canaries, and are not ready or cannot",
             )
         })
         .or_else(|| turn.pace.canary_soaking.clone().filter(|_| !turn.has_begun))
@@ -179,7 +184,8 @@ pub(super) fn canary_first(turn: &Turn<'_, '_>) -> Option<Wait> {
 
 fn canary(turn: &Turn<'_, '_>, node: &NodeEntry, stand: &Stand<'_>) -> Canary {
     let next = match stand {
-        Stand::Refused(..) | Stand::Excluded(..) | Stand::MovedOn(_) => return Canary::Elsewhere,
+        Stand::MovedOn(_) => return Canary::Elsewhere,
+        Stand::Refused(..) | Stand::Excluded(..) => return Canary::Dead,
         Stand::Ordered(_, State::RolledBack | State::Lost | State::Unexplained | State::SentBack) => {
             return Canary::Failed;
         }

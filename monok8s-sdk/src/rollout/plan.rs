@@ -57,6 +57,7 @@ pub(super) fn draft<'f>(survey: &Survey<'f>, stands: &Stands<'f>) -> Draft<'f> {
     sweep::withdraw(survey, &wanted, &mut draft);
     sweep::uncordon(survey, &wanted, &mut draft);
     sweep::collect_garbage(survey, &mut draft);
+    survey.control_plane_changes().for_each(|at| draft.wake_at(at));
     for campaign in &survey.campaigns {
         campaign.window_changes().for_each(|at| draft.wake_at(at));
     }

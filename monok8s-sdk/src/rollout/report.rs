@@ -49,6 +49,13 @@ pub(super) fn report<'f>(
         } else {
             findings.extend(superseded(survey, stands, order));
             findings.extend(drain::on_record(order));
+            findings.extend(failed_before(order));
+            let late = survey.campaign_of(order).filter(|_| survey.index.node_of(order).is_none());
+            let late =
+                late.and_then(|campaign| order.deadline(&State::Committed, &campaign.rollout, survey.now));
+            if let Some(late) = late.filter(|late| *late > survey.now && order.is_committed()) {
+                draft.wake_at(late);
+            }
         }
         if findings.is_empty() && ours(order).next().is_none() {
             continue;
@@ -90,7 +97,7 @@ fn timed_out(order: &OrderEntry, state: &State<'_>, now: Timestamp) -> Option<Fi
         }
         State::Lost => {
             let message = "the node committed to a reboot and did not finish it within rebootTimeoutSeconds";
-            timed_out(Truth::True, "RebootTimedOut", message)
+            timed_out(Truth::True, REBOOT_TIMED_OUT, message)
         }
         State::Failed => match order.phase {
             ProgressPhase::Failed => None,
@@ -100,17 +107,33 @@ fn timed_out(order: &OrderEntry, state: &State<'_>, now: Timestamp) -> Option<Fi
             ProgressPhase::Staged | ProgressPhase::Draining => {
                 let message =
                     "the node had leave to reboot and did not commit to it within rebootTimeoutSeconds";
-                timed_out(Truth::True, "CommitTimedOut", message)
+                timed_out(Truth::True, COMMIT_TIMED_OUT, message)
             }
             _ => {
                 let message = "the node had leave to stage and was not done within stagingTimeoutSeconds";
-                timed_out(Truth::True, "StagingTimedOut", message)
+                timed_out(Truth::True, STAGING_TIMED_OUT, message)
             }
         },
         _ => None,
     }
 }
 
+/// What was said of a failure stays with an order that nobody wants any more: the run remembers it.
+fn failed_before(order: &OrderEntry) -> impl Iterator<Item = Finding> {
+    let said = |kind, reasons: &[&'static str]| {
+        let said = find_condition(order.conditions(), &kind).filter(|said| said.status == "True")?;
+        let reason = reasons.iter().copied().find(|reason| *reason == said.reason)?;
+        Some((kind, Truth::True, reason, said.message.clone()))
+    };
+    let timed_out = said(ConditionType::TimedOut, &TIMED_OUT);
+    timed_out.into_iter().chain(said(ConditionType::Degraded, &[UNEXPLAINED]))
+}
+
+const UNEXPLAINED: &str = "UnexplainedRollback";
+const REBOOT_TIMED_OUT: &str = "RebootTimedOut";
+const COMMIT_TIMED_OUT: &str = "CommitTimedOut";
+const STAGING_TIMED_OUT: &str = "StagingTimedOut";
+const TIMED_OUT: [&str; 4] = [REBOOT_TIMED_OUT, COMMIT_TIMED_OUT, STAGING_TIMED_OUT, DRAIN_TIMED_OUT];
 const DRAIN_TIMED_OUT: &str = "DrainTimedOut";
 
 /// What a drain waited for until its time was over.
@@ -136,7 +159,7 @@ fn degraded(state: &State<'_>, node: &NodeEntry, order: &OrderEntry) -> Option<F
         }
         State::Unexplained => {
             let message = format!("the node said that {target} is done, but runs {}", running());
-            Some((ConditionType::Degraded, Truth::True, "UnexplainedRollback", message))
+            Some((ConditionType::Degraded, Truth::True, UNEXPLAINED, message))
         }
         _ => None,
     }
@@ -179,14 +202,17 @@ fn superseded(survey: &Survey<'_>, stands: &Stands<'_>, order: &OrderEntry) -> O
         let (node, campaign) = node.zip(survey.campaign_of(order))?;
         (node.contradicts(target) && stands.another_governs(campaign, node)).then_some(())
     };
+    let campaign = survey.campaign_of(order);
+    let governor = campaign.and_then(|campaign| governor(campaign, stands, node?));
     match order.phase {
         // Nothing is ever heard again of a Node that is gone, whatever its order says.
         _ if node.is_some() && (order.is_committed() || order.has_grants_in_use()) => return None,
         ProgressPhase::Failed | ProgressPhase::RolledBack => return None,
+        // Nor is one begun anew that was given up, for having been out of the upgrade for a while.
+        _ if campaign.and(node).is_some() && governor.is_none() && order.gave_up().is_some() => return None,
         ProgressPhase::Completed => moved_on()?,
         _ => {}
     }
-    let governor = survey.campaign_of(order).and_then(|campaign| governor(campaign, stands, node?));
     let (reason, message) = match (node, governor) {
         (None, _) => (NODE_GONE, "the Node that this was ordered of is gone".to_owned()),
         (Some(_), Some(name)) => (GOVERNED, format!("the upgrade {name} governs the node")),

@@ -3,8 +3,9 @@
 use super::action::{Action, NewProgress};
 use super::draft::Draft;
 use super::fleet::{NodeReport, NodeView};
+use super::gates::{self, STAGING_LIMIT};
 use super::govern::{Stand, Stands};
-use super::halt::{Failures, forbidden};
+use super::halt::{Failures, forbidden, unread_catalog};
 use super::index::OrderEntry;
 use super::line::Place;
 use super::order::State;
@@ -26,7 +27,7 @@ pub(super) fn stage<'f>(survey: &Survey<'f>, stands: &Stands<'f>, draft: &mut Dr
             wait_all(campaign, stands, &wait, draft);
             continue;
         }
-        let halt = Failures::of(campaign, stands).halt();
+        let halt = Failures::of(survey, campaign, stands).halt();
         if let Some(halt) = &halt {
             wait_all(campaign, stands, halt, draft);
         }
@@ -65,6 +66,10 @@ fn create<'f>(
             }
             Stand::Finishing(other) => {
                 let message = format!("{} has the node in a reboot", other.name());
+                draft.waits(campaign, node, Wait { reason: UpgradeReason::WaitingForUpgrade, message });
+            }
+            Stand::Ordered(order, State::LetGo) if order.is_going => {
+                let message = format!("waits for {} to be gone: its finalizers keep it", order.name());
                 draft.waits(campaign, node, Wait { reason: UpgradeReason::WaitingForUpgrade, message });
             }
             // It was let go, and is governed again: an order that was taken back is made anew.
@@ -137,18 +142,24 @@ fn grant<'f>(
             WindowState::Closed { opens } => Some(pace::closed("stage", opens)),
             WindowState::Open { .. } => None,
         };
-        let wait = halt.filter(|_| !retried).cloned().or(forbidden).or(closed).or_else(|| {
-            (free == 0).then(|| Wait {
-                reason: UpgradeReason::WaitingToStage,
-                message: format!("maxParallelStaging lets {limit} nodes stage at once"),
-            })
-        });
+        let wait = halt
+            .filter(|_| !retried)
+            .cloned()
+            .or(forbidden)
+            .or_else(|| unread_catalog(campaign))
+            .or(closed)
+            .or_else(|| {
+                (free == 0 && gates::stands(STAGING_LIMIT)).then(|| Wait {
+                    reason: UpgradeReason::WaitingToStage,
+                    message: format!("maxParallelStaging lets {limit} nodes stage at once"),
+                })
+            });
         match wait {
             Some(wait) => draft.waits(campaign, node, wait),
             // What is left of the hop before is taken back first.
             None if order.has_boot => {}
             None => {
-                free -= 1;
+                free = free.saturating_sub(1);
                 let version = image.version.clone();
                 draft.push(Action::GrantStage { progress: order.object(), version, at: survey.now });
             }

@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::fleet::{Fleet, Management, NodeReport, Readiness, Role, Scheduling, UpgradeView};
+use super::halt::Failed;
 use super::index::{Index, NodeEntry, OrderEntry};
+use super::order::{State, later};
 use super::outlook::NewRun;
 use super::run;
 use super::windows::{WindowError, WindowState, Windows};
 use crate::api::{
-    ANNOTATION_HOLD, DowngradePolicy, InvalidSelector, Mode, RolloutSpec, Selector, WindowScope,
-    annotation_is_on,
+    ANNOTATION_HOLD, DowngradePolicy, InvalidSelector, Mode, ProgressPhase, RolloutSpec, Selector,
+    WindowScope, annotation_is_on,
 };
 use crate::digest::Sha256Digest;
 use crate::version::{Minor, OsVersion};
@@ -29,15 +31,21 @@ pub(super) struct Survey<'f> {
     /// How many nodes are managed.
     pub(super) managed: usize,
     lowest_api_server: Option<Minor>,
-    /// On which managed nodes artifacts failed after a commit, and when; once for each node.
+    /// On which nodes artifacts failed after a commit, and when; once for each node. Those that are taken out of
+    /// everything count too: an image is no better for it.
     failures: BTreeMap<&'f Sha256Digest, Vec<(&'f str, Timestamp)>>,
     /// The upgrades that are not being deleted, in the order in which they were accepted; those
     /// that never were come last, by age and name.
     pub(super) campaigns: Vec<Campaign<'f>>,
     /// How long a node takes from its commit until it is back: the median of those that came back.
     pub(super) reboot_takes: SignedDuration,
+    /// How long a node is emptied before: the median of those that are done, and no time as long as none is.
+    drain_takes: SignedDuration,
     /// How long a node takes to download and write an image: the median of those that did.
     pub(super) stage_takes: SignedDuration,
+    /// Nodes that failed in a run under way and are gone by now, or not selected any more: the index of the campaign,
+    /// the name, and when. No node that is taken away takes back what it told of an image.
+    left_behind: Vec<(usize, &'f str, Failed)>,
 }
 
 /// One upgrade, with what its spec selects.
@@ -54,6 +62,8 @@ pub(super) struct Campaign<'f> {
     pub(super) selected: Result<Vec<&'f NodeEntry>, InvalidSelector>,
     /// The numbers of the workers that go first. The operator's own node is none of them: it goes last.
     canaries: BTreeSet<usize>,
+    /// Whether canaries are asked for, and no worker is one.
+    pub(super) lacks_canaries: bool,
     /// Whether a node may be staged now.
     pub(super) stage_window: WindowState,
     /// Whether a node may begin its turn, and reboot, now.
@@ -76,9 +86,10 @@ impl<'f> Survey<'f> {
         campaigns.iter_mut().enumerate().for_each(|(index, campaign)| campaign.index = index);
         let control_plane: Vec<_> = index.nodes().filter(|node| node.role == Role::ControlPlane).collect();
         Self {
+            left_behind: left_behind(index, &campaigns, now),
             fleet,
             now,
-            lowest_api_server: lowest_api_server(fleet, &control_plane),
+            lowest_api_server: lowest_api_server(fleet, index, &control_plane, &campaigns, now),
             control_plane,
             managed: index.nodes().filter(|node| node.management == Management::Managed).count(),
             failures: failures(index),
@@ -86,9 +97,15 @@ impl<'f> Survey<'f> {
             campaigns,
             operator,
             reboot_takes: median(index.orders().filter_map(|order| order.reboot_took), REBOOT_TAKES),
+            drain_takes: median(index.orders().filter_map(|order| order.drain_took), SignedDuration::ZERO),
             stage_takes: median(index.orders().filter_map(|order| order.stage_took), STAGE_TAKES),
             index,
         }
+    }
+
+    /// How long the turn of a node takes, from its cordon until it is back.
+    pub(super) fn turn_takes(&self) -> SignedDuration {
+        self.drain_takes + self.reboot_takes
     }
 
     /// Whether a node is `NotReady`, cordoned or about to reboot.
@@ -127,12 +144,23 @@ impl<'f> Survey<'f> {
         self.operator.is_some_and(|operator| operator.number == node.number)
     }
 
+    /// When the next node of the control plane has been away for so long that its API server does not count any more.
+    pub(super) fn control_plane_changes(&self) -> impl Iterator<Item = Timestamp> {
+        self.control_plane.iter().filter_map(|node| blinks_until(node)).filter(|ends| *ends > self.now)
+    }
+
     /// The minor release of the oldest API server that is live; `None` if nobody knows.
     pub(super) fn lowest_api_server(&self) -> Option<Minor> {
         self.lowest_api_server
     }
 
-    /// The managed nodes that remember that this artifact failed on them after a commit, without
+    /// The nodes that failed in the run under way and are not selected any more, by name.
+    pub(super) fn left_behind(&self, campaign: &Campaign<'_>) -> impl Iterator<Item = (&'f str, Failed)> {
+        let own = self.left_behind.iter().filter(move |(index, ..)| *index == campaign.index);
+        own.map(|(_, name, failed)| (*name, *failed))
+    }
+
+    /// The nodes that remember that this artifact failed on them after a commit, without
     /// what a person has seen and answered with a new nonce.
     pub(super) fn failures_of(&self, checksum: &Sha256Digest, campaign: &Campaign<'_>) -> Vec<&'f str> {
         let answered = campaign.answered_until();
@@ -151,7 +179,9 @@ impl<'f> Campaign<'f> {
         };
         let selected = view.upgrade.selector().map(|selector| select(index, &selector));
         let rollout = view.upgrade.spec.rollout();
-        let canaries = canaries(operator, &rollout, selected.as_deref().unwrap_or_default());
+        let mut canaries = canaries(&rollout, selected.as_deref().unwrap_or_default());
+        let lacks_canaries = rollout.canary.is_some() && canaries.is_empty();
+        canaries.retain(|number| operator.is_none_or(|operator| operator.number != *number));
         let windows = Windows::new(&rollout.windows);
         let window =
             |scope| windows.as_ref().map_or(WindowState::Closed { opens: None }, |all| all.state(scope, now));
@@ -162,6 +192,7 @@ impl<'f> Campaign<'f> {
             next_run,
             selected,
             canaries,
+            lacks_canaries,
             stage_window: window(WindowScope::Stage),
             reboot_window: window(WindowScope::Reboot),
             windows,
@@ -219,6 +250,13 @@ impl<'f> Campaign<'f> {
         key.and_then(|key| node.view().labels.get(key)).map(String::as_str).unwrap_or_default()
     }
 
+    /// The label that nodes are grouped by, if none of them has it: most often it is misspelt.
+    pub(super) fn missing_group(&self) -> Option<&str> {
+        let label = self.rollout.group_by.as_deref()?;
+        let has_it = |node: &&NodeEntry| node.view().labels.contains_key(label);
+        (!self.selected().iter().any(has_it)).then_some(label)
+    }
+
     /// When something opens or closes next.
     pub(super) fn window_changes(&self) -> impl Iterator<Item = Timestamp> {
         [self.stage_window, self.reboot_window].into_iter().filter_map(|window| match window {
@@ -264,17 +302,41 @@ impl<'f> Campaign<'f> {
     }
 }
 
-fn lowest_api_server(fleet: &Fleet, control_plane: &[&NodeEntry]) -> Option<Minor> {
-    let live = control_plane.iter().filter(|node| node.readiness == Readiness::Ready);
+/// A node of the control plane that is not ready for so long is dead, and its API server is none.
+const DEAD_AFTER: SignedDuration = SignedDuration::from_mins(5);
+
+/// One that is in its reboot, or blinks, may be back any moment with what it ran.
+fn lowest_api_server(
+    fleet: &Fleet,
+    index: &Index,
+    control_plane: &[&NodeEntry],
+    campaigns: &[Campaign<'_>],
+    now: Timestamp,
+) -> Option<Minor> {
+    let is_expected = |order: &OrderEntry| {
+        let campaign = campaigns.iter().find(|campaign| campaign.owns(order) && order.is_committed());
+        let late = |campaign: &Campaign<'_>| order.deadline(&State::Committed, &campaign.rollout, now);
+        campaign.is_some_and(|campaign| late(campaign).is_none_or(|at| at > now))
+    };
+    let is_live = |node: &NodeEntry| {
+        node.readiness == Readiness::Ready
+            || blinks_until(node).is_some_and(|ends| ends > now)
+            || index.orders_of(node).any(is_expected)
+    };
+    let live = control_plane.iter().filter(|node| is_live(node));
     let lowest = live.filter_map(|node| node.version()).min();
     lowest.or(fleet.api_server.as_ref()).map(OsVersion::minor)
+}
+
+/// Until when a node that is not ready may merely blink.
+fn blinks_until(node: &NodeEntry) -> Option<Timestamp> {
+    node.view().not_ready_since.map(|since| later(since, DEAD_AFTER))
 }
 
 /// Of several failures of an artifact on one node the last one counts.
 fn failures(index: &Index) -> BTreeMap<&Sha256Digest, Vec<(&str, Timestamp)>> {
     let mut failures: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    let failed = index.nodes().filter(|node| node.has_failed_images);
-    for node in failed.filter(|node| node.management == Management::Managed) {
+    for node in index.nodes().filter(|node| node.has_failed_images) {
         let NodeReport::Present(report) = &node.view().report else { continue };
         let mut last: BTreeMap<_, Timestamp> = BTreeMap::new();
         for failed in &report.failed_images {
@@ -288,6 +350,29 @@ fn failures(index: &Index) -> BTreeMap<&Sha256Digest, Vec<(&str, Timestamp)>> {
     failures
 }
 
+fn left_behind<'f>(
+    index: &'f Index,
+    campaigns: &[Campaign<'f>],
+    now: Timestamp,
+) -> Vec<(usize, &'f str, Failed)> {
+    let mut left = Vec::new();
+    let may_have_failed = |order: &&OrderEntry| {
+        order.is_committed()
+            || order.has_conditions
+            || matches!(order.phase, ProgressPhase::Failed | ProgressPhase::RolledBack)
+    };
+    for order in index.orders().filter(may_have_failed) {
+        let Some(campaign) = campaigns.iter().find(|campaign| campaign.owns(order)) else { continue };
+        let is_selected = index.node_of(order).is_some_and(|node| campaign.selects(node));
+        if order.run.is_some() && campaign.run == order.run && !is_selected {
+            let failed = order.failed(&campaign.rollout, now);
+            let name = order.progress().spec.node_name.as_str();
+            left.extend(failed.map(|failed| (campaign.index, name, failed)));
+        }
+    }
+    left
+}
+
 fn seconds(seconds: Option<i32>) -> SignedDuration {
     SignedDuration::from_secs(seconds.unwrap_or(0).into())
 }
@@ -298,11 +383,10 @@ fn median(taken: impl Iterator<Item = SignedDuration>, otherwise: SignedDuration
     taken.get(taken.len() / 2).copied().unwrap_or(otherwise)
 }
 
-fn canaries(operator: Option<&NodeEntry>, rollout: &RolloutSpec, selected: &[&NodeEntry]) -> BTreeSet<usize> {
+fn canaries(rollout: &RolloutSpec, selected: &[&NodeEntry]) -> BTreeSet<usize> {
     let selector = rollout.canary.as_ref().and_then(|canary| canary.node_selector.parse().ok());
     let Some(selector) = selector else { return BTreeSet::new() };
-    let operator = operator.map(|node| node.number);
-    let workers = selected.iter().filter(|node| node.role == Role::Worker && operator != Some(node.number));
+    let workers = selected.iter().filter(|node| node.role == Role::Worker);
     workers.filter(|node| selector.matches(&node.view().labels)).map(|node| node.number).collect()
 }
 

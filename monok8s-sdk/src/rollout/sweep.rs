@@ -82,7 +82,7 @@ pub(super) fn collect_garbage(survey: &Survey<'_>, draft: &mut Draft<'_>) {
         let Some(current) = run::current_run(campaign.view) else { continue };
         let is_over = |order: &OrderEntry| {
             let may_act = order.is_committed() || order.has_grants_in_use();
-            !may_act || survey.index.node_of(order).is_none()
+            !order.is_going && (!may_act || survey.index.node_of(order).is_none())
         };
         let forgotten = survey.index.orders().filter(|order| {
             campaign.owns(order) && order.run.is_some_and(|run| run <= current - kept_runs) && is_over(order)

@@ -110,47 +110,63 @@ impl Windows {
     /// and outside every Deny window.
     #[must_use]
     pub fn state(&self, scope: WindowScope, now: Timestamp) -> WindowState {
-        let (open, edge) = self.look(scope, now);
-        if open { self.closes(scope, now, edge) } else { self.opens(scope, edge) }
+        let look = self.look(scope, now);
+        if look.open { self.closes(scope, now, look.changes) } else { self.opens(scope, look.may_open) }
     }
 
     fn closes(&self, scope: WindowScope, now: Timestamp, mut edge: Option<Timestamp>) -> WindowState {
         while let Some(at) = edge.filter(|at| at.duration_since(now) < FAR) {
-            let (open, next) = self.look(scope, at);
-            if !open {
+            let look = self.look(scope, at);
+            if !look.open {
                 return WindowState::Open { closes: Some(at) };
             }
-            edge = next.filter(|next| *next > at);
+            edge = look.changes.filter(|next| *next > at);
         }
         WindowState::Open { closes: None }
     }
 
-    fn opens(&self, scope: WindowScope, mut edge: Option<Timestamp>) -> WindowState {
+    fn opens(&self, scope: WindowScope, mut earliest: Option<Timestamp>) -> WindowState {
         for _ in 0..EDGES {
-            let Some(at) = edge else { break };
-            let (open, next) = self.look(scope, at);
-            if open {
+            let Some(at) = earliest else { break };
+            let look = self.look(scope, at);
+            if look.open {
                 return WindowState::Closed { opens: Some(at) };
             }
-            edge = next;
+            earliest = look.may_open;
         }
         WindowState::Closed { opens: None }
     }
 
-    /// Whether it is open at `at`, and when the next window opens or closes after that.
-    fn look(&self, scope: WindowScope, at: Timestamp) -> (bool, Option<Timestamp>) {
-        let mut next: Option<Timestamp> = None;
-        let (mut allowed, mut restricted, mut denied) = (false, false, false);
+    fn look(&self, scope: WindowScope, at: Timestamp) -> Look {
+        let (mut restricted, mut allowed) = (false, false);
+        let (mut changes, mut denied_until, mut next_allowed) = (None, None, None);
+        let sooner = |known: Option<Timestamp>, edge| known.into_iter().chain(edge).min();
         for entry in self.list.iter().filter(|entry| entry.scopes.contains(&scope)) {
             let (inside, edge) = entry.look(at);
-            next = next.into_iter().chain(edge).min();
-            match entry.kind {
-                WindowKind::Allow => (restricted, allowed) = (true, allowed || inside),
-                WindowKind::Deny => denied |= inside,
+            changes = sooner(changes, edge);
+            match (entry.kind, inside) {
+                (WindowKind::Allow, true) => (restricted, allowed) = (true, true),
+                (WindowKind::Allow, false) => (restricted, next_allowed) = (true, sooner(next_allowed, edge)),
+                (WindowKind::Deny, true) => denied_until = denied_until.max(edge),
+                (WindowKind::Deny, false) => {}
             }
         }
-        ((allowed || !restricted) && !denied, next)
+        Look {
+            open: (allowed || !restricted) && denied_until.is_none(),
+            changes,
+            may_open: denied_until.or(next_allowed),
+        }
     }
+}
+
+/// What the windows say of a moment.
+struct Look {
+    /// Whether it is open.
+    open: bool,
+    /// When the next window opens or closes after that.
+    changes: Option<Timestamp>,
+    /// Before that it stays shut, if it is: the Deny windows last as long, or no Allow window begins.
+    may_open: Option<Timestamp>,
 }
 
 impl Entry {
@@ -307,6 +323,18 @@ mod tests {
     fn the_last_day_of_a_month_is_one() {
         let last = [window(WindowKind::Deny, "0 0 L * *", 1440, None)];
         assert_eq!(reboot(&last, "2026-12-31T12:00:00Z"), closed("2027-01-01T00:00:00Z"));
+    }
+
+    #[test]
+    fn a_freeze_over_windows_of_every_minute_is_looked_past() {
+        let every_minute = window(WindowKind::Allow, "* * * * *", 1, None);
+        let weekend = window(WindowKind::Deny, "0 0 * * sat", 2880, None);
+        let december = window(WindowKind::Deny, "0 0 1 12 *", 31 * 1440, None);
+        let windows = [every_minute, weekend, december];
+        assert_eq!(reboot(&windows, "2026-11-28T00:00:00Z"), closed("2026-11-30T00:00:00Z"));
+        // Of two that overlap the later end counts: the second of January is a Saturday.
+        assert_eq!(reboot(&windows, "2026-12-10T00:00:00Z"), closed("2027-01-01T00:00:00Z"));
+        assert_eq!(reboot(&windows, "2027-01-02T00:00:30Z"), closed("2027-01-04T00:00:00Z"));
     }
 
     #[test]

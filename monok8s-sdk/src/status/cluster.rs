@@ -114,6 +114,7 @@ impl Cluster {
         Fleet {
             operator_node: operator.node_name,
             max_unavailable: operator.max_unavailable,
+            api_server: operator.api_server,
             nodes: self.nodes.iter().map(view).collect(),
             upgrades: self.upgrades.iter().map(upgrade_view).collect(),
             progresses: self.progresses.iter().cloned().map(Arc::new).collect(),

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Cluster;
 use super::text::{line, moment, or_dash, table};
-use crate::api::{OSUpgrade, UpgradeReason};
+use crate::api::{OSUpgrade, UpgradePhase, UpgradeReason};
 use crate::rollout::{
     Assessment, Evaluation, PodView, Standing, Target, UpgradeView, drain_obstacles, inspect,
 };
@@ -25,6 +25,9 @@ pub struct Preview {
     pub now: Timestamp,
     /// The upgrade's name.
     pub upgrade: String,
+    /// Why the operator would refuse it as a whole, if it would.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<String>,
     /// The version that it would lead to.
     pub version: OsVersion,
     /// When it should end, if it began now.
@@ -91,7 +94,11 @@ impl Preview {
             catalog_error: None,
             health: Vec::new(),
         });
-        let standings = inspect(&fleet, cluster.now).remove(UNAPPLIED).map(|inspection| inspection.nodes);
+        let inspection = inspect(&fleet, cluster.now).remove(UNAPPLIED);
+        let outlook = inspection.as_ref().map(|inspection| &inspection.outlook);
+        let rejected = outlook.filter(|outlook| outlook.phase == UpgradePhase::Rejected);
+        let rejected = rejected.map(|outlook| outlook.message.clone());
+        let standings = inspection.map(|inspection| inspection.nodes);
         let (moving, staying): (Vec<_>, Vec<_>) =
             standings.unwrap_or_default().into_iter().partition(|standing| !standing.hops.is_empty());
         let spec = upgrade.spec.rollout().drain.unwrap_or_default();
@@ -109,13 +116,17 @@ impl Preview {
         let ends = moves.iter().map(|node| node.ends).max().flatten();
         let version = target.resolved.version.clone();
         let upgrade = upgrade.metadata.name.clone().unwrap_or_default();
-        Self { now: cluster.now, upgrade, version, ends, moves, stays, warnings: Vec::new() }
+        Self { now: cluster.now, upgrade, rejected, version, ends, moves, stays, warnings: Vec::new() }
     }
 
     /// For people.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
+        if let Some(why) = &self.rejected {
+            line(&mut text, &format!("{} would be rejected: {why}.", self.upgrade));
+            return text;
+        }
         let count = self.moves.len();
         let ends = self.ends.map(|ends| format!(", done {}", moment(ends, self.now))).unwrap_or_default();
         line(&mut text, &format!("{} would move {count} nodes to {}{ends}.", self.upgrade, self.version));

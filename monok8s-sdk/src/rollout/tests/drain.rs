@@ -112,6 +112,53 @@ fn a_drain_that_takes_too_long_is_given_up_and_the_node_is_free_again() {
     assert!(message.message.ends_with("default/web needs 2 has 2"), "{}", message.message);
     work(&mut world, 600, |_, _| {});
     assert_eq!(world.machines["w-2"].runs, "v1.35.4", "the other one goes on");
+    // A person sees to the budget, and has the node try again; its agent is faster than the operator.
+    world.protected.clear();
+    let name = order(&world, "w-1").metadata.name.clone().unwrap();
+    world.retry(&name, "again");
+    for _ in 0..5 {
+        world.agent("w-1");
+    }
+    work(&mut world, 600, |_, _| {});
+    assert_eq!(world.says("up"), ("Completed".to_owned(), "UpToDate".to_owned()));
+}
+
+#[test]
+fn pods_leave_for_another_node_of_their_own_pool_and_for_no_other() {
+    let pools = [
+        (Some("app"), Some("app"), "True Drained"),
+        (Some("app"), None, "True Drained"),
+        (None, Some("app"), "True Unneeded"),
+        (Some("app"), Some("db"), "True Unneeded"),
+    ];
+    for (own, other, expected) in pools {
+        let mut world = world(&[pod("app")]);
+        for (name, taint) in [("w-1", own), ("w-2", other)] {
+            world.touch(name, |machine| machine.taint = taint.map(str::to_owned));
+        }
+        world.apply(&upgrade("up").object());
+        work(&mut world, 900, |_, _| {});
+        assert_eq!(
+            says(&world, "w-1", &ConditionType::Drained).as_deref(),
+            Some(expected),
+            "{own:?} {other:?}"
+        );
+    }
+}
+
+#[test]
+fn a_drain_that_has_begun_goes_on_when_somebody_cordons_the_last_other_node() {
+    let mut world = world(&[pod("app")]);
+    world.protected.insert("app".to_owned());
+    world.apply(
+        &upgrade("up").rollout(|rollout| rollout.max_unavailable = Some(IntOrPercent::Int(2))).object(),
+    );
+    work(&mut world, 300, |_, _| {});
+    assert!(says(&world, "w-1", &ConditionType::Drained).unwrap().starts_with("False"));
+    world.touch("w-2", |machine| machine.cordoned = true);
+    work(&mut world, 300, |_, _| {});
+    assert!(says(&world, "w-1", &ConditionType::Drained).unwrap().starts_with("False"));
+    assert_eq!(world.machines["w-1"].runs, "v1.35.1", "with its pod on it");
 }
 
 #[test]

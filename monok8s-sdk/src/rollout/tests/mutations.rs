@@ -6,7 +6,7 @@ use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::simulation::{live, story};
-use crate::rollout::gates::{DRAIN, gate_names, without};
+use crate::rollout::gates::{DRAIN, LEAVE_ENDS_WITH_WINDOW, STAGING_LIMIT, gate_names, without};
 
 /// Stories that are told of a planner without a gate before it is said that they cannot tell.
 const STORIES: u32 = 2_000;
@@ -16,7 +16,7 @@ fn without_any_one_of_the_gates_a_story_breaks_a_rule() {
     let mut unnoticed = Vec::new();
     // The others would prove nothing if one broke a rule with every gate in its place.
     assert_eq!(told_apart_by("none"), None);
-    for name in gate_names().chain([DRAIN]) {
+    for name in gate_names().chain([DRAIN, STAGING_LIMIT, LEAVE_ENDS_WITH_WINDOW]) {
         match told_apart_by(name) {
             Some(stories) => println!("without {name}: noticed after {} stories", stories + 1),
             None => unnoticed.push(name),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
-use super::world::{Mishap, World};
+use super::world::{Mishap, World, pod};
 use crate::api::{
     Canary, ConditionType, IntOrPercent, NodeSelector, OSUpgrade, ProgressPhase, RolloutSpec, Window,
     WindowKind, WindowScope, find_condition,
@@ -148,6 +148,51 @@ fn a_node_that_is_not_likely_to_be_back_in_time_is_not_started() {
     let wait = &next.outlooks.values().next().unwrap().waits["w-1"];
     assert!(wait.message.contains("10 minutes"), "{}", wait.message);
     assert!(cordons(&next).is_empty() && status.nodes.unwrap().staged == 1);
+}
+
+#[test]
+fn a_canary_that_is_asked_for_and_not_there_is_waited_for_and_a_group_that_is_not_is_told_of() {
+    let mut world = zones();
+    world.apply(&paced(|rollout| {
+        rollout.group_by = Some("topology.kubernetes.io/zones".to_owned());
+        let node_selector = NodeSelector([("canry".to_owned(), "yes".into())].into_iter().collect());
+        rollout.canary = Some(Canary { node_selector, soak_seconds: None });
+    }));
+    world.settle(300);
+    assert_eq!(world.says("up").1, "WaitingForCanary");
+    assert_eq!(completed(&world), 0);
+    let status = world.upgrade("up").status.clone().unwrap();
+    let ready = &find_condition(&status.conditions, &ConditionType::Ready).unwrap().message;
+    assert!(
+        ready.contains("rollout.canary.nodeSelector") && ready.contains("topology.kubernetes.io/zones"),
+        "{ready}"
+    );
+    // The label comes to a node.
+    world.touch("w-3", |machine| _ = machine.labels.insert("canry".to_owned(), "yes".to_owned()));
+    world.settle(300);
+    assert_eq!(world.says("up").0, "Completed");
+}
+
+#[test]
+fn a_drain_that_ends_too_late_for_the_window_gets_no_leave() {
+    let mut world = World::new(&["v1.35.4"]).with("w-1", false, "v1.35.1").with("w-2", false, "v1.35.1");
+    world.touch("w-1", |machine| machine.pods = vec![pod("app")]);
+    world.protected.insert("app".to_owned());
+    let managed = crate::api::LABEL_MANAGED.to_owned();
+    world.touch("w-2", |machine| _ = machine.labels.insert(managed, "false".to_owned()));
+    world.apply(&paced(|rollout| rollout.windows = vec![allow("0 2 * * *", 60)]));
+    world.settle(300);
+    world.now = at("2026-11-25T02:40:00Z");
+    work(&mut world, 15, |world, next| {
+        let late = world.now > at("2026-11-25T02:50:00Z");
+        let granted = next.actions.iter().any(|action| matches!(action, Action::GrantBoot { .. }));
+        assert!(!late || !granted && cordons(next).is_empty(), "at {}", world.now);
+        assert!(late || world.now == at("2026-11-25T02:40:00Z") || world.machines["w-1"].cordoned);
+        if world.now == at("2026-11-25T02:53:00Z") {
+            assert!(!world.machines["w-1"].cordoned, "it is of use meanwhile");
+        }
+    });
+    assert_eq!(world.machines["w-1"].runs, "v1.35.1");
 }
 
 #[test]

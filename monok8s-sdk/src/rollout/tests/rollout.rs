@@ -1,9 +1,12 @@
 //! Whole rollouts, from the first look to rest.
 
+use k8s_openapi::jiff::SignedDuration;
+
+use super::health::check as health_check;
 use super::world::{Mishap, World};
-use crate::api::{ConditionType, ProgressPhase, find_condition};
-use crate::rollout::Action;
+use crate::api::{ConditionType, IntOrPercent, ProgressPhase, find_condition};
 use crate::rollout::fixtures::upgrade;
+use crate::rollout::{Action, Health};
 
 fn three_nodes() -> World {
     World::new(&["v1.34.6", "v1.35.1", "v1.35.4"])
@@ -85,6 +88,91 @@ fn a_rollback_halts_the_run_until_the_node_is_retried() {
     world.retry(&name, "again");
     world.settle(500);
     assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+}
+
+#[test]
+fn a_run_that_halted_stays_halted_when_the_node_that_failed_is_taken_away() {
+    let remove = |world: &mut World| _ = world.machines.remove("w-1");
+    let make_again = |world: &mut World| world.add("w-1", false, "v1.35.1");
+    let unlabel = |world: &mut World| {
+        world.touch("w-1", |machine| {
+            _ = machine.labels.insert(crate::api::LABEL_MANAGED.to_owned(), "false".to_owned());
+        });
+    };
+    for (mishap, expected) in [
+        (Mishap::FallsBack, says("Failed", "FailureThresholdReached")),
+        (Mishap::FailsToStage, says("Failed", "TooManyFailedNodes")),
+    ] {
+        for take_away in [remove, make_again, unlabel] as [fn(&mut World); 3] {
+            let mut world = three_nodes();
+            world.touch("w-1", |machine| machine.mishaps.push(mishap));
+            let strict = upgrade("up").rollout(|rollout| {
+                rollout.max_failed_nodes = Some(IntOrPercent::Int(0));
+                rollout.max_parallel_staging = Some(IntOrPercent::Int(1));
+            });
+            world.apply(&strict.object());
+            world.settle(500);
+            assert_eq!(world.says("up"), expected);
+            take_away(&mut world);
+            world.settle(500);
+            assert_eq!(world.says("up"), expected);
+            assert!(world.runs().contains(&("w-2", "v1.35.1")));
+            assert_no_cordon_of_ours(&world);
+            let spec = strict.spec(|spec| spec.retry_nonce = Some("again".to_owned()));
+            world.apply(&spec.object());
+            world.settle(500);
+            assert_eq!(world.says("up"), says("Completed", "UpToDate"));
+        }
+    }
+}
+
+#[test]
+fn a_run_halts_for_a_node_that_is_deleted_while_it_does_not_come_back() {
+    let mut world = three_nodes().with("w-3", false, "v1.35.1");
+    world.apply(&upgrade("up").object());
+    let is_away = |world: &World| {
+        let mut orders = world.progresses.values();
+        orders.any(|order| order.spec.node_name == "w-1" && order.phase() == ProgressPhase::Rebooting)
+    };
+    while !is_away(&world) {
+        world.operator(usize::MAX);
+        for name in ["cp-1", "w-1"] {
+            world.agent(name);
+        }
+    }
+    world.machines.remove("w-1");
+    world.operator(usize::MAX);
+    assert_eq!(world.says("up").0, "Accepted", "it may only be a machine less");
+    world.now += SignedDuration::from_secs(1801);
+    world.settle(500);
+    assert_eq!(world.says("up"), says("Failed", "FailureThresholdReached"));
+}
+
+#[test]
+fn nodes_that_are_away_already_do_not_all_go_at_once() {
+    for dead in [false, true] {
+        let mut world = World::new(&["v1.35.4"]);
+        for number in 1..=5 {
+            world.add(&format!("w-{number}"), false, "v1.35.1");
+        }
+        world.apply(&upgrade("up").rollout(|rollout| rollout.health_checks = vec![health_check()]).object());
+        world.health = vec![Health::DoesNotHold("ill".to_owned())];
+        world.settle(50);
+        for machine in world.machines.values_mut() {
+            (machine.cordoned, machine.alive) = (!dead, !dead);
+        }
+        world.health = vec![Health::Holds];
+        let mut at_once = 0;
+        for _ in 0..10 {
+            let (plan, _) = world.operator(usize::MAX);
+            let begun = plan
+                .actions
+                .iter()
+                .filter(|action| matches!(action, Action::GrantBoot { .. } | Action::Cordon { .. }));
+            at_once = at_once.max(begun.count());
+        }
+        assert_eq!(at_once, 1, "dead: {dead}");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What must hold of every plan, whatever the fleet looks like: told again, in other words than the planner's.
 
+mod limits;
+
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
@@ -62,7 +64,9 @@ pub(super) fn judge(fleet: &Fleet, plan: &Plan, now: Timestamp) {
         one_zone_at_a_time(fleet, turn, now);
         after_the_soak(fleet, turn, now);
     }
-    within_budget(fleet, &begun, &granted);
+    limits::within_budget(fleet, &begun, &granted);
+    limits::not_too_many_in_work(fleet, &begun, now);
+    limits::not_too_many_stage(fleet, plan, now);
     uncordons_follow_withdrawals(fleet, plan);
     one_write_an_object(plan);
 }
@@ -87,7 +91,18 @@ fn turn<'f>(fleet: &'f Fleet, progress_uid: &str) -> Turn<'f> {
 
 /// Whether a person asks for the other slot, or did.
 fn is_sent_back(order: &OSUpgradeProgress) -> bool {
-    order.spec.rollback_nonce.is_some()
+    order.rollback_is_wanted() || order.spec.rollback_nonce.is_some() && !has_unanswered_retry(order)
+}
+
+fn has_unanswered_retry(order: &OSUpgradeProgress) -> bool {
+    let answered = order.status.as_ref().and_then(|status| status.observed_retry_nonce.as_deref());
+    order.retry_nonce() != answered.unwrap_or_default()
+}
+
+/// Whether a person had this very node try again: a halt and a quarantine do not hold it.
+fn is_retried(turn: &Turn<'_>) -> bool {
+    let asked = turn.order.retry_nonce();
+    !asked.is_empty() && asked != turn.upgrade.upgrade.spec.retry_nonce()
 }
 
 fn begun<'f>(fleet: &'f Fleet, plan: &Plan) -> Vec<Turn<'f>> {
@@ -157,6 +172,10 @@ fn nobody_stopped_it(turn: &Turn<'_>) {
     if turn.is_sent_back {
         return;
     }
+    // Where somebody took the cordon off, it is put back all the same.
+    let has_leave = turn.order.spec.order.as_ref().is_some_and(|order| order.boot.is_some());
+    let unread = upgrade.catalog_error.is_some() && !has_leave;
+    assert!(!unread, "{} is begun without a look at the catalog", node.name);
     let blocked = &upgrade.target().unwrap().blocked;
     assert!(!blocked.contains(hop), "{} goes to {hop}, which is blocked", node.name);
     let checks = upgrade.upgrade.spec.rollout().health_checks.len();
@@ -182,17 +201,18 @@ fn not_after_a_failure(fleet: &Fleet, turn: &Turn<'_>) {
         ProgressPhase::Failed => rollout.max_failed_nodes == Some(IntOrPercent::Int(0)),
         _ => false,
     };
-    if fleet.upgrades.len() > 1 {
+    if fleet.upgrades.len() > 1 || is_retried(turn) {
         return;
     }
     let failed = fleet.progresses.iter().find(|order| {
         let node = fleet.nodes.iter().find(|node| is_of(order, node));
-        let observed = order.status.as_ref().and_then(|status| status.observed_retry_nonce.as_deref());
+        let is_gone = node.is_none();
         owns(turn.upgrade, order)
             && !is_sent_back(order)
             && halts(order.phase())
-            && node.is_some_and(|node| node.readiness == Readiness::Ready && node.version.is_some())
-            && order.retry_nonce() == observed.unwrap_or_default()
+            && (is_gone
+                || node.is_some_and(|node| node.readiness == Readiness::Ready && node.version.is_some()))
+            && !has_unanswered_retry(order)
             && node.and_then(|node| node.version.as_ref())
                 != order.spec.order.as_ref().and_then(|order| order.hops.last()).map(|hop| &hop.version)
     });
@@ -201,7 +221,8 @@ fn not_after_a_failure(fleet: &Fleet, turn: &Turn<'_>) {
 
 /// Where one failure is too many, an image that failed on a node after its reboot is not booted anywhere.
 fn not_quarantined(fleet: &Fleet, turn: &Turn<'_>) {
-    if turn.upgrade.upgrade.spec.rollout().failure_threshold != Some(IntOrPercent::Int(1)) {
+    if turn.upgrade.upgrade.spec.rollout().failure_threshold != Some(IntOrPercent::Int(1)) || is_retried(turn)
+    {
         return;
     }
     let hops = &turn.order.spec.order.as_ref().unwrap().hops;
@@ -375,30 +396,6 @@ fn is_drained(fleet: &Fleet, node: &NodeView, now: Timestamp) -> bool {
     !elsewhere || fleet.pods[&node.uid].iter().all(has_left)
 }
 
-fn within_budget(fleet: &Fleet, begun: &[Turn<'_>], granted: &[Turn<'_>]) {
-    let away = away(fleet);
-    // Cordons add up; nodes that were away already cost nothing.
-    let new = begun.iter().filter(|turn| !away.contains(turn.node.name.as_str())).count();
-    if new > 0 {
-        let after = away.len() + new;
-        if let Some(IntOrPercent::Int(limit)) = &fleet.max_unavailable {
-            assert!(after <= usize::try_from(*limit).unwrap(), "over the operator's limit");
-        }
-        // Every upgrade of these fleets selects all nodes and has the same budget.
-        let budget = fleet.upgrades[0].upgrade.spec.rollout().max_unavailable(fleet.nodes.len());
-        assert!(after <= budget, "over budget: {new} more than {away:?}");
-    }
-    let control_plane = |turn: &&Turn<'_>| turn.node.role == Role::ControlPlane;
-    for turn in begun.iter().chain(granted).filter(control_plane) {
-        let others =
-            fleet.nodes.iter().filter(|node| node.role == Role::ControlPlane && node.uid != turn.node.uid);
-        let others = others.filter(|node| {
-            away.contains(node.name.as_str()) || begun.iter().any(|begun| begun.node.uid == node.uid)
-        });
-        assert_eq!(others.count(), 0, "two control-plane nodes at once: {}", turn.node.name);
-    }
-}
-
 /// An uncordon may only be planned once the withdrawal was seen: one of the same plan may yet fail.
 fn uncordons_follow_withdrawals(fleet: &Fleet, plan: &Plan) {
     for action in &plan.actions {
@@ -419,19 +416,6 @@ pub(super) fn may_boot(progress: &OSUpgradeProgress) -> bool {
         || asks(&progress.spec.rollback_nonce, &status.observed_rollback_nonce);
     let has_leave = progress.spec.order.as_ref().is_some_and(|order| order.boot.is_some());
     has_leave && (is_asked || progress.phase() != ProgressPhase::Completed)
-}
-
-fn away(fleet: &Fleet) -> BTreeSet<&str> {
-    let away = fleet.nodes.iter().filter(|node| {
-        let committed = fleet.progresses.iter().any(|progress| {
-            let order = progress.spec.order.as_ref();
-            progress.spec.node_name == node.name
-                && order.is_none_or(|order| order.node_uid == node.uid)
-                && (progress.phase().is_committed() || may_boot(progress))
-        });
-        committed || node.readiness == Readiness::NotReady || node.scheduling == Scheduling::Cordoned
-    });
-    away.map(|node| node.name.as_str()).collect()
 }
 
 /// A second write that is bound to the same resourceVersion could only fail.

@@ -33,6 +33,8 @@ enum Event {
     SlotRots(usize),
     /// The catalog blocks a version, or does not any more.
     Block(usize),
+    /// The catalog cannot be read, or can again.
+    Catalog,
     /// What health checks look at falls ill, or is well again.
     Health,
     /// Somebody upgrades a machine by hand, which is in its reboot now, or was.
@@ -46,6 +48,8 @@ enum Event {
     },
     /// A person has a node go back to its other slot.
     SendBack(usize),
+    /// A person has a node try again, whatever it does.
+    Retry(usize),
     Pause {
         upgrade: usize,
     },
@@ -77,10 +81,12 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0usize..5).prop_map(Event::Block),
         1 => (0usize..8).prop_map(Event::ByHand),
         1 => Just(Event::Health),
+        1 => Just(Event::Catalog),
         1 => (0usize..3, 0usize..5, any::<bool>()).prop_map(|(upgrade, version, downgrades)| {
             Event::Retarget { upgrade, version, downgrades }
         }),
         1 => (0usize..8).prop_map(Event::SendBack),
+        1 => (0usize..8).prop_map(Event::Retry),
         1 => (0usize..3).prop_map(|upgrade| Event::Pause { upgrade }),
         1 => (0usize..3).prop_map(|upgrade| Event::Delete { upgrade }),
         1 => (0usize..8, 0usize..5)
@@ -151,6 +157,7 @@ struct Setting {
     workers: usize,
     versions: Vec<usize>,
     max_unavailable: i32,
+    max_parallel_staging: i32,
     operator_limit: Option<i32>,
     operator_node: Option<usize>,
     /// The first node that falls back halts the run.
@@ -184,35 +191,36 @@ fn setting() -> impl Strategy<Value = Setting> {
         0usize..4,
         1usize..5,
         prop::collection::vec(0usize..5, 8),
-        1i32..4,
+        (1i32..4, 1i32..4),
         prop::option::of(1i32..4),
         prop::option::of(0usize..8),
         (any::<bool>(), any::<bool>(), any::<bool>()),
         paced(),
     )
-        .prop_map(|(control_plane, workers, versions, max_unavailable, operator, node, flags, paced)| {
-            Setting {
-                control_plane,
-                workers,
-                versions,
-                max_unavailable,
-                operator_limit: operator,
-                operator_node: node,
-                halts: flags.0,
-                has_health_check: flags.1,
-                is_strict: flags.2,
-                paced,
-            }
+        .prop_map(|(control_plane, workers, versions, limits, operator, node, flags, paced)| Setting {
+            control_plane,
+            workers,
+            versions,
+            max_unavailable: limits.0,
+            max_parallel_staging: limits.1,
+            operator_limit: operator,
+            operator_node: node,
+            halts: flags.0,
+            has_health_check: flags.1,
+            is_strict: flags.2,
+            paced,
         })
 }
 
 fn wanted(setting: &Setting, number: usize, version: usize, downgrades: bool) -> OSUpgrade {
     let mut wanted = upgrade(&format!("up-{number}")).to(CATALOG[version]).rollout(|rollout| {
         rollout.max_unavailable = Some(IntOrPercent::Int(setting.max_unavailable));
+        rollout.max_parallel_staging = Some(IntOrPercent::Int(setting.max_parallel_staging));
         rollout.failure_threshold = Some(IntOrPercent::Int(if setting.halts { 1 } else { 100 }));
         rollout.max_failed_nodes = Some(IntOrPercent::Int(if setting.is_strict { 0 } else { 100 }));
         rollout.health_checks = setting.has_health_check.then(health_check).into_iter().collect();
-        pace(rollout, setting.paced);
+        // Only the second worker is one.
+        pace(rollout, Paced { canary: setting.paced.canary && setting.workers > 1, ..setting.paced });
     });
     if downgrades {
         wanted = wanted.allowing_downgrades();
@@ -311,11 +319,15 @@ fn happen(world: &mut World, setting: &Setting, event: &Event) {
             let ill = Health::DoesNotHold("of Thing it, \"object.well\" is false".to_owned());
             world.health = vec![if world.health == [Health::Holds] { ill } else { Health::Holds }];
         }
+        Event::Catalog => {
+            world.catalog_error = world.catalog_error.take().xor(Some("no answer".to_owned()));
+        }
         Event::Mishap(number, mishap) => world.touch(&name(number), |machine| machine.mishaps.push(mishap)),
         Event::Retarget { upgrade, version, downgrades } => {
             world.apply(&wanted(setting, upgrade, version, downgrades));
         }
         Event::SendBack(number) => world.send_back(&name(number)),
+        Event::Retry(number) => world.retry_node(&name(number)),
         Event::Pause { upgrade } => {
             let name = format!("up-{upgrade}");
             let known = world.upgrades.iter().find(|known| known.metadata.name.as_ref() == Some(&name));
@@ -354,10 +366,15 @@ fn heal(world: &mut World) {
     let names: Vec<_> = world.machines.keys().cloned().collect();
     world.protected.clear();
     world.blocked.clear();
+    world.catalog_error = None;
     world.progresses.retain(|_, progress| progress.spec.order.is_some());
     world.health = vec![Health::Holds];
     for name in names {
         world.touch(&name, |machine| {
+            if name == "w-1" {
+                // One that was made again has lost it, and the others wait for a canary.
+                machine.labels.insert("canary".to_owned(), "yes".to_owned());
+            }
             machine.alive = true;
             machine.hangs = false;
             machine.mishaps.clear();

@@ -236,6 +236,37 @@ fn a_version_that_failed_after_a_reboot_is_quarantined_until_a_new_nonce() {
     assert_eq!(grants(with_nonce(after)).0, 2);
 }
 
+#[test]
+fn the_api_server_of_a_node_that_blinks_or_reboots_still_counts() {
+    // The control plane is another upgrade's.
+    let waits = |cp_2: NodeFixture, committed: bool| {
+        let nodes = [node("cp-1").control_plane().running("v1.36.0"), cp_2.control_plane(), node("w-1")];
+        let workers = upgrade("up").selecting("kubernetes.io/hostname", "w-1").to("v1.36.0");
+        let mut fleet = fleet(&nodes, &[workers]);
+        fleet.progresses = ordered_progresses(&fleet);
+        let staged = Arc::get_mut(&mut fleet.progresses[0]).unwrap();
+        staged.spec.order.as_mut().unwrap().stage = Some("v1.36.0".parse().unwrap());
+        staged.status.get_or_insert_default().phase = Some(ProgressPhase::Staged);
+        if committed {
+            let mut order = fleet.progresses[0].as_ref().clone();
+            let spec = order.spec.order.as_mut().unwrap();
+            (order.spec.node_name, spec.node_uid) = ("cp-2".to_owned(), "cp-2-uid".to_owned());
+            order.status.get_or_insert_default().phase = Some(ProgressPhase::Rebooting);
+            fleet.progresses.push(Arc::new(order));
+        }
+        let plan = plan(&fleet, now());
+        let wait = outlook(&plan, "up").waits.values().next().map(|wait| wait.reason.clone());
+        (wait, plan.next_event)
+    };
+    let ago = |minutes| now() - SignedDuration::from_mins(minutes);
+    assert_eq!(waits(node("cp-2").running("v1.36.0"), false).0, None);
+    assert_eq!(waits(node("cp-2"), false).0, Some(UpgradeReason::KubeletSkew));
+    let blinks = waits(node("cp-2").not_ready_since(ago(4)), false);
+    assert_eq!(blinks, (Some(UpgradeReason::KubeletSkew), Some(now() + SignedDuration::from_mins(1))));
+    assert_eq!(waits(node("cp-2").not_ready_since(ago(6)), false).0, None, "it is dead");
+    assert_eq!(waits(node("cp-2").not_ready_since(ago(6)), true).0, Some(UpgradeReason::KubeletSkew));
+}
+
 /// The progress objects that a plan creates, as the API server would have them.
 fn ordered_progresses(fleet: &Fleet) -> Vec<Arc<OSUpgradeProgress>> {
     let plan = plan(fleet, now());

@@ -40,6 +40,7 @@ pub(super) struct Machine {
     pub(super) control_plane: bool,
     pub(super) runs: String,
     pub(super) labels: BTreeMap<String, String>,
+    pub(super) taint: Option<String>,
     /// The machine under the Node object.
     host: Host,
     pub(super) alive: bool,
@@ -81,6 +82,8 @@ pub(super) struct World {
     pub(super) claims: BTreeMap<String, String>,
     /// Versions that the catalog blocks.
     pub(super) blocked: BTreeSet<OsVersion>,
+    /// Why the catalog cannot be read, if it cannot.
+    pub(super) catalog_error: Option<String>,
     /// What every upgrade's health checks come to.
     pub(super) health: Vec<Health>,
     evictions: BTreeMap<String, Eviction>,
@@ -112,6 +115,7 @@ impl World {
             volumes: BTreeMap::new(),
             claims: BTreeMap::new(),
             blocked: BTreeSet::new(),
+            catalog_error: None,
             health: Vec::new(),
             evictions: BTreeMap::new(),
             seen: Seen::default(),
@@ -131,6 +135,7 @@ impl World {
             control_plane,
             runs: runs.to_owned(),
             labels: BTreeMap::new(),
+            taint: None,
             host: Host::new(runs),
             alive: true,
             hangs: false,
@@ -189,6 +194,9 @@ impl World {
         for (key, value) in &machine.labels {
             fixture = fixture.labelled(key, value);
         }
+        if let Some(taint) = &machine.taint {
+            fixture = fixture.tainted(taint);
+        }
         let trial = self.progresses.values().any(|progress| {
             let order = progress.spec.order.as_ref();
             order.is_some_and(|order| order.node_uid == machine.uid)
@@ -226,7 +234,8 @@ impl World {
             },
         };
         let health = self.health.clone();
-        UpgradeView { upgrade: upgrade.clone(), evaluation, catalog_error: None, health }
+        let catalog_error = self.catalog_error.clone();
+        UpgradeView { upgrade: upgrade.clone(), evaluation, catalog_error, health }
     }
 
     /// The operator observes, plans, and writes the first `writes` of its plan, then the statuses
@@ -274,6 +283,10 @@ impl World {
     fn write(&mut self, action: &Action) -> Written {
         let now = self.now;
         match action {
+            // The operator reads the catalog before each.
+            Action::GrantStage { .. } | Action::GrantBoot { .. } if self.catalog_error.is_some() => {
+                Written::Conflict
+            }
             Action::CreateOsNode { node } => self.machine(node).map_or(Written::Conflict, |machine| {
                 machine.has_os_node = true;
                 Written::Done

@@ -241,6 +241,8 @@ fn status(object: &OSUpgradeProgress, phase: &ProgressPhase) -> OSUpgradeProgres
         hop: None,
         boot_id: Some(boot_id.clone()),
         slot: Some(slot),
+        image_digest: None,
+        drained: None,
     });
     let message = format!("the node is {phase}, and says so in a sentence");
     let truths = if is_done { [Truth::True, Truth::False] } else { [Truth::Unknown, Truth::True] };

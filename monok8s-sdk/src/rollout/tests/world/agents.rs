@@ -140,7 +140,15 @@ fn enter(progress: &mut OSUpgradeProgress, phase: ProgressPhase, host: &Host, no
     let status = progress.status.get_or_insert_default();
     if status.timeline.last().is_none_or(|last| last.phase != phase) {
         let boot_id = Some(host.booted.boot_id.0.clone());
-        let entry = TimelineEntry { phase: phase.clone(), since: Time(now), hop: None, boot_id, slot: None };
+        let entry = TimelineEntry {
+            phase: phase.clone(),
+            since: Time(now),
+            hop: None,
+            boot_id,
+            slot: None,
+            image_digest: None,
+            drained: None,
+        };
         status.timeline.push(entry);
     }
     status.phase = Some(phase);

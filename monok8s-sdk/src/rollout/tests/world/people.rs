@@ -67,6 +67,18 @@ impl World {
         }
     }
 
+    /// Sets a new retryNonce on the newest object of a node, as a person does. One that was sent back stays there.
+    pub(in crate::rollout::tests) fn retry_node(&mut self, node: &str) {
+        let run = |object: &OSUpgradeProgress| object.spec.order.as_ref().map(|order| order.run);
+        let objects = self.progresses.values().filter(|object| object.spec.node_name == node);
+        let newest = objects.max_by_key(|object| run(object));
+        let newest = newest.filter(|object| object.spec.rollback_nonce.is_none());
+        if let Some(name) = newest.and_then(|object| object.metadata.name.clone()) {
+            let nonce = format!("again-{}", self.tick());
+            self.retry(&name, &nonce);
+        }
+    }
+
     /// Sets a retryNonce on a progress object, as a person does.
     pub(in crate::rollout::tests) fn retry(&mut self, name: &str, nonce: &str) {
         let stamp = self.tick();
