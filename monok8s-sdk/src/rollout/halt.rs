@@ -30,7 +30,7 @@ impl<'f> Failures<'f> {
                 Stand::Ordered(_, state) if state.failed() == Some(when) => Some(node.name()),
                 _ => None,
             });
-            let not_there = survey.left_behind(campaign).filter(|(_, failed)| *failed == when);
+            let not_there = survey.failed_and_gone(campaign).filter(|(_, failed)| *failed == when);
             let mut names: Vec<_> = there.chain(not_there.map(|(name, _)| name)).collect();
             names.sort_unstable();
             names

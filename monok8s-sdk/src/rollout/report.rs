@@ -50,11 +50,8 @@ pub(super) fn report<'f>(
             findings.extend(superseded(survey, stands, order));
             findings.extend(drain::on_record(order));
             findings.extend(failed_before(order));
-            let late = survey.campaign_of(order).filter(|_| survey.index.node_of(order).is_none());
-            let late =
-                late.and_then(|campaign| order.deadline(&State::Committed, &campaign.rollout, survey.now));
-            if let Some(late) = late.filter(|late| *late > survey.now && order.is_committed()) {
-                draft.wake_at(late);
+            if order.is_committed() && survey.index.node_of(order).is_none() {
+                wake_when_late(survey, order, draft);
             }
         }
         if findings.is_empty() && ours(order).next().is_none() {
@@ -64,6 +61,15 @@ pub(super) fn report<'f>(
         if !same(order, &conditions, survey.now) && !draft.deletes(order.uid()) {
             draft.push(Action::Report { progress: order.object(), conditions });
         }
+    }
+}
+
+/// A node that committed and is gone has failed once its time to come back is over.
+fn wake_when_late(survey: &Survey<'_>, order: &OrderEntry, draft: &mut Draft<'_>) {
+    let Some(campaign) = survey.campaign_of(order) else { return };
+    let late = order.deadline(&State::Committed, &campaign.rollout, survey.now);
+    if let Some(late) = late.filter(|late| *late > survey.now) {
+        draft.wake_at(late);
     }
 }
 
@@ -197,12 +203,12 @@ fn superseded(survey: &Survey<'_>, stands: &Stands<'_>, order: &OrderEntry) -> O
         let reason = REASONS.into_iter().find(|reason| *reason == before.reason).unwrap_or(LET_GO);
         return Some((ConditionType::Superseded, Truth::True, reason, before.message.clone()));
     }
+    let campaign = survey.campaign_of(order);
     let moved_on = || {
         let target = order.target()?;
-        let (node, campaign) = node.zip(survey.campaign_of(order))?;
+        let (node, campaign) = node.zip(campaign)?;
         (node.contradicts(target) && stands.another_governs(campaign, node)).then_some(())
     };
-    let campaign = survey.campaign_of(order);
     let governor = campaign.and_then(|campaign| governor(campaign, stands, node?));
     match order.phase {
         // Nothing is ever heard again of a Node that is gone, whatever its order says.

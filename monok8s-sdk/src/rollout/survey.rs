@@ -45,7 +45,7 @@ pub(super) struct Survey<'f> {
     pub(super) stage_takes: SignedDuration,
     /// Nodes that failed in a run under way and are gone by now, or not selected any more: the index of the campaign,
     /// the name, and when. No node that is taken away takes back what it told of an image.
-    left_behind: Vec<(usize, &'f str, Failed)>,
+    failed_and_gone: Vec<(usize, &'f str, Failed)>,
 }
 
 /// One upgrade, with what its spec selects.
@@ -86,7 +86,7 @@ impl<'f> Survey<'f> {
         campaigns.iter_mut().enumerate().for_each(|(index, campaign)| campaign.index = index);
         let control_plane: Vec<_> = index.nodes().filter(|node| node.role == Role::ControlPlane).collect();
         Self {
-            left_behind: left_behind(index, &campaigns, now),
+            failed_and_gone: failed_and_gone(index, &campaigns, now),
             fleet,
             now,
             lowest_api_server: lowest_api_server(fleet, index, &control_plane, &campaigns, now),
@@ -155,8 +155,8 @@ impl<'f> Survey<'f> {
     }
 
     /// The nodes that failed in the run under way and are not selected any more, by name.
-    pub(super) fn left_behind(&self, campaign: &Campaign<'_>) -> impl Iterator<Item = (&'f str, Failed)> {
-        let own = self.left_behind.iter().filter(move |(index, ..)| *index == campaign.index);
+    pub(super) fn failed_and_gone(&self, campaign: &Campaign<'_>) -> impl Iterator<Item = (&'f str, Failed)> {
+        let own = self.failed_and_gone.iter().filter(move |(index, ..)| *index == campaign.index);
         own.map(|(_, name, failed)| (*name, *failed))
     }
 
@@ -350,7 +350,7 @@ fn failures(index: &Index) -> BTreeMap<&Sha256Digest, Vec<(&str, Timestamp)>> {
     failures
 }
 
-fn left_behind<'f>(
+fn failed_and_gone<'f>(
     index: &'f Index,
     campaigns: &[Campaign<'f>],
     now: Timestamp,
